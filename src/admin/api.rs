@@ -1,0 +1,87 @@
+//! The admin API: which request gets which answer.
+
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::rc::Rc;
+
+use http::{Method, Request, StatusCode};
+use serde_json::{Value, json};
+
+use super::Backend;
+use super::connection::{Answer, accept, answer, with_allow};
+
+/// Serves the admin API for ever. Must run inside a `LocalSet`.
+///
+/// # Errors
+/// When the runtime refuses the listener; never after that.
+pub async fn serve(listener: UnixListener, backend: Rc<dyn Backend>) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let listener = tokio::net::UnixListener::from_std(listener)?;
+    accept(
+        async move || listener.accept().await.map(|(stream, _)| stream),
+        move |request| route(request, backend.clone()),
+    )
+    .await;
+    Ok(())
+}
+
+async fn route<B>(request: Request<B>, backend: Rc<dyn Backend>) -> Answer {
+    let allowed = match request.uri().path() {
+        "/status" | "/config" | "/certs" | "/certs/plan" => Method::GET,
+        "/reload" | "/certs/renew" => Method::POST,
+        path => return not_found(path),
+    };
+    // RFC 9110 section 9.3.2: HEAD is answered like GET, without the body.
+    let asked = if request.method() == Method::HEAD { &Method::GET } else { request.method() };
+    if *asked != allowed {
+        return with_allow(wrong_method(request.uri().path(), &allowed), &allowed);
+    }
+    match request.uri().path() {
+        "/status" => json(StatusCode::OK, &backend.status()),
+        "/config" => json(StatusCode::OK, &backend.config()),
+        "/certs" => json(StatusCode::OK, &backend.certificates()),
+        "/certs/plan" => json(StatusCode::OK, &backend.certificate_plan()),
+        "/certs/renew" => renew(request.uri().query(), &*backend),
+        // A task of its own: a reload that has begun is finished, also when the client hangs up.
+        _ => match tokio::task::spawn_local(backend.reload()).await {
+            Ok(report) => json(StatusCode::OK, &report),
+            Err(_) => {
+                json(StatusCode::INTERNAL_SERVER_ERROR, &problem("the reload broke off; see the process log"))
+            }
+        },
+    }
+}
+
+/// A site's name has no character that a query would have to encode.
+fn renew(query: Option<&str>, backend: &dyn Backend) -> Answer {
+    let Some(site) = query.and_then(|query| query.strip_prefix("site=")).filter(|site| !site.is_empty())
+    else {
+        return json(StatusCode::BAD_REQUEST, &problem("name the site: POST /certs/renew?site=NAME"));
+    };
+    match backend.renew(site) {
+        Ok(()) => json(StatusCode::OK, &json!({ "site": site, "queued": true })),
+        Err(why) => json(StatusCode::CONFLICT, &problem(&why)),
+    }
+}
+
+fn not_found(path: &str) -> Answer {
+    let text = format!(
+        "there is no {path}: the admin API has GET /status, GET /config, GET /certs, GET /certs/plan, POST /reload and \
+         POST /certs/renew?site=NAME"
+    );
+    json(StatusCode::NOT_FOUND, &problem(&text))
+}
+
+fn wrong_method(path: &str, allowed: &Method) -> Answer {
+    json(StatusCode::METHOD_NOT_ALLOWED, &problem(&format!("{path} is asked for with {allowed}")))
+}
+
+fn problem(text: &str) -> Value {
+    json!({ "error": text })
+}
+
+fn json(status: StatusCode, value: &Value) -> Answer {
+    let mut body = value.to_string();
+    body.push('\n');
+    answer(status, "application/json", body)
+}

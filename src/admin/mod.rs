@@ -1,0 +1,57 @@
+//! Layer 5: how operators and their tools look into a running Tidegate.
+//!
+//! * [`serve`]: the admin API, HTTP/1.1 and JSON over a Unix socket that only the user of the process may open.
+//! * [`metrics()`]: `/metrics` and `/healthz` on a TCP listener of their own.
+//!
+//! Both run on a `LocalSet` of a control-plane thread, never on a worker. Nothing here decides anything: the answers
+//! come from a [`Backend`].
+//!
+//! | request | answer |
+//! |---|---|
+//! | `GET /status` | [`Backend::status`] |
+//! | `POST /reload` | [`Backend::reload`] |
+//! | `GET /config` | [`Backend::config`] |
+//! | `GET /certs` | [`Backend::certificates`] |
+//! | `GET /certs/plan` | [`Backend::certificate_plan`] |
+//! | `POST /certs/renew?site=NAME` | [`Backend::renew`] |
+
+mod api;
+mod bind;
+mod connection;
+pub mod io;
+mod metrics;
+
+use std::future::Future;
+use std::pin::Pin;
+
+pub use api::serve;
+pub use bind::bind;
+pub use connection::{CONNECTION_TIME_MAX, CONNECTIONS_MAX, HEAD_TIME_MAX};
+pub use metrics::metrics;
+
+/// Where the answers of the admin API come from.
+pub trait Backend {
+    /// The answer to `GET /status`.
+    fn status(&self) -> serde_json::Value;
+
+    /// Reloads and says what changed. Runs to its end even when the one who asked goes away.
+    fn reload(&self) -> Pin<Box<dyn Future<Output = serde_json::Value>>>;
+
+    /// The answer to `GET /config`.
+    fn config(&self) -> serde_json::Value;
+
+    /// The answer to `GET /certs`.
+    fn certificates(&self) -> serde_json::Value;
+
+    /// The answer to `GET /certs/plan`.
+    fn certificate_plan(&self) -> serde_json::Value;
+
+    /// Orders a site's certificate now; it has not come when this returns.
+    ///
+    /// # Errors
+    /// A sentence: why not.
+    fn renew(&self, site: &str) -> Result<(), String>;
+}
+
+#[cfg(test)]
+mod tests;

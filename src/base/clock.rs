@@ -1,0 +1,38 @@
+//! The one clock: monotonic milliseconds since the process began, and wall time.
+//!
+//! `std::time::Instant` is used here and nowhere else (`tests/tidy.rs` checks it), so that pure code takes times as
+//! plain numbers and tests move time by hand.
+
+use std::sync::OnceLock;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Milliseconds since the process began. 64 bits last 584 million years.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Hash)]
+pub struct Millis(pub u64);
+
+impl Millis {
+    /// This moment moved into the future; saturates.
+    pub fn after(self, duration: Duration) -> Millis {
+        Millis(self.0.saturating_add(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
+    }
+}
+
+fn epoch() -> Instant {
+    static EPOCH: OnceLock<Instant> = OnceLock::new();
+    *EPOCH.get_or_init(Instant::now)
+}
+
+/// Now, in whole milliseconds of process time.
+pub fn now() -> Millis {
+    Millis(u64::try_from(epoch().elapsed().as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Now, in microseconds of process time: for latencies.
+pub fn micros() -> u64 {
+    u64::try_from(epoch().elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Wall clock, as the time since 1970 (UTC); zero if the clock stands before that.
+pub fn wall() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO)
+}

@@ -1,0 +1,7 @@
+//! Layer 0: the vocabulary everything else speaks. No I/O, no async, no imports from the rest of the crate.
+
+pub mod address;
+pub mod clock;
+pub mod outcome;
+pub mod record;
+pub mod unit;

@@ -1,0 +1,247 @@
+//! Layer 7: the commands; one file each. The only place that prints and exits.
+//!
+//! Exit codes: 0 all is well · 1 a problem was found, or the command failed · 2 the command line was wrong.
+//! Answers go to standard output, complaints to standard error.
+
+mod certs;
+mod check;
+mod client;
+mod config_show;
+mod reload;
+mod run;
+mod status;
+mod table;
+mod wire;
+
+use std::ffi::OsString;
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde_json::Value;
+
+/// All is well.
+pub const EXIT_OK: u8 = 0;
+/// A problem was found, or the command failed.
+pub const EXIT_PROBLEM: u8 = 1;
+/// The command line was wrong.
+pub const EXIT_USAGE: u8 = 2;
+
+const EXIT_HELP: &str = "Exit codes: 0 all is well, 1 a problem was found or the command failed, 2 the command line \
+                         was wrong.";
+
+/// Edge load balancer: HTTPS, routing, limits and live reload for many sites.
+#[derive(Debug, Parser)]
+#[command(name = "tidegate", version, after_help = EXIT_HELP)]
+struct Cli {
+    /// Without one: run
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run in the foreground until a signal ends it
+    Run {
+        #[command(flatten)]
+        config: ConfigFile,
+    },
+    /// Check the configuration: every problem, with its place and what to do
+    Check {
+        #[command(flatten)]
+        config: ConfigFile,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Make a running Tidegate read its configuration again, and say what changed
+    Reload {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Show what a running Tidegate serves, and what is wrong
+    Status {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        output: Output,
+        /// Show one site only, by its name or one of its hosts
+        #[arg(long, value_name = "NAME")]
+        site: Option<String>,
+    },
+    /// Show the certificate of every site: where from, until when, what is next, what went wrong
+    Certs {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        output: Output,
+        #[command(subcommand)]
+        command: Option<CertsCommand>,
+    },
+    /// Look into the configuration in force
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum CertsCommand {
+    /// Show the queue of orders, when each is expected, and what is left of the budget
+    Plan {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Order a site's certificate now, whatever its age
+    Renew {
+        /// The site
+        name: String,
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Print the settings of a running Tidegate
+    Show {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        output: Output,
+        /// Also print the settings that nobody wrote: every value in force
+        #[arg(long)]
+        effective: bool,
+        /// Also print where each value was said
+        #[arg(long)]
+        origin: bool,
+    },
+}
+
+/// Which configuration.
+#[derive(Debug, Args)]
+struct ConfigFile {
+    /// Configuration file [default: config/tidegate.toml, else tidegate.toml, else /etc/tidegate/tidegate.toml]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// Which running Tidegate.
+#[derive(Debug, Args)]
+struct Target {
+    #[command(flatten)]
+    config: ConfigFile,
+    /// Admin socket [default: the one the configuration names]
+    #[arg(long, value_name = "SOCKET", conflicts_with = "config")]
+    socket: Option<PathBuf>,
+}
+
+/// How to answer.
+#[derive(Debug, Args)]
+struct Output {
+    /// For people or for programs
+    #[arg(long, value_enum, default_value = "human")]
+    format: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Human,
+    Json,
+}
+
+/// Runs the command line, the program's name first, and gives the exit code.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print(); // a closed terminal is no reason for another exit code
+            return u8::try_from(error.exit_code()).unwrap_or(EXIT_USAGE).into();
+        }
+    };
+    // The main job needs no word: `cargo run --release` is all a newcomer types.
+    dispatch(cli.command.unwrap_or(Command::Run { config: ConfigFile { config: None } }))
+        .unwrap_or_else(|problem| {
+            complain(&problem);
+            EXIT_PROBLEM
+        })
+        .into()
+}
+
+fn dispatch(command: Command) -> Result<u8, String> {
+    match command {
+        Command::Run { config } => run::run(&config.path()?),
+        Command::Check { config, output } => check::check(&config.path()?, output.format),
+        Command::Reload { target, output } => reload::reload(&target.socket()?, output.format),
+        Command::Status { target, output, site } => {
+            status::status(&target.socket()?, output.format, site.as_deref())
+        }
+        Command::Certs { target, output, command: None } => certs::list_all(&target.socket()?, output.format),
+        Command::Certs { command: Some(CertsCommand::Plan { target, output }), .. } => {
+            certs::plan(&target.socket()?, output.format)
+        }
+        Command::Certs { command: Some(CertsCommand::Renew { name, target, output }), .. } => {
+            certs::renew(&target.socket()?, output.format, &name)
+        }
+        Command::Config { command: ConfigCommand::Show { target, output, effective, origin } } => {
+            config_show::show(&target.socket()?, output.format, effective, origin)
+        }
+    }
+}
+
+/// Where the configuration is looked for when nobody names it.
+const CONFIG_PLACES: [&str; 3] = ["config/tidegate.toml", "tidegate.toml", "/etc/tidegate/tidegate.toml"];
+
+impl ConfigFile {
+    fn path(self) -> Result<PathBuf, String> {
+        let found = || CONFIG_PLACES.iter().map(PathBuf::from).find(|path| path.is_file());
+        self.config.or_else(found).ok_or_else(|| {
+            format!("no configuration found at {}: name one with --config FILE", CONFIG_PLACES.join(", "))
+        })
+    }
+}
+
+impl Target {
+    fn socket(self) -> Result<PathBuf, String> {
+        match self.socket {
+            Some(socket) => Ok(socket),
+            None => {
+                let config = self
+                    .config
+                    .path()
+                    .map_err(|problem| format!("{problem}, or the socket with --socket"))?;
+                wire::admin_socket(&config)
+            }
+        }
+    }
+}
+
+/// Prints an answer. A reader that has gone (`tidegate status | head`) is no error.
+fn print(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+/// Prints JSON as it came.
+fn print_json(value: &Value) {
+    print(&format!("{value:#}\n"));
+}
+
+fn complain(problem: &str) {
+    let mut out = std::io::stderr().lock();
+    let _ = writeln!(out, "tidegate: {}", problem.trim_end());
+}
+
+/// Whether answers may have colour: on a terminal, unless `NO_COLOR` says otherwise (no-color.org).
+fn colour() -> bool {
+    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+#[cfg(test)]
+mod tests;

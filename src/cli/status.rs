@@ -1,0 +1,274 @@
+//! `tidegate status`: what is served and what is wrong, the wrong things first.
+
+use std::path::Path;
+
+use http::Method;
+use serde_json::Value;
+
+use super::table::{Ink, Paint, Table, count, list, number, some_of, text, texts, thousands};
+use super::{EXIT_OK, Format, client, colour, print, print_json};
+use crate::base::clock;
+
+/// Rows shown of sites and of endpoints; the JSON has all.
+const ROWS_MAX: usize = 50;
+/// Hosts shown of a site.
+const HOSTS_MAX: usize = 2;
+/// Certificates that expire sooner are shown in red.
+const EXPIRY_DAYS_MIN: i64 = 14;
+
+pub(super) fn status(socket: &Path, format: Format, site: Option<&str>) -> Result<u8, String> {
+    let mut status = client::ask(socket, Method::GET, "/status", client::ANSWER_TIME_MAX)?;
+    if let Some(name) = site {
+        only_site(&mut status, name)?;
+    }
+    match format {
+        Format::Json => print_json(&status),
+        Format::Human => print(&render(&status, clock::wall().as_secs(), Paint(colour()))),
+    }
+    Ok(EXIT_OK)
+}
+
+/// Leaves one site, found by name or host, and its endpoints.
+fn only_site(status: &mut Value, wanted: &str) -> Result<(), String> {
+    let wanted = wanted.to_ascii_lowercase();
+    let sites = list(status, "sites");
+    let matches = |site: &&Value| text(site, "name") == wanted || texts(site, "hosts").contains(&&*wanted);
+    let Some(site) = sites.iter().find(matches).cloned() else {
+        let names = sites.iter().map(|site| text(site, "name"));
+        let near = names.max_by(|a, b| strsim::jaro(a, &wanted).total_cmp(&strsim::jaro(b, &wanted)));
+        let near = near.map(|name| format!(": did you mean `{name}`?")).unwrap_or_default();
+        return Err(format!("no site has the name or host `{wanted}`{near}"));
+    };
+    // Services are called `site/route`.
+    let prefix = format!("{}/", text(&site, "name"));
+    if let Some(endpoints) = status.get_mut("endpoints").and_then(Value::as_array_mut) {
+        endpoints.retain(|endpoint| text(endpoint, "service").starts_with(&prefix));
+    }
+    if let Some(sites) = status.get_mut("sites") {
+        *sites = Value::Array(vec![site]);
+    }
+    Ok(())
+}
+
+fn render(status: &Value, now: u64, paint: Paint) -> String {
+    let mut out = paint.paint(Ink::Bold, &format!("tidegate {}", text(status, "version")));
+    out += &format!(
+        ", pid {}, up {}, generation {}, {}\n",
+        number(status, "pid"),
+        uptime(number(status, "uptime_ms")),
+        number(status, "generation"),
+        count(usize::try_from(number(status, "connections")).unwrap_or(usize::MAX), "connection"),
+    );
+    let mut listeners = Table::default();
+    for listener in list(status, "listeners") {
+        let (kind, address) = (text(listener, "kind"), text(listener, "address"));
+        listeners.row([(Ink::Plain, kind.to_owned()), (Ink::Plain, address.to_owned())]);
+    }
+    out += &section("listeners", &listeners, paint);
+    out += &sites(list(status, "sites"), now, paint);
+    out += &endpoints(list(status, "endpoints"), paint);
+    let mut workers = Table::default();
+    for worker in list(status, "workers") {
+        let connections = usize::try_from(number(worker, "connections")).unwrap_or(usize::MAX);
+        let id = number(worker, "id").to_string();
+        workers.row([(Ink::Plain, id), (Ink::Plain, count(connections, "connection"))]);
+    }
+    out + &section("workers", &workers, paint)
+}
+
+fn section(title: &str, table: &Table, paint: Paint) -> String {
+    format!("\n{}\n{}", paint.paint(Ink::Bold, title), table.render(paint))
+}
+
+fn sites(sites: &[Value], now: u64, paint: Paint) -> String {
+    let quarantined = |site: &&Value| text(site, "state") == "quarantined";
+    let bad = sites.iter().filter(quarantined);
+    let good = sites.iter().filter(|site| !quarantined(site));
+    let title = match bad.clone().count() {
+        0 => count(sites.len(), "site"),
+        n => format!("{}, {} quarantined", count(sites.len(), "site"), thousands(n)),
+    };
+    let mut table = Table::new(&["SITE", "HOSTS", "STATE", "GENERATION", "ROUTES", "CERTIFICATE"]);
+    for site in bad.chain(good).take(ROWS_MAX) {
+        let serving = site.get("serving").and_then(Value::as_bool).unwrap_or(true);
+        let (ink, state) = match (quarantined(&site), serving) {
+            (false, _) => (Ink::Green, "active"),
+            (true, true) => (Ink::Red, "quarantined, last good version serves"),
+            (true, false) => (Ink::Red, "quarantined, not served"),
+        };
+        table.row([
+            (Ink::Plain, text(site, "name").to_owned()),
+            (Ink::Plain, some_of(&texts(site, "hosts"), HOSTS_MAX)),
+            (ink, state.to_owned()),
+            (Ink::Plain, number(site, "generation").to_string()),
+            (Ink::Plain, number(site, "routes").to_string()),
+            certificate(site.get("certificate").unwrap_or(&Value::Null), now),
+        ]);
+        if let Some(reason) = site.get("reason").and_then(Value::as_str) {
+            table.text(Ink::Red, &format!("  because: {reason}"));
+        }
+    }
+    more(&mut table, sites.len(), "--format json shows all, or name a site with --site");
+    section(&title, &table, paint)
+}
+
+pub(super) fn certificate(certificate: &Value, now: u64) -> (Ink, String) {
+    let source = text(certificate, "source");
+    let Some(not_after) = certificate.get("not_after").and_then(Value::as_u64) else {
+        return match source {
+            "acme" => (Ink::Red, "acme, not there yet".to_owned()),
+            _ => (Ink::Plain, source.to_owned()),
+        };
+    };
+    let seconds = i64::try_from(not_after).unwrap_or(i64::MAX).saturating_sub_unsigned(now);
+    let days = seconds.div_euclid(86_400);
+    // Automatic ones are renewed in time, and may be made for days only: `tidegate certs` says when that fails.
+    let by_hand = source == "files";
+    let ink = if days < EXPIRY_DAYS_MIN && by_hand { Ink::Red } else { Ink::Plain };
+    match days {
+        ..0 => (Ink::Red, format!("{source}, expired")),
+        0 => (ink, format!("{source}, expires today")),
+        1 => (ink, format!("{source}, expires tomorrow")),
+        _ => (ink, format!("{source}, {days} days")),
+    }
+}
+
+fn endpoints(endpoints: &[Value], paint: Paint) -> String {
+    let down = |endpoint: &&Value| text(endpoint, "state") == "down";
+    let bad = endpoints.iter().filter(down);
+    let good = endpoints.iter().filter(|endpoint| !down(endpoint));
+    let title = match bad.clone().count() {
+        0 => count(endpoints.len(), "endpoint"),
+        n => format!("{}, {} down", count(endpoints.len(), "endpoint"), thousands(n)),
+    };
+    let mut table = Table::new(&["SERVICE", "ADDRESS", "STATE", "IN FLIGHT", "FAILURES"]);
+    for endpoint in bad.chain(good).take(ROWS_MAX) {
+        let ink = if down(&endpoint) { Ink::Red } else { Ink::Green };
+        table.row([
+            (Ink::Plain, text(endpoint, "service").to_owned()),
+            (Ink::Plain, text(endpoint, "address").to_owned()),
+            (ink, text(endpoint, "state").to_owned()),
+            (Ink::Plain, number(endpoint, "in_flight").to_string()),
+            (Ink::Plain, number(endpoint, "failures").to_string()),
+        ]);
+        if let (true, Some(error)) = (down(&endpoint), endpoint.get("last_error").and_then(Value::as_str)) {
+            table.text(Ink::Red, &format!("  because: {error}"));
+        }
+    }
+    more(&mut table, endpoints.len(), "--format json shows all, or name a site with --site");
+    section(&title, &table, paint)
+}
+
+fn more(table: &mut Table, total: usize, how: &str) {
+    if total > ROWS_MAX {
+        table.text(Ink::Dim, &format!("… and {} more ({how})", thousands(total - ROWS_MAX)));
+    }
+}
+
+/// The two largest units: `3h 12m`, `42s`.
+fn uptime(ms: u64) -> String {
+    let s = ms / 1000;
+    match s {
+        0..60 => format!("{s}s"),
+        60..3600 => format!("{}m {}s", s / 60, s % 60),
+        3600..86_400 => format!("{}h {}m", s / 3600, s / 60 % 60),
+        _ => format!("{}d {}h", s / 86_400, s / 3600 % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const NOW: u64 = 1_800_000_000;
+
+    fn site(name: &str, state: &str) -> Value {
+        let reason = (state == "quarantined").then_some("the key does not fit the certificate");
+        json!({ "name": name, "hosts": [name], "state": state, "serving": true, "generation": 7, "reason": reason,
+            "routes": 1, "certificate": { "source": "files", "not_after": NOW + 63 * 86_400 } })
+    }
+
+    fn status(sites: Vec<Value>) -> Value {
+        json!({ "version": "0.1.0", "pid": 4711, "uptime_ms": 11_520_000, "generation": 7, "connections": 41,
+            "listeners": [{ "kind": "https", "address": "0.0.0.0:443" }],
+            "workers": [{ "id": 0, "connections": 41 }], "sites": sites,
+            "endpoints": [
+                { "service": "a.example/", "address": "10.0.0.1:80", "state": "up", "in_flight": 3, "failures": 0,
+                  "last_error": null },
+                { "service": "b.example/", "address": "10.0.0.2:80", "state": "down", "in_flight": 0, "failures": 9,
+                  "last_error": "connection refused" }] })
+    }
+
+    #[test]
+    fn the_page_begins_with_a_summary_and_shows_the_bad_things_first_with_their_reason() {
+        let page = render(
+            &status(vec![site("a.example", "active"), site("b.example", "quarantined")]),
+            NOW,
+            Paint(false),
+        );
+        assert!(
+            page.starts_with("tidegate 0.1.0, pid 4711, up 3h 12m, generation 7, 41 connections\n"),
+            "{page}"
+        );
+        assert!(
+            page.contains("\n2 sites, 1 quarantined\n") && page.contains("\n2 endpoints, 1 down\n"),
+            "{page}"
+        );
+        let at = |needle: &str| page.find(needle).unwrap_or_else(|| panic!("no {needle} in\n{page}"));
+        assert!(at("  b.example  b.example") < at("  because: the key does not fit"));
+        assert!(at("because: the key does not fit") < at("  a.example  a.example"));
+        assert!(at("10.0.0.2:80") < at("because: connection refused"));
+        assert!(at("because: connection refused") < at("10.0.0.1:80"));
+        assert!(page.contains("files, 63 days"));
+    }
+
+    #[test]
+    fn ten_thousand_sites_fit_on_a_page() {
+        let mut many: Vec<_> = (0..9_999).map(|i| site(&format!("s{i}.example"), "active")).collect();
+        many.push(site("broken.example", "quarantined"));
+        let page = render(&status(many), NOW, Paint(false));
+        assert!(page.contains("broken.example"));
+        assert!(
+            page.contains("… and 9,950 more (--format json shows all, or name a site with --site)"),
+            "{page}"
+        );
+        assert!(page.lines().count() < 80);
+    }
+
+    #[test]
+    fn one_site_is_found_by_name_or_host_and_a_slip_is_answered_with_the_nearest() {
+        let whole = status(vec![site("a.example", "active"), site("b.example", "active")]);
+        let mut one = whole.clone();
+        only_site(&mut one, "A.example").unwrap();
+        assert_eq!((list(&one, "sites").len(), list(&one, "endpoints").len()), (1, 1));
+        let error = only_site(&mut whole.clone(), "b.exmaple").unwrap_err();
+        assert!(error.contains("did you mean `b.example`?"), "{error}");
+        assert!(only_site(&mut status(vec![]), "x").is_err());
+    }
+
+    #[test]
+    fn certificates_are_told_in_days() {
+        let of = |source: &str, after: i64| {
+            let not_after = NOW.saturating_add_signed(after);
+            certificate(&json!({ "source": source, "not_after": not_after }), NOW)
+        };
+        assert_eq!(of("files", -1), (Ink::Red, "files, expired".into()));
+        assert_eq!(of("files", 100), (Ink::Red, "files, expires today".into()));
+        assert_eq!(of("files", 86_400 * 14), (Ink::Plain, "files, 14 days".into()));
+        assert_eq!(of("internal", 86_400), (Ink::Plain, "internal, expires tomorrow".into()));
+        assert_eq!(certificate(&json!({ "source": "internal", "not_after": null }), NOW).1, "internal");
+        assert_eq!(certificate(&Value::Null, NOW).1, "");
+        assert_eq!(of("acme", 86_400 * 5), (Ink::Plain, "acme, 5 days".into()));
+        assert_eq!(of("acme", -1), (Ink::Red, "acme, expired".into()));
+        let waiting = certificate(&json!({ "source": "acme", "not_after": null }), NOW);
+        assert_eq!(waiting, (Ink::Red, "acme, not there yet".into()));
+    }
+
+    #[test]
+    fn an_answer_with_nothing_in_it_is_no_panic() {
+        assert!(render(&json!({}), NOW, Paint(true)).contains("0 sites"));
+        assert_eq!([uptime(0), uptime(61_000), uptime(90_000_000)], ["0s", "1m 1s", "1d 1h"]);
+    }
+}

@@ -1,0 +1,53 @@
+//! What the commands take from the rest of the process: three calls, in one place.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::{config, control, server};
+
+/// What `check` found.
+pub(super) struct Checked {
+    /// Problems for people; empty when there are none.
+    pub human: String,
+    /// Problems for programs.
+    pub json: Value,
+    /// Problems that refuse something.
+    pub errors: usize,
+    /// Problems that refuse nothing.
+    pub warnings: usize,
+    /// Sites found.
+    pub sites: usize,
+}
+
+/// Reads the configuration, compiles its sites and reports on both: what a start would find.
+pub(super) fn check(config: &Path, colour: bool) -> Result<Checked, String> {
+    crate::tls::install_provider();
+    let (loaded, diagnostics) = control::reload::check(config)?;
+    let errors = diagnostics.iter().filter(|diagnostic| diagnostic.is_error()).count();
+    Ok(Checked {
+        human: config::render_human(&diagnostics, &loaded.sources, colour),
+        json: config::to_json(&diagnostics),
+        errors,
+        warnings: diagnostics.len() - errors,
+        sites: loaded.sites.len(),
+    })
+}
+
+/// The admin socket that a configuration names.
+pub(super) fn admin_socket(config: &Path) -> Result<PathBuf, String> {
+    let loaded = config::load(config);
+    match loaded.server {
+        Some(server) => Ok(server.admin_socket),
+        None => Err(format!(
+            "the configuration {} has errors, so its admin socket is not known: `tidegate check` shows them; \
+             meanwhile name the socket with --socket",
+            config.display()
+        )),
+    }
+}
+
+/// Runs until a signal ends it; calls `ready` when everything listens.
+pub(super) fn serve(config: &Path, ready: impl FnOnce(&server::Started)) -> Result<(), String> {
+    server::run(config, ready)
+}

@@ -1,0 +1,427 @@
+//! Layer 1: text in, typed settings out. Reads files, never the network.
+//!
+//! [`load`] reads `tidegate.toml` and the files it includes and gives everything at once: the server's settings, each
+//! site on its own, every problem found, and what to watch. Each site is a blast radius: what is wrong with one leaves
+//! the others alone. Which version of a site is then used is decided in `control`, not here.
+//!
+//! Read in this order: [`setting`] (the table of every setting), [`parse`] (how one value is read), `section/` (one file
+//! per group of tables), then this file.
+
+pub mod clash;
+pub mod diagnostic;
+mod document;
+pub mod effective;
+pub mod model;
+pub mod parse;
+pub mod reference;
+pub mod restart;
+pub mod section;
+pub mod setting;
+pub mod source;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use toml::de::{DeTable, DeValue};
+
+pub use clash::clashes;
+pub use diagnostic::{Diagnostic, Severity, render_human, to_json};
+pub use effective::{Effective, effective_site};
+pub use reference::schema;
+pub use restart::restart_needed;
+pub use source::{Source, Sources};
+
+use model::{Origin, Server, Site};
+use parse::{Context, Value, quoted};
+use setting::{Id, Kind, SITES_MAX};
+use source::{Reader, expand, join, whole_file};
+
+/// Everything one run over the configuration found.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The server's settings; `None` when its part has errors: nothing of this configuration is to be used then.
+    pub server: Option<Server>,
+    /// Every site found, by name.
+    pub sites: Vec<SiteEntry>,
+    /// Files that could not be read as a whole. Sites that formerly came from one of them and are not in `sites` now
+    /// are not gone: they are to be kept.
+    pub broken_files: Vec<Arc<Path>>,
+    /// All problems, by file and place.
+    pub diagnostics: Vec<Diagnostic>,
+    /// Every file read, and every certificate, key and authority named: for watching.
+    pub files: Vec<PathBuf>,
+    /// Folders to watch: those of the files, and those of `include` even while they are missing.
+    pub folders: Vec<PathBuf>,
+    /// The texts, for rendering diagnostics.
+    pub sources: Sources,
+    /// Files in the order in which they were read.
+    order: Vec<Arc<Path>>,
+}
+
+/// One site as found.
+#[derive(Debug)]
+pub struct SiteEntry {
+    /// Its name, lower case.
+    pub name: Arc<str>,
+    /// The file it stands in, absolute.
+    pub file: Arc<Path>,
+    /// This site alone as TOML, in one canonical form and with absolute paths: equal texts mean equal settings, and
+    /// [`parse_site`] reads it from anywhere.
+    pub text: String,
+    /// `None`: it has errors.
+    pub site: Option<Site>,
+}
+
+/// Where the configuration is looked for when nobody says it; `None`: at none of the places.
+pub fn default_path() -> Option<PathBuf> {
+    let places = ["config/tidegate.toml", "tidegate.toml", "/etc/tidegate/tidegate.toml"];
+    places.into_iter().map(PathBuf::from).find(|path| path.is_file())
+}
+
+/// Reads a configuration. Never fails: what is wrong is in [`Loaded::diagnostics`].
+///
+/// Of two sites with one name, the one read first is taken. Clashes of hosts are reported with the order of reading as
+/// age, but both sites stay in [`Loaded::sites`]; who knows better ages calls [`Loaded::settle_clashes`].
+pub fn load(path: &Path) -> Loaded {
+    load_with(path, &|_, _| false)
+}
+
+/// Like [`load`], but of two sites with one name the one is taken for which `home(name, file)` holds: a file that is
+/// read earlier takes no site away from the file it lives in.
+pub fn load_with(path: &Path, home: Home<'_>) -> Loaded {
+    let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
+    let path: Arc<Path> = join(&here, path).into();
+    let mut run = Run::new(&here, home);
+    let Some(main) = run.read(&path, None) else { return run.finish(None) };
+    let server = match document::parse(&main) {
+        Err(errors) => {
+            run.refuse(&path, errors);
+            None
+        }
+        Ok(root) => Some(run.main(&main, &root)),
+    };
+    run.finish(server)
+}
+
+/// Reads one site from its canonical text, against the settings of a server. `file` is what origins name.
+pub fn parse_site(name: &str, file: &Path, text: &str, server: &Server) -> (Option<Site>, Vec<Diagnostic>) {
+    let source = Source::new(file.into(), text.to_owned());
+    let root = match document::parse(&source) {
+        Ok(root) => root,
+        Err(errors) => return (None, errors),
+    };
+    let mut found = None;
+    each_site(&root, |each, key, value| {
+        if *each == *name {
+            let mut context = Context::new(&source, Some(each.clone()), false);
+            let site = section::site::read(&mut context, &each, key, value, server);
+            found = Some((site, context.diagnostics));
+        }
+    });
+    found.unwrap_or_else(|| {
+        let message = format!("the site `{}` is not in this text", quoted(name));
+        (None, vec![Diagnostic::error("missing", &whole_file(source.path()), message)])
+    })
+}
+
+/// Calls back for each entry of `[site]`, in the order of the file: its name in lower case, where the name stands, its
+/// value.
+fn each_site(root: &DeTable<'_>, mut each: impl FnMut(Arc<str>, Range<usize>, &Value<'_>)) {
+    let Some(sites) = root.get("site").and_then(|value| value.get_ref().as_table()) else { return };
+    // The reader sorts keys by name; age and precedence follow the order in which they were written.
+    let mut sites: Vec<_> = sites.iter().collect();
+    sites.sort_by_key(|(key, _)| key.span().start);
+    for (key, value) in sites {
+        each(Arc::from(key.get_ref().to_ascii_lowercase()), key.span(), value);
+    }
+}
+
+impl Loaded {
+    /// Whether anything is refused.
+    pub fn has_errors(&self) -> bool {
+        self.diagnostics.iter().any(Diagnostic::is_error)
+    }
+
+    /// Decides clashes of hosts again with the ages given (the smaller number is the older site) and replaces the
+    /// diagnostics about them. Gives the names of the sites that lost.
+    pub fn settle_clashes(&mut self, age: impl Fn(&str) -> u64) -> Vec<Arc<str>> {
+        self.diagnostics.retain(|diagnostic| diagnostic.code != clash::CODE);
+        let good = self.sites.iter().filter_map(|entry| Some((entry.name.clone(), entry.site.as_ref()?)));
+        let aged: Vec<_> = good.map(|(name, site)| (name.clone(), site, age(&name))).collect();
+        let lost = clashes(&aged);
+        let names = lost.iter().filter_map(|diagnostic| diagnostic.site.clone()).collect();
+        self.diagnostics.extend(lost);
+        self.sort();
+        names
+    }
+
+    fn sort(&mut self) {
+        let rank: HashMap<&Arc<Path>, usize> =
+            self.order.iter().enumerate().map(|(at, path)| (path, at)).collect();
+        self.diagnostics.sort_by_cached_key(|diagnostic| match &diagnostic.origin {
+            Origin::Default => (usize::MAX, None, 0, 0),
+            Origin::File { path, start, end, .. } => {
+                (rank.get(path).copied().unwrap_or(usize::MAX), Some(path.clone()), *start, *end)
+            }
+        });
+    }
+}
+
+/// Whether a site (by name) lived in a file until now.
+type Home<'a> = &'a dyn Fn(&str, &Path) -> bool;
+
+/// The state of one [`load`].
+struct Run<'a> {
+    home: Home<'a>,
+    reader: Reader,
+    loaded: Loaded,
+    sites: BTreeMap<Arc<str>, (SiteEntry, Origin, u64)>,
+    files: BTreeSet<PathBuf>,
+    folders: BTreeSet<PathBuf>,
+}
+
+impl<'a> Run<'a> {
+    fn new(here: &Path, home: Home<'a>) -> Run<'a> {
+        let mut sources = Sources::default();
+        sources.show_relative_to(here);
+        let loaded = Loaded {
+            server: None,
+            sites: Vec::new(),
+            broken_files: Vec::new(),
+            diagnostics: Vec::new(),
+            files: Vec::new(),
+            folders: Vec::new(),
+            sources,
+            order: Vec::new(),
+        };
+        let (files, folders) = Default::default();
+        Run { home, reader: Reader::default(), loaded, sites: BTreeMap::new(), files, folders }
+    }
+
+    /// Reads a file into the sources; reports what is wrong with it at the place that named it.
+    fn read(&mut self, path: &Arc<Path>, named: Option<&Origin>) -> Option<Arc<Source>> {
+        self.files.insert(path.to_path_buf());
+        self.loaded.order.push(path.clone());
+        match self.reader.read(path) {
+            Ok(text) => {
+                let source = Arc::new(Source::new(path.clone(), text));
+                self.loaded.sources.insert(source.clone());
+                Some(source)
+            }
+            Err((code, message)) => {
+                let whole = whole_file(path);
+                let diagnostic = match named {
+                    Some(origin) => {
+                        let message = format!("{}: {message}", self.loaded.sources.show(path));
+                        Diagnostic::error(code, origin, message)
+                    }
+                    None => Diagnostic::error(code, &whole, message),
+                };
+                self.refuse(path, vec![diagnostic]);
+                None
+            }
+        }
+    }
+
+    fn refuse(&mut self, path: &Arc<Path>, errors: Vec<Diagnostic>) {
+        self.loaded.diagnostics.extend(errors);
+        self.loaded.broken_files.push(path.clone());
+    }
+
+    /// The main file, and all that it includes. Gives the server and whether its part is good.
+    fn main(&mut self, main: &Arc<Source>, root: &DeTable<'_>) -> (Server, bool) {
+        let mut context = Context::new(main, None, false);
+        let said = section::server::read(&mut context, root);
+        self.take_sites(&mut context, main, root, &said.server);
+        let mut good = context.errors == 0;
+        self.files.append(&mut context.files.drain(..).collect());
+        self.loaded.diagnostics.append(&mut context.diagnostics);
+        let mut seen = BTreeSet::from([main.path().to_path_buf()]);
+        for include in &said.include {
+            let pattern = join(main.folder(), include.value.as_ref());
+            let found = match expand(&pattern) {
+                Ok(found) => found,
+                Err(message) => {
+                    let message = format!("`{}`: {message}", quoted(&include.value));
+                    self.loaded.diagnostics.push(Diagnostic::error(
+                        "invalid-value",
+                        &include.origin,
+                        message,
+                    ));
+                    good = false;
+                    continue;
+                }
+            };
+            self.folders.insert(found.folder);
+            for file in found.files {
+                if seen.insert(file.clone()) {
+                    self.included(&file.into(), &include.value, &include.origin, &said.server);
+                }
+            }
+        }
+        good &= self.check_default_certificate(&said.server);
+        (said.server, good)
+    }
+
+    /// One included file: sites and nothing else.
+    fn included(&mut self, path: &Arc<Path>, pattern: &str, named: &Origin, server: &Server) {
+        let named = (!pattern.contains('*')).then_some(named);
+        let Some(source) = self.read(path, named) else { return };
+        let root = match document::parse(&source) {
+            Ok(root) => root,
+            Err(errors) => return self.refuse(path, errors),
+        };
+        let mut context = Context::new(&source, None, false);
+        for (key, _) in root.iter().filter(|(key, _)| key.get_ref() != "site") {
+            let name = key.get_ref().as_ref();
+            let message = format!("unknown key `{}` in an included file", quoted(name));
+            let known = setting::section(Id::File).setting(name).is_some();
+            let help = if known {
+                format!("`{}` belongs in tidegate.toml; included files hold sites only", quoted(name))
+            } else {
+                "included files hold sites only: [site.\"shop.example\"]".into()
+            };
+            context.error("unknown-key", key.span(), message, help);
+        }
+        self.take_sites(&mut context, &source, &root, server);
+        if context.errors > 0 {
+            // Something of this file was meant for a site, but nobody can say which.
+            self.loaded.broken_files.push(path.clone());
+        }
+        self.loaded.diagnostics.append(&mut context.diagnostics);
+    }
+
+    fn take_sites(
+        &mut self,
+        context: &mut Context<'_>,
+        source: &Arc<Source>,
+        root: &DeTable<'_>,
+        server: &Server,
+    ) {
+        if let Some(value) = root.get("site").filter(|value| !value.get_ref().is_table()) {
+            let expected = Kind::Named(Id::Site).expected();
+            context.wrong_type("site", &expected, value);
+        }
+        each_site(root, |name, key, value| {
+            if self.sites.len() >= SITES_MAX && !self.sites.contains_key(&name) {
+                context.error("too-many", key, format!("more than {SITES_MAX} sites are not read"), "");
+                return;
+            }
+            let mut inner = Context::new(source, Some(name.clone()), false);
+            let origin = source.origin(key.clone());
+            if let Some((entry, former, _)) = self.sites.get(&name) {
+                let (there, here) = (entry.file.clone(), source.path());
+                if there == *here || !(self.home)(&name, here) || (self.home)(&name, &there) {
+                    inner.report(twice(&name, former, &origin, &self.loaded.sources));
+                    self.loaded.diagnostics.append(&mut inner.diagnostics);
+                    return;
+                }
+                let intruder = twice(&name, &origin, former, &self.loaded.sources).for_site(&name);
+                // What else is wrong there does not concern the site any more.
+                let about = |d: &Diagnostic| d.site.as_ref() == Some(&name) && d.is_in(&there);
+                self.loaded.diagnostics.retain(|diagnostic| !about(diagnostic));
+                self.loaded.diagnostics.push(intruder);
+            }
+            let site = section::site::read(&mut inner, &name, key, value, server);
+            self.loaded.diagnostics.append(&mut inner.diagnostics);
+            self.files.extend(inner.files);
+            let text = canonical(&name, value.get_ref(), source.folder());
+            let entry = SiteEntry { name: name.clone(), file: source.path().clone(), text, site };
+            let age = u64::try_from(self.sites.len()).unwrap_or(u64::MAX);
+            self.sites.insert(name, (entry, origin, age));
+        });
+    }
+
+    /// The site that `default_certificate` names must exist; while a file is broken it may be in there.
+    fn check_default_certificate(&mut self, server: &Server) -> bool {
+        let Some(wanted) = &server.default_certificate else { return true };
+        if self.sites.contains_key(&wanted.value) {
+            return true;
+        }
+        let broken = !self.loaded.broken_files.is_empty();
+        let message =
+            format!("`default_certificate` names the site `{}`, which does not exist", quoted(&wanted.value));
+        let diagnostic = if broken { Diagnostic::warning } else { Diagnostic::error };
+        let diagnostic = diagnostic("missing", &wanted.origin, message)
+            .help("write the name of a site, as in [site.\"shop.example\"]");
+        self.loaded.diagnostics.push(diagnostic);
+        broken
+    }
+
+    fn finish(self, server: Option<(Server, bool)>) -> Loaded {
+        let Run { mut loaded, sites, mut folders, files, .. } = self;
+        loaded.server = server.filter(|(_, good)| *good).map(|(server, _)| server);
+        let ages: HashMap<Arc<str>, u64> =
+            sites.iter().map(|(name, (_, _, age))| (name.clone(), *age)).collect();
+        loaded.sites = sites.into_values().map(|(entry, _, _)| entry).collect();
+        folders.extend(files.iter().filter_map(|file| file.parent().map(Path::to_path_buf)));
+        loaded.files = files.into_iter().collect();
+        loaded.folders = folders.into_iter().collect();
+        loaded.settle_clashes(|name| ages.get(name).copied().unwrap_or(u64::MAX));
+        loaded
+    }
+}
+
+/// The code of the diagnostic about a second site of one name.
+pub const DUPLICATE_SITE: &str = "duplicate-site";
+
+fn twice(name: &str, former: &Origin, origin: &Origin, sources: &Sources) -> Diagnostic {
+    let place = match former {
+        Origin::File { path, line, .. } => format!("{}, line {line}", sources.show(path)),
+        Origin::Default => String::new(),
+    };
+    Diagnostic::error(DUPLICATE_SITE, origin, format!("the site `{name}` is already defined in {place}"))
+        .help("that one is used and this one ignored: merge both, or give one another name")
+}
+
+/// Levels of a site's table that are kept; legal ones have at most six.
+const DEPTH_MAX: usize = 32;
+
+/// One site alone, with sorted keys and absolute paths.
+fn canonical(name: &str, value: &DeValue<'_>, folder: &Path) -> String {
+    let mut site = owned(value, DEPTH_MAX);
+    let absolute = |value: Option<&mut toml::Value>| {
+        if let Some(toml::Value::String(path)) = value {
+            *path = join(folder, path.as_ref()).to_string_lossy().into_owned();
+        }
+    };
+    for name in ["cert", "key"] {
+        absolute(site.get_mut("certificate").and_then(|table| table.get_mut(name)));
+    }
+    absolute(site.get_mut("upstream").and_then(|table| table.get_mut("ca_file")));
+    if let Some(toml::Value::Array(routes)) = site.get_mut("route") {
+        for route in routes {
+            absolute(route.get_mut("upstream").and_then(|table| table.get_mut("ca_file")));
+        }
+    }
+    let sites = toml::Table::from_iter([(name.to_owned(), site)]);
+    let root = toml::Table::from_iter([("site".to_owned(), toml::Value::Table(sites))]);
+    toml::to_string(&root).unwrap_or_default()
+}
+
+fn owned(value: &DeValue<'_>, depth: usize) -> toml::Value {
+    match value {
+        DeValue::String(text) => toml::Value::String(text.to_string()),
+        DeValue::Integer(number) => {
+            toml::Value::Integer(i64::from_str_radix(number.as_str(), number.radix()).unwrap_or(i64::MAX))
+        }
+        DeValue::Float(number) => toml::Value::Float(number.as_str().parse().unwrap_or(0.0)),
+        DeValue::Boolean(flag) => toml::Value::Boolean(*flag),
+        DeValue::Datetime(time) => toml::Value::Datetime(*time),
+        _ if depth == 0 => toml::Value::String(String::new()),
+        DeValue::Array(entries) => {
+            toml::Value::Array(entries.iter().map(|entry| owned(entry.get_ref(), depth - 1)).collect())
+        }
+        DeValue::Table(entries) => toml::Value::Table(
+            entries
+                .iter()
+                .map(|(key, value)| (key.get_ref().to_string(), owned(value.get_ref(), depth - 1)))
+                .collect(),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,446 @@
+//! What the operator meant: the typed settings, every default filled in, every unit converted.
+//!
+//! Nothing here is a runtime type: no socket, certificate or compiled regex. The parser (`parse`) makes these, each
+//! craft's `compile` reads them. Values that can still fail later (files, backends, hosts) carry their [`Origin`].
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::base::address::{CidrSet, EndpointAddress};
+use crate::base::record::{AccessFormat, AccessTarget, Privacy};
+use crate::base::unit::Rate;
+
+/// Where a value was said.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// Nobody said it; the default applies.
+    Default,
+    /// In a file, at a byte range of its text; line and column count from 1.
+    File { path: Arc<std::path::Path>, start: usize, end: usize, line: u32, column: u32 },
+}
+
+/// A value and where it was said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Located<T> {
+    /// The value.
+    pub value: T,
+    /// Where it stands.
+    pub origin: Origin,
+}
+
+/// Everything that belongs to the server, not to one site.
+#[derive(Debug, Clone)]
+pub struct Server {
+    /// Plain HTTP listeners.
+    pub http: Vec<SocketAddr>,
+    /// HTTPS listeners.
+    pub https: Vec<SocketAddr>,
+    /// Number of workers; `None` = one per core.
+    pub workers: Option<usize>,
+    /// State folder, absolute.
+    pub state: PathBuf,
+    /// Peers whose forwarded headers and PROXY protocol are believed.
+    pub trusted_proxies: CidrSet,
+    /// Whether connections from trusted proxies begin with a PROXY protocol header.
+    pub proxy_protocol: bool,
+    /// How long a graceful stop waits for what is in flight.
+    pub drain: Duration,
+    /// Open connections per client address (v6: per /64); 0 = no cap.
+    pub max_connections_per_client: u32,
+    /// Requests on one connection before it is closed gracefully; 0 = no cap.
+    pub max_requests_per_connection: u32,
+    /// Open client connections of the whole process; `None` = from the file-descriptor limit.
+    pub max_connections: Option<u32>,
+    /// Entries of the rate limiters' shared table; bounds its memory at 16 bytes each.
+    pub limit_entries: usize,
+    /// Deadlines of the data plane.
+    pub timeouts: Timeouts,
+    /// Sizes of the data plane.
+    pub limits: Limits,
+    /// The site whose certificate answers clients that send no SNI or an unknown one; `None` refuses them.
+    pub default_certificate: Option<Located<Arc<str>>>,
+    /// `[metrics] listen`; `None` when `"off"`.
+    pub metrics: Option<SocketAddr>,
+    /// `[admin] socket`, absolute.
+    pub admin_socket: PathBuf,
+    /// The access log.
+    pub log: Log,
+    /// `[demo] listen`: addresses on which built-in demo backends answer.
+    pub demo: Vec<SocketAddr>,
+    /// `[acme]`: certificates from a public authority; `None` where the section is absent.
+    pub acme: Option<Acme>,
+}
+
+/// `[server.timeouts]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timeouts {
+    /// `handshake`: from accept to the end of the TLS handshake. 10 s.
+    pub handshake: Duration,
+    /// `head`: from the first byte of a request to the end of its head. 10 s.
+    pub head: Duration,
+    /// `idle`: a keep-alive connection without a request. 75 s.
+    pub idle: Duration,
+    /// `body`: the request body made no progress. 30 s.
+    pub body: Duration,
+    /// `write`: the client accepted no byte of the answer. 30 s.
+    pub write: Duration,
+    /// `tunnel`: an upgraded connection without a byte either way. 1 h.
+    pub tunnel: Duration,
+    /// `connect`: connecting to a backend. 2 s. A site or route may set its own (`connect_timeout`).
+    pub connect: Duration,
+    /// `first_byte`: from the request sent to the first byte of the backend's answer. 60 s. Own: `timeout`.
+    pub first_byte: Duration,
+    /// `upstream_idle`: an unused pooled connection to a backend. 60 s.
+    pub upstream_idle: Duration,
+}
+
+/// `[server.limits]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// `head`: bytes of a request head. 32 KiB.
+    pub head: u64,
+    /// `fields`: header fields of a request. 100.
+    pub fields: usize,
+    /// `uri`: bytes of a request target. 8 KiB.
+    pub uri: usize,
+    /// `h2_streams`: concurrent streams of an HTTP/2 connection. 128.
+    pub h2_streams: u32,
+    /// `h2_resets`: resets pending on an HTTP/2 connection before it is closed. 1,000.
+    pub h2_resets: usize,
+    /// `upstream_idle`: unused pooled connections kept per endpoint and worker. 256: as many as a few HTTP/2 clients
+    /// can have in flight, or each burst would connect anew.
+    pub upstream_idle: usize,
+    /// `upstream_head`: bytes of a backend's response head. 64 KiB.
+    pub upstream_head: usize,
+}
+
+/// `[log]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// Where access records go.
+    pub access: AccessTarget,
+    /// Their shape.
+    pub format: AccessFormat,
+    /// How much they say about people.
+    pub privacy: Privacy,
+}
+
+/// One customer's web presence.
+#[derive(Debug, Clone)]
+pub struct Site {
+    /// The key in `[site."…"]`, lower case.
+    pub name: Arc<str>,
+    /// Where the site's table begins.
+    pub origin: Origin,
+    /// Names served; at least one.
+    pub hosts: Vec<Located<HostPattern>>,
+    /// Who owns the site; default: its name.
+    pub tenant: Arc<str>,
+    /// Where its certificate comes from.
+    pub certificate: Certificate,
+    /// Serve plain HTTP instead of redirecting to HTTPS.
+    pub plain_http: bool,
+    /// Routes in the order written; the site's own `backends` (or `redirect`, `respond`) stand last as the
+    /// catch-all `/`. May be empty: every request is then `NO-ROUTE`.
+    pub routes: Vec<Route>,
+    /// `limit` of the site: one bucket per key over all its routes.
+    pub limits: Vec<Limit>,
+}
+
+/// A name a site answers to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum HostPattern {
+    /// A full name, lower case, no trailing dot, no port; IP literals in canonical form (v6 without brackets).
+    Exact(Arc<str>),
+    /// `*.example.org` is stored as `example.org`; matches exactly one more label.
+    Wildcard(Arc<str>),
+}
+
+/// Where a site's certificate comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Certificate {
+    /// The built-in local CA.
+    Internal,
+    /// PEM files, absolute paths.
+    Files { cert: Located<PathBuf>, key: Located<PathBuf> },
+    /// From an ACME authority, got and kept by ourselves.
+    Acme {
+        /// What serves before the first one is there.
+        until_issued: UntilIssued,
+    },
+}
+
+/// What serves a site whose first automatic certificate is not there yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UntilIssued {
+    /// Nothing: handshakes are refused.
+    Refuse,
+    /// A certificate of the internal CA, which browsers warn about.
+    Internal,
+}
+
+/// A matcher inside a site and where it leads.
+#[derive(Debug, Clone)]
+pub struct Route {
+    /// Unique inside the site; what metrics and logs call it: the `path` as written, `#2` added when it repeats.
+    pub label: Arc<str>,
+    /// Where it stands.
+    pub origin: Origin,
+    /// Which paths.
+    pub path: PathPattern,
+    /// Which methods, upper case; empty = all.
+    pub methods: Vec<String>,
+    /// All must hold.
+    pub headers: Vec<FieldCondition>,
+    /// All must hold.
+    pub query: Vec<FieldCondition>,
+    /// Where it leads.
+    pub action: Action,
+    /// Limits of this route, besides the site's.
+    pub limits: Vec<Limit>,
+    /// Change of the path before it is sent on.
+    pub rewrite: Option<Rewrite>,
+    /// Edits of the request's fields.
+    pub request_headers: HeaderEdits,
+    /// Edits of the answer's fields.
+    pub response_headers: HeaderEdits,
+    /// Bytes of a request body; `None` = unlimited. Site value where the route has none.
+    pub max_body: Option<u64>,
+}
+
+/// Which paths a route takes. All are compared with the normalised path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PathPattern {
+    /// `"=/exact"`
+    Exact(String),
+    /// `"/api/"` or `"/api"`: at a segment border. `/api/` matches `/api/…` and `/api`; `/api` likewise.
+    Prefix(String),
+    /// `"~^/v[0-9]+/"`; already known to compile, with its origin for later messages.
+    Regex(String),
+}
+
+/// A condition on a header field or a query parameter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FieldCondition {
+    /// Field name, lower case; parameter name as is.
+    pub name: String,
+    /// What its value must be.
+    pub test: FieldTest,
+}
+
+/// What a field's value must be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FieldTest {
+    /// `true`: present.
+    Present,
+    /// `false`: absent.
+    Absent,
+    /// `"value"`: equal to.
+    Equals(String),
+    /// `"~regex"`: matching.
+    Regex(String),
+}
+
+/// Where a route leads.
+#[derive(Debug, Clone)]
+pub enum Action {
+    /// To backends.
+    Proxy(Box<Service>),
+    /// To another address. `to` is a path (`/new/`) or a whole URL; a prefix route appends what followed its
+    /// prefix when `to` ends with `/`; the query is kept.
+    Redirect { to: String, status: u16 },
+    /// A fixed answer.
+    Respond { status: u16, body: String, content_type: String },
+}
+
+/// A named set of endpoints.
+#[derive(Debug, Clone)]
+pub struct Service {
+    /// `site/route-label`: unique in the config.
+    pub name: Arc<str>,
+    /// At least one.
+    pub backends: Vec<Located<Backend>>,
+    /// How one is chosen.
+    pub balance: Balance,
+    /// Active health check, if any.
+    pub health: Option<Health>,
+    /// Deadline for connecting.
+    pub connect_timeout: Duration,
+    /// Deadline for the first byte of the answer.
+    pub timeout: Duration,
+    /// TLS to `https://` backends.
+    pub upstream: Upstream,
+}
+
+/// One backend as written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backend {
+    /// Address and port.
+    pub address: EndpointAddress,
+    /// Whether it was written `https://…`.
+    pub tls: bool,
+    /// Share of the requests; 1 to 1000; default 1.
+    pub weight: u32,
+}
+
+/// How an endpoint is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Balance {
+    /// Two random endpoints, the less loaded wins.
+    P2c,
+    /// Weighted, in turn.
+    RoundRobin,
+}
+
+/// `health = "/up"` or its long form.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    /// Path asked for with GET.
+    pub path: String,
+    /// Time between probes of one endpoint. 5 s.
+    pub interval: Duration,
+    /// Deadline of one probe. 2 s.
+    pub timeout: Duration,
+    /// Successes in a row before an endpoint is up again. 2.
+    pub rise: u32,
+    /// Failures in a row before it is down. 2.
+    pub fall: u32,
+}
+
+/// `upstream = { … }`
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Upstream {
+    /// PEM file of the CA that signed the backends; absolute. `None`: the system's roots.
+    pub ca_file: Option<Located<PathBuf>>,
+    /// Name expected in the backend's certificate and sent as SNI; default: the backend's host.
+    pub server_name: Option<Located<String>>,
+}
+
+/// A rate limit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limit {
+    /// As written, e.g. `100 per 10s by client-ip`.
+    pub text: Arc<str>,
+    /// How much in how long.
+    pub rate: Rate,
+    /// Extra requests allowed at once; default: the count of the rate.
+    pub burst: u32,
+    /// What a bucket is kept for.
+    pub key: LimitKey,
+    /// Where it stands.
+    pub origin: Origin,
+}
+
+/// What a bucket is kept for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LimitKey {
+    /// Each client address (v6: its /64).
+    ClientIp,
+    /// One bucket for the whole site or route.
+    Site,
+}
+
+/// Change of the path before it is sent on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rewrite {
+    /// `strip = true`: remove the route's prefix.
+    StripPrefix,
+    /// `rewrite = "/new/"`: the route's prefix is replaced (prefix and exact routes); a regex route may use `$1`.
+    Replace(String),
+}
+
+/// `{ set = { name = "value" }, add = { … }, remove = ["name"] }`; applied as remove, set, add.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HeaderEdits {
+    /// Names to remove, lower case.
+    pub remove: Vec<String>,
+    /// Fields to replace.
+    pub set: Vec<(String, String)>,
+    /// Fields to add.
+    pub add: Vec<(String, String)>,
+}
+
+/// `[acme]`: certificates from public CAs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Acme {
+    /// The CAs in order of preference; at least one. The second is asked after the first failed twice in a row.
+    pub directories: Vec<Directory>,
+    /// Where the CA may write to; without `mailto:`.
+    pub email: Option<String>,
+    /// PEM file with one more root for talking to the CA itself, beside the system's; absolute.
+    pub ca_file: Option<PathBuf>,
+    /// Ways to prove control over a name, in order of preference; at least one.
+    pub challenges: Vec<ChallengeKind>,
+    /// Orders per account in three hours. 300.
+    pub orders_per_3h: u32,
+    /// Orders in flight at once. 4.
+    pub concurrent: usize,
+    /// Profile asked for where the CA offers it, such as `shortlived`.
+    pub profile: Option<String>,
+    /// Which engine orders.
+    pub engine: AcmeEngine,
+    /// Where TXT records are written; needed for `dns-01`.
+    pub dns: Option<DnsProvider>,
+}
+
+/// One CA.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Directory {
+    /// What `certs` calls it.
+    pub name: Arc<str>,
+    /// Its ACME directory, an `https://` URL.
+    pub url: Arc<str>,
+    /// External account binding (RFC 8555 section 7.3.4), if the CA wants it.
+    pub eab: Option<Eab>,
+}
+
+/// The identity a CA gave out beforehand.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Eab {
+    /// Key identifier.
+    pub id: String,
+    /// MAC key as the CA shows it: base64url.
+    pub hmac: String,
+}
+
+impl std::fmt::Debug for Eab {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The MAC key is a secret and never printed.
+        f.debug_struct("Eab").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// Which engine orders certificates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AcmeEngine {
+    /// Follows from the rest of the settings.
+    #[default]
+    Auto,
+    /// rustls-acme: one node, TLS-ALPN-01 and HTTP-01.
+    Simple,
+    /// instant-acme: everything.
+    Managed,
+}
+
+/// How control over a name is proven.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ChallengeKind {
+    /// RFC 8737: a certificate shown on port 443.
+    TlsAlpn01,
+    /// RFC 8555 section 8.3: a file fetched over port 80.
+    Http01,
+    /// RFC 8555 section 8.4: a TXT record; the only one for wildcards.
+    Dns01,
+}
+
+/// Where TXT records for `dns-01` are written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DnsProvider {
+    /// A program called as `command present|cleanup NAME VALUE`; absolute path.
+    Exec {
+        /// The program.
+        command: PathBuf,
+    },
+}

@@ -1,0 +1,10 @@
+//! One file per group of tables: each reads its tables from the file and gives typed settings of `model`.
+
+pub mod acme;
+pub mod header;
+pub mod host;
+pub mod limit;
+pub mod route;
+pub mod server;
+pub mod service;
+pub mod site;

@@ -1,0 +1,316 @@
+//! The server's tables: `[server]`, its timeouts and limits, `[metrics]`, `[admin]`, `[log]`, `[demo]`.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use ipnet::{IpNet, Ipv4Net};
+use toml::de::{DeTable, DeValue};
+
+use super::{acme, host};
+use crate::base::address::CidrSet;
+use crate::base::record::{AccessFormat, AccessTarget, Privacy};
+use crate::config::diagnostic::Diagnostic;
+use crate::config::model::{Limits, Located, Log, Origin, Server, Timeouts};
+use crate::config::parse::{Context, Table, Value, literal, literals, quoted};
+use crate::config::setting::{Id, Setting};
+
+/// What the server part says, besides the server itself.
+pub struct Said {
+    /// The server; wrong values are replaced by their defaults.
+    pub server: Server,
+    /// `include`, as written, with where each stands.
+    pub include: Vec<Located<String>>,
+}
+
+/// Reads the top of `tidegate.toml`, except the sites.
+pub fn read(context: &mut Context<'_>, root: &DeTable<'_>) -> Said {
+    let file = context.open(Id::File, String::new(), Some(root), 0..0);
+    let table = context.table(&file, "server", Id::Server);
+    let metrics = context.table(&file, "metrics", Id::Metrics);
+    let admin = context.table(&file, "admin", Id::Admin);
+    let log = context.table(&file, "log", Id::Log);
+    let demo = context.table(&file, "demo", Id::Demo);
+    let mut taken = HashMap::new();
+    let server = Server {
+        http: addresses(context, &table, "http", &mut taken),
+        https: addresses(context, &table, "https", &mut taken),
+        workers: context.count_or(&table, "workers").and_then(|count| usize::try_from(count).ok()),
+        state: path(context, &table, "state"),
+        trusted_proxies: networks(context, &table),
+        proxy_protocol: context.flag(&table, "proxy_protocol"),
+        drain: context.duration(&table, "drain", None).value,
+        max_connections_per_client: narrow(context.count(&table, "max_connections_per_client")),
+        max_requests_per_connection: narrow(context.count(&table, "max_requests_per_connection")),
+        max_connections: context.count_or(&table, "max_connections").map(narrow),
+        limit_entries: wide(context.count(&table, "limit_entries")),
+        timeouts: timeouts(context, &table),
+        limits: limits(context, &table),
+        default_certificate: default_certificate(context, &table),
+        metrics: metrics_address(context, &metrics, &mut taken),
+        admin_socket: path(context, &admin, "socket"),
+        log: access_log(context, &log),
+        demo: addresses(context, &demo, "listen", &mut taken),
+        acme: acme::read(context, &file),
+    };
+    let include = includes(context, &table);
+    check(context, &file, &table, &server);
+    Said { server, include }
+}
+
+fn check(context: &mut Context<'_>, file: &Table<'_>, table: &Table<'_>, server: &Server) {
+    acme::check(context, file, server);
+    if server.http.is_empty() && server.https.is_empty() && context.errors == 0 {
+        let message = "there is nothing to listen on: `http` and `https` are both empty";
+        context.error("conflict", table.span_of("https"), message, "give at least one of them an address");
+    }
+    if server.proxy_protocol && server.trusted_proxies.is_empty() {
+        context.error(
+            "conflict",
+            table.span_of("proxy_protocol"),
+            "`proxy_protocol` is on, but no peer is trusted to send it",
+            "list the load balancers in front in `trusted_proxies`, like [\"10.0.0.0/8\"]",
+        );
+    }
+}
+
+fn narrow(count: u64) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+fn wide(count: u64) -> usize {
+    usize::try_from(count).unwrap_or(usize::MAX)
+}
+
+/// Reads an array of texts with one reader per text; a wrong one is reported and left out.
+pub fn texts<T>(
+    context: &mut Context<'_>,
+    setting: &'static Setting,
+    value: &Value<'_>,
+    mut read: impl FnMut(&mut Context<'_>, &Value<'_>, &str) -> Option<T>,
+) -> Option<Vec<T>> {
+    let mut found = Vec::new();
+    for entry in context.array(setting, value)? {
+        let Some(text) = entry.get_ref().as_str() else {
+            context.wrong_type(&format!("an entry of `{}`", setting.name), "a text in quotes", entry);
+            continue;
+        };
+        found.extend(read(context, entry, text));
+    }
+    Some(found)
+}
+
+/// The texts of a default that is an array.
+fn default_texts(table: &Table<'_>, name: &str) -> Vec<String> {
+    let default = DeValue::parse(table.default_text(name));
+    let array = default.as_ref().ok().and_then(|value| value.get_ref().as_array());
+    array.into_iter().flatten().filter_map(|entry| entry.get_ref().as_str().map(str::to_owned)).collect()
+}
+
+/// Listeners. `taken` knows every address seen so far: two listeners cannot share one.
+fn addresses(
+    context: &mut Context<'_>,
+    table: &Table<'_>,
+    name: &'static str,
+    taken: &mut HashMap<SocketAddr, &'static str>,
+) -> Vec<SocketAddr> {
+    let default = default_texts(table, name).iter().filter_map(|text| text.parse().ok()).collect();
+    let fallback = Located { value: default, origin: Origin::Default };
+    let label = if table.section.id == Id::Demo { "demo.listen" } else { name };
+    let read = |context: &mut Context<'_>, setting: &'static Setting, value: &Value<'_>| {
+        texts(context, setting, value, |context, entry, text| match host::listener(text) {
+            Ok(address) => take(context, taken, address, label, entry).then_some(address),
+            Err((message, help)) => {
+                context.error("invalid-address", entry.span(), format!("`{name}`: {message}"), help);
+                None
+            }
+        })
+    };
+    context.value(table, name, &fallback, read, |list| literals(list.iter().map(SocketAddr::to_string))).value
+}
+
+fn take(
+    context: &mut Context<'_>,
+    taken: &mut HashMap<SocketAddr, &'static str>,
+    address: SocketAddr,
+    name: &'static str,
+    value: &Value<'_>,
+) -> bool {
+    // Port 0 means a free port: it can be asked for any number of times.
+    let former = if address.port() == 0 { None } else { taken.insert(address, name) };
+    if let Some(former) = former {
+        let message = format!("{address} is already taken by `{former}`");
+        context.error("conflict", value.span(), message, "give each listener an address and port of its own");
+    }
+    former.is_none()
+}
+
+fn metrics_address(
+    context: &mut Context<'_>,
+    table: &Table<'_>,
+    taken: &mut HashMap<SocketAddr, &'static str>,
+) -> Option<SocketAddr> {
+    let fallback = Located { value: table.default_text("listen").parse().ok(), origin: Origin::Default };
+    let read = |context: &mut Context<'_>, setting: &'static Setting, value: &Value<'_>| {
+        let text = context.text(setting, value)?;
+        if text == "off" {
+            return Some(None);
+        }
+        match host::listener(text) {
+            Ok(address) => take(context, taken, address, "metrics.listen", value).then_some(Some(address)),
+            Err((message, help)) => {
+                context.error(
+                    "invalid-address",
+                    value.span(),
+                    format!("`listen`: {message}"),
+                    help + ", or \"off\"",
+                );
+                None
+            }
+        }
+    };
+    let print =
+        |value: &Option<SocketAddr>| literal(&value.map_or_else(|| "off".into(), |at| at.to_string()));
+    context.value(table, "listen", &fallback, read, print).value
+}
+
+fn path(context: &mut Context<'_>, table: &Table<'_>, name: &str) -> PathBuf {
+    let fallback = Located { value: PathBuf::from(table.default_text(name)), origin: Origin::Default };
+    let print = |path: &PathBuf| literal(&path.to_string_lossy());
+    context
+        .value(table, name, &fallback, |context, setting, value| context.read_path(setting, value), print)
+        .value
+}
+
+/// Names of content delivery networks whose address lists later versions may know.
+const CDN_NAMES: &[&str] = &["cloudflare", "fastly", "akamai", "cloudfront", "bunny", "google"];
+
+fn networks(context: &mut Context<'_>, table: &Table<'_>) -> CidrSet {
+    let fallback = Located { value: Vec::<IpNet>::new(), origin: Origin::Default };
+    let read = |context: &mut Context<'_>, setting: &'static Setting, value: &Value<'_>| {
+        texts(context, setting, value, |context, entry, text| network(context, setting, entry, text))
+    };
+    let print = |list: &Vec<IpNet>| literals(list.iter().map(IpNet::to_string));
+    CidrSet::new(context.value(table, "trusted_proxies", &fallback, read, print).value)
+}
+
+fn network(context: &mut Context<'_>, setting: &Setting, entry: &Value<'_>, text: &str) -> Option<IpNet> {
+    let network = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
+    if let Some(network) = network {
+        if network.prefix_len() == 0 {
+            let message = format!("`{text}` trusts everybody: any client can then claim any address");
+            let warning = Diagnostic::warning("trusts-everybody", &context.origin(entry.span()), message)
+                .help("list only the networks of the load balancers in front");
+            context.report(warning);
+        }
+        return Some(unmapped(network));
+    }
+    let help = if CDN_NAMES.contains(&text.to_ascii_lowercase().as_str()) {
+        "names of content delivery networks are not known in this version: write their published networks, like \"192.0.2.0/24\"".into()
+    } else {
+        format!("write {}", setting.kind.expected())
+    };
+    context.error("invalid-network", entry.span(), format!("`{}` is not a network", quoted(text)), help);
+    None
+}
+
+/// Addresses are compared as IPv4 wherever they are IPv4: a network of mapped addresses is its IPv4 network.
+fn unmapped(network: IpNet) -> IpNet {
+    let IpNet::V6(net) = network else { return network };
+    let mapped = net.prefix_len().checked_sub(96).zip(net.addr().to_ipv4_mapped());
+    let v4 = mapped.and_then(|(length, address)| Ipv4Net::new(address, length).ok());
+    v4.map_or(network, IpNet::V4)
+}
+
+fn includes(context: &mut Context<'_>, table: &Table<'_>) -> Vec<Located<String>> {
+    let default = default_texts(table, "include");
+    let default = default.into_iter().map(|value| Located { value, origin: Origin::Default }).collect();
+    let fallback = Located { value: default, origin: Origin::Default };
+    let read = |context: &mut Context<'_>, setting: &'static Setting, value: &Value<'_>| {
+        texts(context, setting, value, |context, entry, text| {
+            if text.is_empty() || text.contains('\0') {
+                context.error(
+                    "invalid-value",
+                    entry.span(),
+                    "an entry of `include` is not a path",
+                    "write a file, or files with `*`, like \"sites/*.toml\"",
+                );
+                return None;
+            }
+            Some(Located { value: text.to_owned(), origin: context.origin(entry.span()) })
+        })
+    };
+    let print = |list: &Vec<Located<String>>| literals(list.iter().map(|entry| &entry.value));
+    context.value(table, "include", &fallback, read, print).value
+}
+
+fn default_certificate(context: &mut Context<'_>, table: &Table<'_>) -> Option<Located<Arc<str>>> {
+    let fallback = Located { value: None, origin: Origin::Default };
+    let read = |context: &mut Context<'_>, setting: &'static Setting, value: &Value<'_>| {
+        context.text(setting, value).map(|text| Some(Arc::from(text.to_ascii_lowercase())))
+    };
+    let print = |value: &Option<Arc<str>>| value.as_ref().map_or_else(|| "none".into(), |name| literal(name));
+    let given = context.value(table, "default_certificate", &fallback, read, print);
+    given.value.map(|value| Located { value, origin: given.origin })
+}
+
+fn timeouts(context: &mut Context<'_>, server: &Table<'_>) -> Timeouts {
+    let table = context.table(server, "timeouts", Id::Timeouts);
+    let mut read = |name: &str| context.duration(&table, name, None).value;
+    Timeouts {
+        handshake: read("handshake"),
+        head: read("head"),
+        idle: read("idle"),
+        body: read("body"),
+        write: read("write"),
+        tunnel: read("tunnel"),
+        connect: read("connect"),
+        first_byte: read("first_byte"),
+        upstream_idle: read("upstream_idle"),
+    }
+}
+
+fn limits(context: &mut Context<'_>, server: &Table<'_>) -> Limits {
+    let table = context.table(server, "limits", Id::Limits);
+    let limits = Limits {
+        head: context.size(&table, "head"),
+        fields: wide(context.count(&table, "fields")),
+        uri: wide(context.size(&table, "uri")),
+        h2_streams: narrow(context.count(&table, "h2_streams")),
+        h2_resets: wide(context.count(&table, "h2_resets")),
+        upstream_idle: wide(context.count(&table, "upstream_idle")),
+        upstream_head: wide(context.size(&table, "upstream_head")),
+    };
+    if u64::try_from(limits.uri).unwrap_or(u64::MAX) > limits.head {
+        let help = "the target is part of the head: make `uri` smaller or `head` larger";
+        context.error("conflict", table.span_of("uri"), "`uri` is larger than `head`", help);
+    }
+    limits
+}
+
+fn access_log(context: &mut Context<'_>, table: &Table<'_>) -> Log {
+    let fallback = Located { value: AccessTarget::Stdout, origin: Origin::Default };
+    let read = |context: &mut Context<'_>, setting: &'static Setting, value: &Value<'_>| match context
+        .text(setting, value)?
+    {
+        "stdout" => Some(AccessTarget::Stdout),
+        "off" => Some(AccessTarget::Off),
+        _ => context.read_path(setting, value).map(AccessTarget::File),
+    };
+    let print = |target: &AccessTarget| match target {
+        AccessTarget::Off => literal("off"),
+        AccessTarget::Stdout => literal("stdout"),
+        AccessTarget::File(path) => literal(&path.to_string_lossy()),
+    };
+    let access = context.value(table, "access", &fallback, read, print).value;
+    let format = match context.word(table, "format", None).value {
+        "combined" => AccessFormat::Combined,
+        _ => AccessFormat::Json,
+    };
+    let privacy = match context.word(table, "privacy", None).value {
+        "full" => Privacy::Full,
+        _ => Privacy::Strict,
+    };
+    Log { access, format, privacy }
+}

@@ -1,0 +1,578 @@
+//! THE table of every setting: name, type, default, legal range, what it does.
+//!
+//! The parser takes known keys, defaults and ranges from here; the reference page and the JSON Schema are generated
+//! from here. A setting that is not in this table does not exist; one that is in it is documented.
+
+use crate::base::unit::{print_duration, print_size};
+use std::time::Duration;
+
+/// Which table of the file a section describes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Id {
+    /// The top of `tidegate.toml`.
+    File,
+    /// `[server]`
+    Server,
+    /// `[server.timeouts]`
+    Timeouts,
+    /// `[server.limits]`
+    Limits,
+    /// `[metrics]`
+    Metrics,
+    /// `[admin]`
+    Admin,
+    /// `[log]`
+    Log,
+    /// `[demo]`
+    Demo,
+    /// `[acme]`
+    Acme,
+    /// One of `[acme] directory`, long form.
+    Directory,
+    /// `[site."…"]`
+    Site,
+    /// `[[site."…".route]]`
+    Route,
+    /// `certificate = { … }`
+    Certificate,
+    /// One of `backends`, long form.
+    Backend,
+    /// `health`, long form.
+    Health,
+    /// `upstream = { … }`
+    Upstream,
+    /// One of `limit`, long form.
+    Limit,
+    /// `redirect = { … }`
+    Redirect,
+    /// `respond = { … }`
+    Respond,
+    /// `request_headers` and `response_headers`.
+    Edits,
+}
+
+/// One table of the file.
+#[derive(Debug)]
+pub struct Section {
+    /// Which.
+    pub id: Id,
+    /// How it is written; what messages call it.
+    pub title: &'static str,
+    /// What it is for.
+    pub doc: &'static str,
+    /// Its settings, in the order of the reference page.
+    pub settings: &'static [Setting],
+}
+
+/// One setting.
+#[derive(Debug)]
+pub struct Setting {
+    /// The key.
+    pub name: &'static str,
+    /// Type and legal values.
+    pub kind: Kind,
+    /// What applies when nobody says it.
+    pub default: Fallback,
+    /// Whether a change takes effect only in a new process.
+    pub needs_restart: bool,
+    /// One or two sentences.
+    pub doc: &'static str,
+}
+
+/// What applies when nobody says a setting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fallback {
+    /// This TOML text.
+    Value(&'static str),
+    /// What this says, in words.
+    Words(&'static str),
+    /// Nothing: it must be said.
+    Required,
+}
+
+/// Type and legal values. Bounds are inclusive; durations are in milliseconds, sizes in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// `true` or `false`
+    Flag,
+    /// A whole number.
+    Count(u64, u64),
+    /// One of these whole numbers.
+    OneOf(&'static [u64]),
+    /// A word, or a whole number.
+    CountOr(&'static str, u64, u64),
+    /// `"10s"`
+    Duration(u64, u64),
+    /// `"64KiB"`
+    Size(u64, u64),
+    /// A word, or a size.
+    SizeOr(&'static str, u64, u64),
+    /// One of these words.
+    Word(&'static [&'static str]),
+    /// A text of at most so many bytes.
+    Text(usize),
+    /// At most so many texts.
+    Texts(usize),
+    /// An IP address and port, or the word.
+    AddressOr(&'static str),
+    /// At most so many IP addresses with port.
+    Addresses(usize),
+    /// At most so many networks.
+    Networks(usize),
+    /// A path, relative to the file it stands in.
+    Path,
+    /// One of these words, or a path.
+    PathOr(&'static [&'static str]),
+    /// A table.
+    Table(Id),
+    /// A table whose keys are names the operator chooses.
+    Named(Id),
+    /// At most so many tables.
+    Tables(Id, usize),
+    /// A text that stands for a table, described by the words, or the table.
+    ShortOr(&'static str, Id),
+    /// At most so many texts or tables; the flag: a single text may stand alone.
+    ShortOrTables(&'static str, Id, usize, bool),
+    /// Names with a text or `true`/`false`: header and query conditions.
+    Conditions(usize),
+    /// Names with a text.
+    Pairs(usize),
+}
+
+impl Kind {
+    /// What must be written, as messages and the reference page say it.
+    pub fn expected(&self) -> String {
+        let millis = |ms: u64| print_duration(Duration::from_millis(ms));
+        match self {
+            Kind::Flag => "`true` or `false`".into(),
+            Kind::Count(low, high) => format!("a whole number, {low} to {high}"),
+            Kind::OneOf(numbers) => {
+                format!("one of {}", numbers.iter().map(u64::to_string).collect::<Vec<_>>().join(", "))
+            }
+            Kind::CountOr(word, low, high) => format!("\"{word}\" or a whole number, {low} to {high}"),
+            Kind::Duration(low, high) => {
+                format!("a duration like \"10s\", \"{}\" to \"{}\"", millis(*low), millis(*high))
+            }
+            Kind::Size(low, high) => {
+                format!("a size like \"64KiB\", \"{}\" to \"{}\"", print_size(*low), print_size(*high))
+            }
+            Kind::SizeOr(word, low, high) => format!(
+                "\"{word}\" or a size like \"64KiB\", \"{}\" to \"{}\"",
+                print_size(*low),
+                print_size(*high)
+            ),
+            Kind::Word(words) => one_of(words),
+            Kind::Text(max) => format!("a text of at most {max} bytes"),
+            Kind::Texts(max) => format!("an array of at most {max} texts"),
+            Kind::AddressOr(word) => {
+                format!("an IP address with a port like \"127.0.0.1:9180\", or \"{word}\"")
+            }
+            Kind::Addresses(max) => {
+                format!(
+                    "an array of at most {max} IP addresses with port, like [\"0.0.0.0:80\", \"[::]:80\"]"
+                )
+            }
+            Kind::Networks(max) => {
+                format!("an array of at most {max} networks, like [\"10.0.0.0/8\", \"2001:db8::/32\"]")
+            }
+            Kind::Path => "a path; a relative one starts at the folder of this file".into(),
+            Kind::PathOr(words) => {
+                format!("{} or a path; a relative one starts at the folder of this file", one_of(words))
+            }
+            Kind::Table(id) | Kind::Named(id) => format!("a table: {}", section(*id).title),
+            Kind::Tables(id, max) => format!("at most {max} tables: {}", section(*id).title),
+            Kind::ShortOr(short, id) => format!("{short}, or a table: {}", section(*id).title),
+            Kind::ShortOrTables(short, id, max, true) => {
+                format!("{short}, or an array of at most {max} of these or of tables: {}", section(*id).title)
+            }
+            Kind::ShortOrTables(short, id, max, false) => {
+                format!("an array of at most {max} of: {short}, or a table: {}", section(*id).title)
+            }
+            Kind::Conditions(max) => format!(
+                "a table of at most {max} names, each with \"value\", \"~regex\", true (present) or false (absent)"
+            ),
+            Kind::Pairs(max) => format!("a table of at most {max} names, each with a text"),
+        }
+    }
+}
+
+/// Keys of the reference that later versions will have: section, key, message, what to do.
+pub const LATER: &[(Id, &str, &str, &str)] = &[(
+    Id::File,
+    "docker",
+    "`[docker]`: finding containers by their labels is not in this version",
+    "remove the section; write each container's address in `backends`",
+)];
+
+fn one_of(words: &[&str]) -> String {
+    words.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(" or ")
+}
+
+impl Section {
+    /// The setting with this name.
+    pub fn setting(&self, name: &str) -> Option<&'static Setting> {
+        self.settings.iter().find(|setting| setting.name == name)
+    }
+}
+
+/// The section with this id.
+pub fn section(id: Id) -> &'static Section {
+    // Every id has a row (a test checks it); the first row stands in so that this cannot panic.
+    TABLE.iter().copied().find(|section| section.id == id).unwrap_or(&FILE)
+}
+
+const fn row(name: &'static str, kind: Kind, default: Fallback, doc: &'static str) -> Setting {
+    Setting { name, kind, default, needs_restart: false, doc }
+}
+
+const fn fixed(name: &'static str, kind: Kind, default: Fallback, doc: &'static str) -> Setting {
+    Setting { name, kind, default, needs_restart: true, doc }
+}
+
+use self::Fallback::{Required, Value, Words};
+
+const SECOND: u64 = 1_000;
+const HOUR: u64 = 3_600 * SECOND;
+const DAY: u64 = 24 * HOUR;
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const TIB: u64 = 1 << 40;
+
+/// Routes of one site.
+pub const ROUTES_MAX: usize = 1_000;
+/// Backends of one service, hosts of one site.
+pub const NAMES_MAX: usize = 1_000;
+/// Limits of one site or route.
+pub const LIMITS_MAX: usize = 16;
+/// Sites of one configuration.
+pub const SITES_MAX: usize = 100_000;
+
+const HEALTH_SHORT: &str = "a path like \"/up\", or \"off\"";
+const LIMIT_SHORT: &str = "a rate like \"100 per 10s by client-ip\"";
+const BACKEND_SHORT: &str = "an address like \"10.0.0.1:8080\" or \"https://api.internal:8443\"";
+const REDIRECT_SHORT: &str = "a target like \"/new/\" or \"https://www.shop.example/\"";
+
+// One row, one line, however long: this is a table.
+#[rustfmt::skip]
+static FILE: Section = Section {
+    id: Id::File,
+    title: "the top of tidegate.toml",
+    doc: "Everything is optional: an empty file is valid. `[site.\"…\"]` tables may stand here or in the included files, and nothing else may stand in the included files.",
+    settings: &[
+        row("server", Kind::Table(Id::Server), Words("every default"), "What belongs to the server, not to one site."),
+        row("metrics", Kind::Table(Id::Metrics), Words("every default"), "Where metrics are read."),
+        row("admin", Kind::Table(Id::Admin), Words("every default"), "How `tidegate status` and `tidegate reload` reach the process."),
+        row("log", Kind::Table(Id::Log), Words("every default"), "The access log."),
+        row("demo", Kind::Table(Id::Demo), Words("none"), "Built-in backends to try things with."),
+        row("acme", Kind::Table(Id::Acme), Words("no automatic certificates"), "Certificates that get and keep themselves."),
+        row("site", Kind::Named(Id::Site), Words("none"), "The sites, by name."),
+    ],
+};
+
+/// Every section, in the order of the reference page.
+pub static TABLE: &[&Section] = &[
+    &FILE,
+    &SERVER,
+    &TIMEOUTS,
+    &LIMITS,
+    &METRICS,
+    &ADMIN,
+    &LOG,
+    &DEMO,
+    &ACME,
+    &DIRECTORY,
+    &SITE,
+    &ROUTE,
+    &CERTIFICATE,
+    &BACKEND,
+    &HEALTH,
+    &UPSTREAM,
+    &LIMIT,
+    &REDIRECT,
+    &RESPOND,
+    &EDITS,
+];
+
+#[rustfmt::skip]
+static SERVER: Section = Section {
+    id: Id::Server,
+    title: "[server]",
+    doc: "What belongs to the server. An error here refuses the whole configuration; the running one stays.",
+    settings: &[
+        fixed("http", Kind::Addresses(64), Value(r#"["0.0.0.0:80"]"#), "Plain HTTP listeners. They redirect to HTTPS, unless a site sets `plain_http = true`."),
+        fixed("https", Kind::Addresses(64), Value(r#"["0.0.0.0:443"]"#), "HTTPS listeners."),
+        fixed("workers", Kind::CountOr("auto", 1, 1024), Value(r#""auto""#), "Worker threads; `\"auto\"` is one per core."),
+        fixed("state", Kind::Path, Value(r#""/var/lib/tidegate""#), "Folder for certificates and the last good version of each site."),
+        row("include", Kind::Texts(64), Value(r#"["sites/*.toml"]"#), "Files with sites. `*` may stand in the last part; files are taken in the order of their names, hidden ones are skipped, a missing folder is fine."),
+        row("trusted_proxies", Kind::Networks(10_000), Value("[]"), "Networks whose forwarded headers (and PROXY protocol) are believed."),
+        row("proxy_protocol", Kind::Flag, Value("false"), "Connections from trusted proxies begin with a PROXY protocol header, v1 or v2."),
+        row("drain", Kind::Duration(0, HOUR), Value(r#""30s""#), "How long a graceful stop waits for what is in flight."),
+        row("max_connections_per_client", Kind::Count(0, 10_000_000), Value("1024"), "Open connections per client address (IPv6: per /64); 0 = no cap."),
+        row("max_requests_per_connection", Kind::Count(0, 1_000_000_000), Value("10000"), "Requests on one connection before it is closed gracefully; 0 = no cap."),
+        row("max_connections", Kind::CountOr("auto", 1, 10_000_000), Value(r#""auto""#), "Open client connections of the whole process; `\"auto\"` follows the file-descriptor limit."),
+        fixed("limit_entries", Kind::Count(1_024, 1_000_000_000), Value("1048576"), "Entries of the rate limiters' shared table, 16 bytes each."),
+        row("default_certificate", Kind::Text(253), Words("none: such clients are refused"), "The site whose certificate answers clients that send no server name, or an unknown one."),
+        row("timeouts", Kind::Table(Id::Timeouts), Words("every default"), "Deadlines."),
+        row("limits", Kind::Table(Id::Limits), Words("every default"), "Sizes."),
+    ],
+};
+
+#[rustfmt::skip]
+static TIMEOUTS: Section = Section {
+    id: Id::Timeouts,
+    title: "[server.timeouts]",
+    doc: "Deadlines of the data plane. Each is the longest time without progress of its kind.",
+    settings: &[
+        row("handshake", Kind::Duration(1, HOUR), Value(r#""10s""#), "From accept to the end of the TLS handshake."),
+        row("head", Kind::Duration(1, HOUR), Value(r#""10s""#), "From the first byte of a request to the end of its head."),
+        row("idle", Kind::Duration(1, DAY), Value(r#""75s""#), "A keep-alive connection without a request."),
+        row("body", Kind::Duration(1, DAY), Value(r#""30s""#), "A request body without progress."),
+        row("write", Kind::Duration(1, DAY), Value(r#""30s""#), "A client that takes no byte of the answer."),
+        row("tunnel", Kind::Duration(1, 30 * DAY), Value(r#""1h""#), "An upgraded connection (WebSocket) without a byte either way."),
+        row("connect", Kind::Duration(1, HOUR), Value(r#""2s""#), "Connecting to a backend. A site or route may set its own `connect_timeout`."),
+        row("first_byte", Kind::Duration(1, DAY), Value(r#""60s""#), "From the request sent to the first byte of the backend's answer. A site or route may set its own `timeout`."),
+        row("upstream_idle", Kind::Duration(1, DAY), Value(r#""60s""#), "An unused pooled connection to a backend."),
+    ],
+};
+
+#[rustfmt::skip]
+static LIMITS: Section = Section {
+    id: Id::Limits,
+    title: "[server.limits]",
+    doc: "Sizes of the data plane. Whatever is larger is refused with the status named.",
+    settings: &[
+        row("head", Kind::Size(8 * KIB, MIB), Value(r#""32KiB""#), "Bytes of a request head (431)."),
+        row("fields", Kind::Count(8, 10_000), Value("100"), "Header fields of a request (431)."),
+        row("uri", Kind::Size(256, 256 * KIB), Value(r#""8KiB""#), "Bytes of a request target (414)."),
+        row("h2_streams", Kind::Count(1, 10_000), Value("128"), "Concurrent streams of an HTTP/2 connection."),
+        row("h2_resets", Kind::Count(1, 100_000), Value("1000"), "Resets pending on an HTTP/2 connection before it is closed."),
+        row("upstream_idle", Kind::Count(0, 10_000), Value("256"), "Unused pooled connections kept per endpoint and worker."),
+        row("upstream_head", Kind::Size(8 * KIB, MIB), Value(r#""64KiB""#), "Bytes of a backend's response head (502)."),
+    ],
+};
+
+#[rustfmt::skip]
+static METRICS: Section = Section {
+    id: Id::Metrics,
+    title: "[metrics]",
+    doc: "Metrics in the Prometheus text format, at `/metrics`.",
+    settings: &[fixed("listen", Kind::AddressOr("off"), Value(r#""127.0.0.1:9180""#), "Where metrics are served; `\"off\"`: nowhere.")],
+};
+
+#[rustfmt::skip]
+static ADMIN: Section = Section {
+    id: Id::Admin,
+    title: "[admin]",
+    doc: "The socket that the commands talk to. Who can open it can control the process.",
+    settings: &[fixed("socket", Kind::Path, Value(r#""/run/tidegate/admin.sock""#), "The Unix socket.")],
+};
+
+#[rustfmt::skip]
+static LOG: Section = Section {
+    id: Id::Log,
+    title: "[log]",
+    doc: "The access log: one record per request.",
+    settings: &[
+        row("access", Kind::PathOr(&["stdout", "off"]), Value(r#""stdout""#), "Where records go."),
+        row("format", Kind::Word(&["json", "combined"]), Value(r#""json""#), "Shape of a record."),
+        row("privacy", Kind::Word(&["strict", "full"]), Value(r#""strict""#), "`\"strict\"` cuts addresses and leaves out queries and cookies; `\"full\"` records them."),
+    ],
+};
+
+#[rustfmt::skip]
+static DEMO: Section = Section {
+    id: Id::Demo,
+    title: "[demo]",
+    doc: "Built-in backends, to try Tidegate without any other program.",
+    settings: &[fixed("listen", Kind::Addresses(16), Value("[]"), "Addresses on which demo backends answer.")],
+};
+
+/// Certificate authorities asked one after the other.
+pub const DIRECTORIES_MAX: usize = 4;
+/// Names of one automatic certificate: what Let's Encrypt signs at once.
+pub const ACME_NAMES_MAX: usize = 100;
+
+const DIRECTORY_SHORT: &str =
+    "\"letsencrypt\", \"letsencrypt-staging\", \"zerossl\" or the https:// address of an ACME directory";
+
+#[rustfmt::skip]
+static ACME: Section = Section {
+    id: Id::Acme,
+    title: "[acme]",
+    doc: "Certificates that get and keep themselves. With this section, every site whose names a public authority would sign has one, unless it says `certificate` or `certificates`. By writing it you accept the terms of the authorities you name. How to begin: certificates.md.",
+    settings: &[
+        row("email", Kind::Text(320), Required, "Where the authority may write to about your account."),
+        row("directory", Kind::ShortOrTables(DIRECTORY_SHORT, Id::Directory, DIRECTORIES_MAX, true), Value(r#""letsencrypt""#), "Who signs. With several, the next one is asked when one fails again and again."),
+        row("challenges", Kind::Texts(8), Value(r#"["tls-alpn-01", "http-01"]"#), "How control over a name is proven, in order of preference: `\"tls-alpn-01\"` needs port 443, `\"http-01\"` port 80, as the public reaches them."),
+        row("ca_file", Kind::Path, Words("the system's roots alone"), "PEM file of one more root to trust when talking to the directory: for an authority of your own."),
+        row("profile", Kind::Text(64), Words("the authority's default"), "Profile asked for where the authority offers it, such as `\"shortlived\"`."),
+        row("orders", Kind::Count(1, 100_000), Value("300"), "Orders in three hours for each account: Let's Encrypt refuses more than 300."),
+        row("concurrent", Kind::Count(1, 100), Value("4"), "Orders in flight at once."),
+        row("engine", Kind::Word(&["auto", "managed"]), Value(r#""auto""#), "Which engine orders: `\"managed\"` is instant-acme, and in this version the only one. `tidegate certs` shows which."),
+    ],
+};
+
+#[rustfmt::skip]
+static DIRECTORY: Section = Section {
+    id: Id::Directory,
+    title: "{ url = \"…\", … }",
+    doc: "One certificate authority, in the long form.",
+    settings: &[
+        row("url", Kind::Text(2_048), Required, "`\"letsencrypt\"`, `\"letsencrypt-staging\"`, `\"zerossl\"` or the address of an ACME directory."),
+        row("eab_id", Kind::Text(1_024), Words("none"), "Key identifier of an external account binding, where the authority asks for one (ZeroSSL does)."),
+        row("eab_key", Kind::Text(1_024), Words("none"), "Its MAC key as the authority shows it (base64url). `config show` does not print it."),
+    ],
+};
+
+#[rustfmt::skip]
+static SITE: Section = Section {
+    id: Id::Site,
+    title: "[site.\"…\"]",
+    doc: "One site. An error here concerns this site only: it keeps its last good version. The site's own `backends`, `redirect` or `respond` answer whatever no route takes, and are the default of its routes.",
+    settings: &[
+        row("hosts", Kind::Texts(NAMES_MAX), Words("the site's name"), "Names served. `*.shop.example` takes exactly one more label."),
+        row("tenant", Kind::Text(128), Words("the site's name"), "Who owns the site; a label in logs and metrics."),
+        row("certificate", Kind::Table(Id::Certificate), Words("see `certificates`"), "PEM files of the site's own certificate."),
+        row("certificates", Kind::Word(&["acme", "internal"]), Words("`\"internal\"` where no public authority would sign (`localhost`, `.test`, `.example`, `.internal`, `.local`, IP addresses …); else `\"acme\"`, which needs `[acme]`"), "`\"acme\"`: got from the authority of `[acme]` and renewed. `\"internal\"`: signed by the built-in local authority, for development and inner networks."),
+        row("until_issued", Kind::Word(&["refuse", "internal"]), Value(r#""refuse""#), "What serves before the first automatic certificate is there: nothing (handshakes are refused), or a certificate of the built-in authority, which browsers warn about."),
+        row("backends", BACKENDS, Words("none"), "Where requests go."),
+        row("balance", Kind::Word(&["p2c", "round_robin"]), Value(r#""p2c""#), "How a backend is chosen: the less loaded of two random ones, or in turn."),
+        row("health", Kind::ShortOr(HEALTH_SHORT, Id::Health), Value(r#""off""#), "Active health check of each backend."),
+        row("limit", LIMIT_KIND, Words("none"), "Rate limits over all routes of the site."),
+        row("max_body", Kind::SizeOr("unlimited", 0, TIB), Value(r#""unlimited""#), "Largest request body (413)."),
+        row("timeout", Kind::Duration(1, DAY), Words("`server.timeouts.first_byte`"), "From the request sent to the first byte of the backend's answer (504)."),
+        row("connect_timeout", Kind::Duration(1, HOUR), Words("`server.timeouts.connect`"), "Connecting to a backend."),
+        row("upstream", Kind::Table(Id::Upstream), Words("every default"), "TLS to `https://` backends."),
+        row("plain_http", Kind::Flag, Value("false"), "Serve plain HTTP instead of redirecting it to HTTPS."),
+        row("redirect", Kind::ShortOr(REDIRECT_SHORT, Id::Redirect), Words("none"), "Send every request elsewhere."),
+        row("respond", Kind::Table(Id::Respond), Words("none"), "Answer every request with a fixed text."),
+        row("request_headers", Kind::Table(Id::Edits), Words("no edits"), "Edits of the request's fields, for all routes that have none of their own."),
+        row("response_headers", Kind::Table(Id::Edits), Words("no edits"), "Edits of the answer's fields, for all routes that have none of their own."),
+        row("route", Kind::Tables(Id::Route, ROUTES_MAX), Words("none"), "Parts of the site that go elsewhere or obey other rules."),
+    ],
+};
+
+const BACKENDS: Kind = Kind::ShortOrTables(BACKEND_SHORT, Id::Backend, NAMES_MAX, false);
+const LIMIT_KIND: Kind = Kind::ShortOrTables(LIMIT_SHORT, Id::Limit, LIMITS_MAX, true);
+
+#[rustfmt::skip]
+static ROUTE: Section = Section {
+    id: Id::Route,
+    title: "[[site.\"…\".route]]",
+    doc: "A part of a site. What a route does not say, the site says for it.",
+    settings: &[
+        row("path", Kind::Text(2_048), Value(r#""/""#), "`\"/api/\"`: this path and everything below it; `\"=/exact\"`: only this path; `\"~^/v[0-9]+/\"`: a regular expression."),
+        row("methods", Kind::Texts(32), Words("all"), "Methods, in capitals."),
+        row("headers", Kind::Conditions(32), Words("none"), "Conditions on header fields; all must hold."),
+        row("query", Kind::Conditions(32), Words("none"), "Conditions on query parameters; all must hold."),
+        row("backends", BACKENDS, Words("the site's"), "Where requests go."),
+        row("balance", Kind::Word(&["p2c", "round_robin"]), Words("the site's"), "How a backend is chosen."),
+        row("health", Kind::ShortOr(HEALTH_SHORT, Id::Health), Words("the site's"), "Active health check of each backend."),
+        row("limit", LIMIT_KIND, Words("none"), "Rate limits of this route, besides the site's."),
+        row("max_body", Kind::SizeOr("unlimited", 0, TIB), Words("the site's"), "Largest request body (413)."),
+        row("timeout", Kind::Duration(1, DAY), Words("the site's"), "From the request sent to the first byte of the backend's answer (504)."),
+        row("connect_timeout", Kind::Duration(1, HOUR), Words("the site's"), "Connecting to a backend."),
+        row("upstream", Kind::Table(Id::Upstream), Words("the site's, as a whole"), "TLS to `https://` backends."),
+        row("redirect", Kind::ShortOr(REDIRECT_SHORT, Id::Redirect), Words("the site's"), "Send the client elsewhere."),
+        row("respond", Kind::Table(Id::Respond), Words("the site's"), "Answer with a fixed text."),
+        row("strip", Kind::Flag, Value("false"), "Remove the route's prefix from the path before it is sent on."),
+        row("rewrite", Kind::Text(2_048), Words("none"), "Replaces the route's prefix (or exact path) before it is sent on; with a regular expression, the whole path, and `$1` is its first group."),
+        row("request_headers", Kind::Table(Id::Edits), Words("the site's, as a whole"), "Edits of the request's fields."),
+        row("response_headers", Kind::Table(Id::Edits), Words("the site's, as a whole"), "Edits of the answer's fields."),
+    ],
+};
+
+#[rustfmt::skip]
+static CERTIFICATE: Section = Section {
+    id: Id::Certificate,
+    title: "certificate = { cert = \"…\", key = \"…\" }",
+    doc: "A certificate of the operator's own.",
+    settings: &[
+        row("cert", Kind::Path, Required, "PEM file: the certificate, then its intermediates."),
+        row("key", Kind::Path, Required, "PEM file: the private key."),
+    ],
+};
+
+#[rustfmt::skip]
+static BACKEND: Section = Section {
+    id: Id::Backend,
+    title: "{ address = \"…\", weight = … }",
+    doc: "One backend, in the long form.",
+    settings: &[
+        row("address", Kind::Text(300), Required, "Host and port; `https://` before it: TLS."),
+        row("weight", Kind::Count(1, 1_000), Value("1"), "Share of the requests."),
+    ],
+};
+
+#[rustfmt::skip]
+static HEALTH: Section = Section {
+    id: Id::Health,
+    title: "health = { path = \"…\", … }",
+    doc: "An active health check: GET, and any status from 200 to 399 is a success.",
+    settings: &[
+        row("path", Kind::Text(2_048), Required, "Path asked for."),
+        row("interval", Kind::Duration(10, DAY), Value(r#""5s""#), "Time between two probes of one backend."),
+        row("timeout", Kind::Duration(10, HOUR), Value(r#""2s""#), "Deadline of one probe."),
+        row("rise", Kind::Count(1, 100), Value("2"), "Successes in a row before a backend is up again."),
+        row("fall", Kind::Count(1, 100), Value("2"), "Failures in a row before a backend is down."),
+    ],
+};
+
+#[rustfmt::skip]
+static UPSTREAM: Section = Section {
+    id: Id::Upstream,
+    title: "upstream = { … }",
+    doc: "How Tidegate speaks to the backends.",
+    settings: &[
+        row("ca_file", Kind::Path, Words("the system's roots"), "PEM file of the authority that signed the backends' certificates."),
+        row("server_name", Kind::Text(253), Words("the backend's host"), "Name expected in the backend's certificate."),
+        row("http", Kind::Word(&["h1"]), Value(r#""h1""#), "Protocol: HTTP/1.1."),
+    ],
+};
+
+#[rustfmt::skip]
+static LIMIT: Section = Section {
+    id: Id::Limit,
+    title: "limit = { rate = \"…\", … }",
+    doc: "A rate limit, in the long form. Requests above it are answered with 429.",
+    settings: &[
+        row("rate", Kind::Text(64), Required, "How many in how long, like `\"100 per 10s\"`; at most 10,000,000 per `\"1d\"`."),
+        row("by", Kind::Word(&["client-ip", "site"]), Value(r#""client-ip""#), "What is counted on its own: each client address (IPv6: each /64), or the whole site (or route)."),
+        row("burst", Kind::Count(1, 10_000_000), Words("the count of the rate"), "Requests allowed at once."),
+    ],
+};
+
+#[rustfmt::skip]
+static REDIRECT: Section = Section {
+    id: Id::Redirect,
+    title: "redirect = { to = \"…\", … }",
+    doc: "Sends the client elsewhere. The query is kept.",
+    settings: &[
+        row("to", Kind::Text(2_048), Required, "A path or a whole URL; where it ends with `/`, what followed the route's prefix is added."),
+        row("status", Kind::OneOf(&[301, 302, 303, 307, 308]), Value("308"), "Status of the answer: 301 and 308 are remembered by browsers; 307 and 308 keep the method."),
+    ],
+};
+
+#[rustfmt::skip]
+static RESPOND: Section = Section {
+    id: Id::Respond,
+    title: "respond = { status = …, … }",
+    doc: "A fixed answer.",
+    settings: &[
+        row("status", Kind::Count(200, 599), Value("200"), "Status."),
+        row("body", Kind::Text(65_536), Value(r#""""#), "Body."),
+        row("content_type", Kind::Text(256), Value(r#""text/plain; charset=utf-8""#), "Content-Type of the body."),
+    ],
+};
+
+#[rustfmt::skip]
+static EDITS: Section = Section {
+    id: Id::Edits,
+    title: "request_headers = { … }",
+    doc: "Edits of header fields, applied in the order remove, set, add. Fields that frame the message or belong to one connection cannot be edited.",
+    settings: &[
+        row("remove", Kind::Texts(64), Words("none"), "Names to remove."),
+        row("set", Kind::Pairs(64), Words("none"), "Fields to replace."),
+        row("add", Kind::Pairs(64), Words("none"), "Fields to add beside those that are there."),
+    ],
+};

@@ -1,0 +1,372 @@
+//! Which version of each site serves: the new one, or the last good one where the new one is refused.
+//!
+//! Nobody loses a host that they serve because of what others write: a site that falls back keeps its hosts, and new
+//! versions that claim one of them fall back too.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::base::clock;
+use crate::config::model::{self, Certificate, HostPattern, Origin, Server};
+use crate::config::{self, Diagnostic, Loaded, SiteEntry};
+use crate::control::last_good::{self, Store};
+use crate::control::{Known, State};
+use crate::snapshot::Site;
+use crate::snapshot::compile::{self, Input};
+use crate::snapshot::resident::Residents;
+use crate::tls::pem::{self, Identity};
+
+/// Added to the age of a site that claims what another serves; far above any number of sites.
+const INTRUDER: u64 = 1 << 32;
+
+/// Certificate files are warned about when less than this is left, in seconds: 14 days.
+pub(super) const WARN_BEFORE: u64 = 14 * 24 * 3600;
+
+/// All sites after one load: those that serve, and those refused.
+pub(super) struct Built {
+    pub sites: BTreeMap<Arc<str>, Known>,
+    /// With the reason.
+    pub quarantined: BTreeMap<Arc<str>, String>,
+    pub diagnostics: Vec<Diagnostic>,
+    pub next_age: u64,
+}
+
+/// Chooses the version of each site that is to serve.
+pub(super) fn build(
+    loaded: &mut Loaded,
+    state: &State,
+    server: &Server,
+    generation: u64,
+    residents: &Residents,
+) -> Built {
+    let fallback = Fallback { state, server, generation, residents };
+    let intruders = fallback.intruders(loaded);
+    let seniority = |name: &str| match state.age(name) {
+        Some(age) if intruders.contains(name) => age.saturating_add(INTRUDER),
+        age => age.unwrap_or(u64::MAX),
+    };
+    let lost: BTreeSet<Arc<str>> = loaded.settle_clashes(seniority).into_iter().collect();
+    let mut built = Built {
+        sites: BTreeMap::new(),
+        quarantined: BTreeMap::new(),
+        diagnostics: loaded.diagnostics.clone(),
+        next_age: state.next_age,
+    };
+    let reasons = Reasons::new(&loaded.diagnostics);
+    for entry in &loaded.sites {
+        let age = state.age(&entry.name).unwrap_or_else(|| {
+            built.next_age += 1;
+            built.next_age - 1
+        });
+        built.take(entry, age, lost.contains(&entry.name), &reasons, &fallback);
+    }
+    built.keep_broken(&loaded.broken_files, &reasons, &fallback);
+    let origins = loaded.sites.iter().filter_map(|entry| Some((&*entry.name, &entry.site.as_ref()?.origin)));
+    built.settle(&origins.collect(), &fallback);
+    built
+}
+
+/// The first error of each site and of each file: thousands may be wrong at once.
+struct Reasons<'a> {
+    sites: HashMap<&'a str, &'a Diagnostic>,
+    files: HashMap<&'a Path, &'a Diagnostic>,
+}
+
+impl<'a> Reasons<'a> {
+    fn new(diagnostics: &'a [Diagnostic]) -> Reasons<'a> {
+        let mut reasons = Reasons { sites: HashMap::new(), files: HashMap::new() };
+        for diagnostic in diagnostics.iter().filter(|diagnostic| diagnostic.is_error()) {
+            if let Some(site) = &diagnostic.site {
+                reasons.sites.entry(site).or_insert(diagnostic);
+            }
+            if let Origin::File { path, .. } = &diagnostic.origin {
+                reasons.files.entry(path).or_insert(diagnostic);
+            }
+        }
+        reasons
+    }
+}
+
+/// One line for `status`: where and what.
+pub(super) fn told(diagnostic: &Diagnostic) -> String {
+    match &diagnostic.origin {
+        Origin::File { path, line, column, .. } => {
+            format!("{}:{line}:{column}: {}", path.display(), diagnostic.message)
+        }
+        Origin::Default => diagnostic.message.clone(),
+    }
+}
+
+/// Where an older version of a site comes from.
+struct Fallback<'a> {
+    state: &'a State,
+    server: &'a Server,
+    generation: u64,
+    residents: &'a Residents,
+}
+
+impl Fallback<'_> {
+    /// Sites that now claim a host which another site serves and does not give up: however old they are, it is not
+    /// theirs.
+    fn intruders(&self, loaded: &Loaded) -> BTreeSet<Arc<str>> {
+        let owners = self.owners(loaded);
+        let entries: HashMap<&str, &SiteEntry> =
+            loaded.sites.iter().map(|entry| (&*entry.name, entry)).collect();
+        let broken: HashSet<&Path> = loaded.broken_files.iter().map(|file| &**file).collect();
+        let keeps = |owner: &str, host: &HostPattern| match entries.get(owner).map(|entry| &entry.site) {
+            Some(Some(site)) => site.hosts.iter().any(|claimed| claimed.value == *host),
+            // In error, or in a file that cannot be read: its last good version goes on serving.
+            Some(None) => true,
+            None => self.state.file(owner).is_some_and(|file| broken.contains(file)),
+        };
+        let intrudes = |entry: &&SiteEntry| {
+            entry.site.iter().flat_map(|site| &site.hosts).any(|host| {
+                owners
+                    .get(&host.value)
+                    .is_some_and(|owner| **owner != *entry.name && keeps(owner, &host.value))
+            })
+        };
+        loaded.sites.iter().filter(intrudes).map(|entry| entry.name.clone()).collect()
+    }
+
+    /// Who serves each host, or served it before the restart.
+    fn owners(&self, loaded: &Loaded) -> HashMap<HostPattern, &str> {
+        let mut owners: HashMap<HostPattern, &str> = HashMap::new();
+        for (name, known) in &self.state.sites {
+            owners.extend(known.site.hosts.iter().map(|host| (host.clone(), &**name)));
+        }
+        // Stored texts are read again only where two sites clash: that is rare, and they may be thousands.
+        if loaded.diagnostics.iter().any(|diagnostic| diagnostic.code == config::clash::CODE) {
+            for (name, kept) in &self.state.dormant {
+                let (site, _) = config::parse_site(name, &kept.file, &kept.text, self.server);
+                for host in site.into_iter().flat_map(|site| site.hosts) {
+                    owners.entry(host.value).or_insert(name);
+                }
+            }
+        }
+        owners
+    }
+
+    fn version(&self, name: &Arc<str>) -> Option<Known> {
+        if let Some(known) = self.state.sites.get(name) {
+            // What falls back is not compiled again, and would keep its certificate past its end.
+            let ours = known.site.identity.as_ref().filter(|_| known.site.source.is_internal());
+            if ours.is_some_and(|identity| self.residents.due(identity)) {
+                let fresh = self.compile(name, &known.file, &known.text, None);
+                return Some(fresh.map_or_else(|| known.clone(), |site| Known { site, ..known.clone() }));
+            }
+            return Some(known.clone());
+        }
+        let kept = self.state.dormant.get(name)?;
+        let store = Store::new(&self.server.state);
+        let identity = kept.certificate.as_deref().and_then(|print| store.identity(print));
+        let site = self.compile(name, &kept.file, &kept.text, identity)?;
+        Some(Known { site, text: kept.text.clone(), file: kept.file.as_path().into(), age: kept.age })
+    }
+
+    fn compile(
+        &self,
+        name: &Arc<str>,
+        file: &Path,
+        text: &str,
+        kept: Option<Arc<Identity>>,
+    ) -> Option<Arc<Site>> {
+        let (site, _) = config::parse_site(name, file, text, self.server);
+        let input = Input {
+            site: &site?,
+            text,
+            current: None,
+            kept,
+            server: self.server,
+            generation: self.generation,
+        };
+        compile::site(&input, self.residents).ok()
+    }
+
+    /// Names of the sites that last came from each file.
+    fn by_file(&self) -> HashMap<&Path, Vec<Arc<str>>> {
+        let known = self.state.sites.iter().map(|(name, known)| (&*known.file, name));
+        let kept = self.state.dormant.iter().map(|(name, kept)| (kept.file.as_path(), name));
+        let mut names: HashMap<&Path, Vec<Arc<str>>> = HashMap::new();
+        for (file, name) in known.chain(kept) {
+            names.entry(file).or_default().push(name.clone());
+        }
+        names
+    }
+}
+
+impl Built {
+    fn take(
+        &mut self,
+        entry: &SiteEntry,
+        age: u64,
+        lost: bool,
+        reasons: &Reasons<'_>,
+        fallback: &Fallback<'_>,
+    ) {
+        let name = &entry.name;
+        let compiled = entry.site.as_ref().filter(|_| !lost).map(|site| {
+            let input = Input {
+                site,
+                text: &entry.text,
+                current: fallback.state.sites.get(name).map(|known| &known.site),
+                kept: None,
+                server: fallback.server,
+                generation: fallback.generation,
+            };
+            compile::site(&input, fallback.residents).map(|compiled| (site, compiled))
+        });
+        let mut reason = reasons.sites.get(&**name).map(|diagnostic| told(diagnostic));
+        match compiled {
+            Some(Ok((model, site))) => {
+                self.diagnostics.extend(site.identity.iter().flat_map(|identity| worries(model, identity)));
+                let known = Known { site, text: entry.text.clone(), file: entry.file.clone(), age };
+                self.sites.insert(name.clone(), known);
+                return;
+            }
+            Some(Err(mut problems)) => {
+                reason = reason.or_else(|| problems.first().map(told));
+                self.diagnostics.append(&mut problems);
+            }
+            None => {}
+        }
+        self.quarantine(name, reason.unwrap_or_default(), fallback);
+    }
+
+    fn quarantine(&mut self, name: &Arc<str>, reason: String, fallback: &Fallback<'_>) {
+        self.quarantined.insert(name.clone(), reason);
+        match fallback.version(name) {
+            Some(known) => self.sites.insert(name.clone(), known),
+            None => self.sites.remove(name),
+        };
+    }
+
+    /// A file that cannot be read at all takes no site away: what came from it stays.
+    fn keep_broken(&mut self, files: &[Arc<Path>], reasons: &Reasons<'_>, fallback: &Fallback<'_>) {
+        if files.is_empty() {
+            return;
+        }
+        let by_file = fallback.by_file();
+        for file in files {
+            let reason = reasons.files.get(&**file).map(|diagnostic| told(diagnostic)).unwrap_or_default();
+            for name in by_file.get(&**file).into_iter().flatten() {
+                if !self.sites.contains_key(name) && !self.quarantined.contains_key(name) {
+                    self.quarantine(name, reason.clone(), fallback);
+                }
+            }
+        }
+    }
+
+    /// Sites that fell back keep their hosts. Who claims one of them in a new version falls back too, which may give
+    /// it hosts that a third one claims, and so on; each site falls back once at most.
+    fn settle(&mut self, origins: &HashMap<&str, &Origin>, fallback: &Fallback<'_>) {
+        let mut fallen: BTreeSet<Arc<str>> = self.quarantined.keys().cloned().collect();
+        if fallen.is_empty() {
+            return;
+        }
+        let mut owners: HashMap<HostPattern, Arc<str>> = HashMap::new();
+        for (name, known) in self.sites.iter().filter(|(name, _)| !fallen.contains(*name)) {
+            owners.extend(known.site.hosts.iter().map(|host| (host.clone(), name.clone())));
+        }
+        let mut queue: Vec<Arc<str>> = fallen.iter().rev().cloned().collect();
+        while let Some(name) = queue.pop() {
+            while let Some((host, owner)) = self.contested(&name, &owners) {
+                self.release(&owner, &mut owners);
+                if fallen.contains(&owner) {
+                    // Two old versions never served together: the older one does.
+                    let age = |name: &str| self.sites.get(name).map(|known| known.age);
+                    if age(&owner) < age(&name) {
+                        let hosts = self.sites.get(&owner).map(|known| known.site.hosts.clone());
+                        owners.extend(hosts.into_iter().flatten().map(|host| (host, owner.clone())));
+                        self.sites.remove(&name);
+                    } else {
+                        self.sites.remove(&owner);
+                    }
+                    continue;
+                }
+                let message = format!(
+                    "the site `{name}` has errors and goes on serving the host `{}` as it did before",
+                    config::section::host::written(&host)
+                );
+                let origin = origins.get(&*owner).map_or(Origin::Default, |origin| (*origin).clone());
+                let clash = Diagnostic::error(config::clash::CODE, &origin, message);
+                let clash = clash.help(format!("mend `{name}` first, or remove it")).for_site(&owner);
+                self.quarantine(&owner, told(&clash), fallback);
+                self.diagnostics.push(clash);
+                fallen.insert(owner.clone());
+                queue.push(owner);
+            }
+            let hosts = self.sites.get(&name).map(|known| known.site.hosts.clone());
+            owners.extend(hosts.into_iter().flatten().map(|host| (host, name.clone())));
+        }
+    }
+
+    /// A host of this site that another one holds.
+    fn contested(
+        &self,
+        name: &Arc<str>,
+        owners: &HashMap<HostPattern, Arc<str>>,
+    ) -> Option<(HostPattern, Arc<str>)> {
+        let hosts = &self.sites.get(name)?.site.hosts;
+        hosts.iter().find_map(|host| {
+            let owner = owners.get(host).filter(|owner| *owner != name)?;
+            Some((host.clone(), owner.clone()))
+        })
+    }
+
+    fn release(&self, name: &Arc<str>, owners: &mut HashMap<HostPattern, Arc<str>>) {
+        for host in self.sites.get(name).into_iter().flat_map(|known| &known.site.hosts) {
+            if owners.get(host) == Some(name) {
+                owners.remove(host);
+            }
+        }
+    }
+
+    /// What is to be stored for a site that is refused and has no version that works now: the next attempt may.
+    pub fn dormant(&self, state: &State) -> BTreeMap<Arc<str>, last_good::Site> {
+        let waits = |name: &Arc<str>| self.quarantined.contains_key(name) && !self.sites.contains_key(name);
+        let kept = state.dormant.iter().filter(|(name, _)| waits(name));
+        let mut dormant: BTreeMap<_, _> = kept.map(|(name, kept)| (name.clone(), kept.clone())).collect();
+        let fell = state.sites.iter().filter(|(name, _)| waits(name));
+        dormant.extend(fell.map(|(name, known)| (name.clone(), known.stored())));
+        dormant
+    }
+}
+
+/// What is not wrong with a certificate from files, and yet soon will be, or makes browsers refuse it.
+fn worries(site: &model::Site, identity: &Identity) -> Vec<Diagnostic> {
+    let Certificate::Files { cert, .. } = &site.certificate else { return Vec::new() };
+    let mut found = Vec::new();
+    let mut warn = |code, message: String, help: &str| {
+        found.push(Diagnostic::warning(code, &cert.origin, message).help(help).for_site(&site.name));
+    };
+    if let Some(message) = expiry(identity.not_after) {
+        warn("certificate-expires", message, "renew it; Tidegate takes the new file by itself");
+    }
+    let written = |host: &HostPattern| config::section::host::written(host);
+    let uncovered = site.hosts.iter().map(|host| written(&host.value));
+    let uncovered: Vec<_> = uncovered.filter(|host| !pem::names_cover(identity, host)).collect();
+    if let Some(host) = uncovered.first() {
+        let message = match uncovered.len() {
+            1 => format!("the certificate is not valid for the host `{host}`"),
+            more => format!("the certificate is not valid for the host `{host}` and {} more", more - 1),
+        };
+        warn("certificate-names", message, "clients will refuse it there: request one with all the names");
+    }
+    found
+}
+
+/// What to say about a certificate that has expired or soon will.
+pub(super) fn expiry(not_after: u64) -> Option<String> {
+    let now = clock::wall().as_secs();
+    if not_after <= now {
+        return Some("the certificate has expired".into());
+    }
+    let days = (not_after - now) / (24 * 3600);
+    (not_after - now < WARN_BEFORE).then(|| match days {
+        0 => "the certificate expires within a day".into(),
+        1 => "the certificate expires in 1 day".into(),
+        days => format!("the certificate expires in {days} days"),
+    })
+}

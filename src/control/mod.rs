@@ -1,0 +1,181 @@
+//! Layer 4, the control plane: slow things that may fail, never in a request's way.
+//!
+//! A file changes ([`watch`]), a signal or a command arrives → [`reload`]: read, compile each site on its own, swap,
+//! report. Which version of each site serves is chosen in `choose`. Sites that are refused keep their last good version,
+//! in memory and on disk ([`last_good`]). [`probe`] asks endpoints how they are; [`renew`] gets certificates and keeps
+//! them; [`status`] says how everything is.
+
+mod choose;
+pub mod last_good;
+pub mod probe;
+pub mod reload;
+pub mod renew;
+pub mod status;
+pub mod watch;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::ArcSwap;
+
+use crate::config::model;
+use crate::policy::connection_limit::Connections;
+use crate::snapshot::resident::Residents;
+use crate::snapshot::{Cell, Site, Source};
+use crate::telemetry::access;
+
+/// What the control plane works with; shared by its tasks.
+pub struct Control {
+    /// Where the configuration is.
+    pub path: PathBuf,
+    /// Where snapshots become current.
+    pub cell: Arc<Cell>,
+    /// What outlives them.
+    pub residents: Arc<Residents>,
+    /// The caps on client connections.
+    pub connections: Connections,
+    /// The access log.
+    pub access: access::Control,
+    /// What listens where.
+    pub listeners: Vec<Listener>,
+    /// Number of workers.
+    pub workers: usize,
+    state: Mutex<State>,
+    /// What the last reload left to tell; read by `status` while a reload runs.
+    view: ArcSwap<View>,
+    watched: Mutex<Watched>,
+}
+
+/// A socket we listen on.
+#[derive(Debug, Clone)]
+pub struct Listener {
+    /// `http`, `https`, `metrics`, `admin`, `demo`.
+    pub kind: &'static str,
+    /// Address or path.
+    pub address: String,
+}
+
+/// What is known about the configuration in force. Only a reload changes it.
+#[derive(Default)]
+struct State {
+    sites: BTreeMap<Arc<str>, Known>,
+    /// Last good versions of refused sites that cannot serve now; before the first load, of all sites.
+    dormant: BTreeMap<Arc<str>, last_good::Site>,
+    next_age: u64,
+    /// Whether all this is on disk.
+    saved: bool,
+}
+
+impl State {
+    /// How old a site is; `None` for one that is new.
+    fn age(&self, name: &str) -> Option<u64> {
+        let known = self.sites.get(name).map(|known| known.age);
+        known.or_else(|| self.dormant.get(name).map(|kept| kept.age))
+    }
+
+    /// The file that a site was last taken from.
+    fn file(&self, name: &str) -> Option<&Path> {
+        let known = self.sites.get(name).map(|known| &*known.file);
+        known.or_else(|| self.dormant.get(name).map(|kept| kept.file.as_path()))
+    }
+}
+
+/// A site that serves, and what it was made from.
+#[derive(Clone)]
+struct Known {
+    site: Arc<Site>,
+    /// What the served version was read from.
+    text: String,
+    file: Arc<Path>,
+    /// The smaller, the older: decides clashes of hosts.
+    age: u64,
+}
+
+impl Known {
+    fn stored(&self) -> last_good::Site {
+        let identity = self.site.identity.as_ref().filter(|_| self.site.source == Source::Files);
+        last_good::Site {
+            file: self.file.to_path_buf(),
+            text: self.text.clone(),
+            age: self.age,
+            certificate: identity.map(|identity| last_good::hex(&identity.fingerprint)),
+        }
+    }
+}
+
+/// What `status` tells beside the snapshot.
+#[derive(Default)]
+pub struct View {
+    /// Sites whose newest version was refused, and why; with or without an older one that serves.
+    pub quarantined: BTreeMap<Arc<str>, String>,
+    /// What was read, for `config show`.
+    pub loaded: Option<crate::config::Loaded>,
+}
+
+impl View {
+    fn watched(&self) -> Watched {
+        let loaded = self.loaded.as_ref();
+        loaded.map(|l| Watched { files: l.files.clone(), folders: l.folders.clone() }).unwrap_or_default()
+    }
+}
+
+/// Files and folders that the watcher looks at.
+#[derive(Default, Clone, PartialEq, Eq)]
+pub struct Watched {
+    /// Files whose change is a reason to reload.
+    pub files: Vec<PathBuf>,
+    /// Folders to get events from.
+    pub folders: Vec<PathBuf>,
+}
+
+/// What a [`Control`] is made of; handed over by the assembler.
+pub struct Parts {
+    pub path: PathBuf,
+    pub cell: Arc<Cell>,
+    pub residents: Arc<Residents>,
+    pub connections: Connections,
+    pub access: access::Control,
+    pub listeners: Vec<Listener>,
+    pub workers: usize,
+    pub first: reload::First,
+}
+
+impl Control {
+    /// Takes over after the first load.
+    pub fn new(parts: Parts) -> Arc<Control> {
+        let reload::First { state, view, watched, .. } = parts.first;
+        Arc::new(Control {
+            path: parts.path,
+            cell: parts.cell,
+            residents: parts.residents,
+            connections: parts.connections,
+            access: parts.access,
+            listeners: parts.listeners,
+            workers: parts.workers,
+            state: Mutex::new(state),
+            view: ArcSwap::from_pointee(view),
+            watched: Mutex::new(watched),
+        })
+    }
+
+    /// What is to be watched now.
+    pub fn watched(&self) -> Watched {
+        lock(&self.watched).clone()
+    }
+
+    /// The server's settings in force.
+    pub fn server(&self) -> Arc<model::Server> {
+        self.cell.load().server.clone()
+    }
+
+    /// The address of the first listener of a kind.
+    pub fn listener(&self, kind: &str) -> Option<SocketAddr> {
+        self.listeners.iter().find(|listener| listener.kind == kind)?.address.parse().ok()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

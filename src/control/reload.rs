@@ -1,0 +1,377 @@
+//! Read → compile each site on its own → swap → keep → report.
+//!
+//! A site is a blast radius: whatever is wrong with one leaves every other site alone, and the site itself keeps its
+//! last good version. Only a bad server part refuses a reload whole.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::json;
+
+use crate::base::clock;
+use crate::config::model::{Certificate, Server};
+use crate::config::{self, Diagnostic, Loaded};
+use crate::control::choose::{self, Built, build, told};
+use crate::control::last_good::{self, Store};
+use crate::control::{Control, Known, State, View, Watched, lock, renew};
+use crate::snapshot::resident::Residents;
+use crate::snapshot::{Site, Snapshot, Source, compile};
+use crate::telemetry::hub::ReloadResult;
+
+/// What the first load yields; the rest of the process is built around it.
+pub struct First {
+    /// The first snapshot.
+    pub snapshot: Option<Snapshot>,
+    /// What was found on the way, as text for a terminal; empty when all is well.
+    pub problems: String,
+    pub(super) state: State,
+    pub(super) view: View,
+    pub(super) watched: Watched,
+}
+
+/// What a reload did.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// The generation in force.
+    pub generation: u64,
+    /// Whether anything new is in force.
+    pub changed: bool,
+    /// Sites with a new version, new ones among them.
+    pub updated: Vec<Arc<str>>,
+    /// Sites that are gone.
+    pub removed: Vec<Arc<str>>,
+    /// Sites refused.
+    pub quarantined: Vec<Arc<str>>,
+    /// Settings that changed in the file but wait for a restart.
+    pub restart_needed: Vec<&'static str>,
+    /// Everything found.
+    pub diagnostics: Vec<Diagnostic>,
+    /// The server part is bad: nothing changed.
+    pub refused: bool,
+}
+
+impl Report {
+    /// For the admin socket.
+    pub fn to_json(&self) -> serde_json::Value {
+        json!({
+            "generation": self.generation,
+            "changed": self.changed,
+            "refused": self.refused,
+            "updated": self.updated,
+            "removed": self.removed,
+            "quarantined": self.quarantined,
+            "restart_needed": self.restart_needed,
+            "diagnostics": config::to_json(&self.diagnostics),
+        })
+    }
+
+    fn result(&self) -> ReloadResult {
+        match (self.refused, self.changed, self.quarantined.is_empty()) {
+            (true, ..) => ReloadResult::Refused,
+            (false, _, false) => ReloadResult::Partial,
+            (false, true, true) => ReloadResult::Applied,
+            (false, false, true) => ReloadResult::Unchanged,
+        }
+    }
+}
+
+/// The first load of a process, from a configuration whose server part is good. `path` is where it was loaded from.
+///
+/// # Errors
+/// A sentence when no snapshot can be made at all.
+pub fn first(
+    path: &Path,
+    mut loaded: Loaded,
+    server: Server,
+    https_port: Option<u16>,
+    residents: &Residents,
+) -> Result<First, String> {
+    let stored = Store::new(&server.state).load();
+    let next_age = stored.sites.values().map(|site| site.age.saturating_add(1)).max().unwrap_or(0);
+    let dormant = stored.sites.into_iter().map(|(name, site)| (Arc::from(name), site)).collect();
+    let mut state = State { dormant, next_age, ..State::default() };
+    if loaded.diagnostics.iter().any(|diagnostic| diagnostic.code == config::DUPLICATE_SITE) {
+        // Read again, now that is known in which file each site lived before.
+        let again = load(path, &state);
+        loaded = if again.server.is_some() { again } else { loaded };
+    }
+    let server = Arc::new(server);
+    renew::configure(residents, &server);
+    let built = build(&mut loaded, &state, &server, 1, residents);
+    let problems = config::render_human(&built.diagnostics, &loaded.sources, false);
+    for (name, reason) in &built.quarantined {
+        tracing::error!("the site `{name}` is in quarantine: {reason}");
+    }
+    let finished = built.finish(loaded, &state, &server, 1, https_port, residents)?;
+    let (snapshot, view);
+    (snapshot, state, view) = finished;
+    renew::want(residents, &snapshot);
+    state.saved = keep(&server, &state, &view);
+    residents.hub.set_generation(1);
+    let watched = view.watched();
+    Ok(First { snapshot: Some(snapshot), problems, state, view, watched })
+}
+
+/// Reads the configuration; of two sites with one name, the one in the file that it was last taken from counts.
+fn load(path: &Path, state: &State) -> Loaded {
+    config::load_with(path, &|name, file| state.file(name) == Some(file))
+}
+
+/// What a start with this configuration would find, without a state folder, sockets or a running process.
+///
+/// # Errors
+/// A sentence when the means to check are missing.
+pub fn check(path: &Path) -> Result<(Loaded, Vec<Diagnostic>), String> {
+    let mut loaded = config::load(path);
+    let Some(server) = loaded.server.clone() else {
+        let diagnostics = loaded.diagnostics.clone();
+        return Ok((loaded, diagnostics));
+    };
+    let residents = Residents::for_check()?;
+    let built = build(&mut loaded, &State::default(), &server, 1, &residents);
+    Ok((loaded, built.diagnostics))
+}
+
+impl Control {
+    /// Reloads. Blocks: reading and compiling thousands of sites takes a while, so this runs on a thread of its own.
+    pub fn reload(&self, reason: &str) -> Report {
+        let mut state = lock(&self.state);
+        let started = clock::now();
+        let mut loaded = load(&self.path, &state);
+        let old = self.cell.load();
+        *lock(&self.watched) = Watched { files: loaded.files.clone(), folders: loaded.folders.clone() };
+        let Some(server) = loaded.server.clone() else {
+            let report = Report {
+                generation: old.generation,
+                refused: true,
+                diagnostics: std::mem::take(&mut loaded.diagnostics),
+                ..Report::default()
+            };
+            self.residents.hub.reloaded(report.result());
+            log(&report, reason);
+            return report;
+        };
+        let (server, restart_needed) = fixed(server, &old.server);
+        let generation = old.generation + 1;
+        let server = Arc::new(server);
+        renew::configure(&self.residents, &server);
+        let built = build(&mut loaded, &state, &server, generation, &self.residents);
+        let mut report = built.compare(&state, &old, &server);
+        report.restart_needed = restart_needed;
+        report.generation = if report.changed { generation } else { old.generation };
+        self.apply(&mut state, built, loaded, &old, &server, &mut report);
+        self.residents.hub.reloaded(report.result());
+        log(&report, reason);
+        tracing::debug!("reload took {} ms", clock::now().0 - started.0);
+        report
+    }
+
+    fn apply(
+        &self,
+        state: &mut State,
+        built: Built,
+        loaded: Loaded,
+        old: &Snapshot,
+        server: &Arc<Server>,
+        report: &mut Report,
+    ) {
+        report.diagnostics.clone_from(&built.diagnostics);
+        // A site that moved to another file serves as before, but a restart must know where it lives now.
+        let same_place = |(name, known): (&Arc<str>, &Known)| {
+            state.sites.get(name).is_some_and(|before| before.file == known.file && before.text == known.text)
+        };
+        let to_store = report.changed || !state.saved || !built.sites.iter().all(same_place);
+        let finished =
+            built.finish(loaded, state, server, report.generation, old.https_port, &self.residents);
+        let (snapshot, new, view) = match finished {
+            Ok(finished) => finished,
+            Err(why) => {
+                tracing::error!("reload failed, nothing changed: {why}");
+                report.refused = true;
+                report.changed = false;
+                report.generation = old.generation;
+                return;
+            }
+        };
+        *state = new;
+        // Also where nothing changed: the manager may have been opened only now.
+        renew::want(&self.residents, &snapshot);
+        if report.changed {
+            self.swap(snapshot, old, server);
+        }
+        // After the swap: a slow or full disk keeps no site from its new version.
+        state.saved = !to_store || keep(server, state, &view);
+        self.view.store(Arc::new(view));
+        self.residents.sweep();
+    }
+
+    fn swap(&self, snapshot: Snapshot, old: &Snapshot, server: &Server) {
+        let generation = snapshot.generation;
+        self.cell.swap(snapshot);
+        self.connections.set_limits(connection_cap(server), server.max_connections_per_client);
+        self.access.set_style(server.log.format, server.log.privacy);
+        if old.server.log.access != server.log.access
+            && let Err(error) = self.access.retarget(&server.log.access)
+        {
+            tracing::error!("the access log stays where it was: {error}");
+        }
+        self.residents.hub.set_generation(generation);
+    }
+
+    /// Why a reload is due although nobody changed anything, if one is: a certificate of the internal CA grows old, or
+    /// the last good sites could not be stored.
+    pub fn upkeep(&self) -> Option<&'static str> {
+        let snapshot = self.cell.load();
+        let ours = |site: &Arc<Site>| site.identity.clone().filter(|_| site.source.is_internal());
+        let old = |site: &Arc<Site>| ours(site).is_some_and(|identity| self.residents.due(&identity));
+        if snapshot.sites.iter().any(old) {
+            return Some("certificates of the internal CA grow old");
+        }
+        (!lock(&self.state).saved).then_some("the last good sites are not stored yet")
+    }
+
+    /// Says which certificates end soon and are not ours to renew.
+    pub fn warn_of_expiry(&self) {
+        // Automatic ones have their own warnings, from whoever renews them.
+        for site in self.cell.load().sites.iter().filter(|site| site.source == Source::Files) {
+            let expiry = site.identity.as_ref().and_then(|identity| choose::expiry(identity.not_after));
+            if let Some(message) = expiry {
+                tracing::warn!(site = &*site.name, "{message}");
+            }
+        }
+        let ca = &self.residents.ca;
+        if choose::expiry(ca.not_after()).is_some() {
+            tracing::warn!(
+                "the internal CA {} ends soon: remove its folder and restart to have a new one, then let clients \
+                 trust that",
+                ca.ca_path().display()
+            );
+        }
+    }
+}
+
+/// Open connections allowed: what was configured, or what the descriptors allow. A quarter stays for
+/// connections to backends (idle clients need none), and a reserve for files, listeners and the control plane.
+pub fn connection_cap(server: &Server) -> u32 {
+    const RESERVE: u64 = 512;
+    let descriptors = crate::net::bind::fd_limit();
+    let spare = descriptors.saturating_sub(RESERVE.min(descriptors / 2));
+    let possible = u32::try_from(spare / 4 * 3).unwrap_or(u32::MAX);
+    server.max_connections.map_or(possible, |wanted| wanted.min(possible.max(1)))
+}
+
+impl Built {
+    fn compare(&self, state: &State, old: &Snapshot, new: &Server) -> Report {
+        let differs = |known: &Known| {
+            state.sites.get(&known.site.name).is_none_or(|before| !Arc::ptr_eq(&before.site, &known.site))
+        };
+        let updated: Vec<_> =
+            self.sites.values().filter(|known| differs(known)).map(|known| known.site.name.clone()).collect();
+        let removed: Vec<_> =
+            state.sites.keys().filter(|name| !self.sites.contains_key(*name)).cloned().collect();
+        let server_changed = format!("{:?}", old.server) != format!("{new:?}");
+        // Sites without any version are answered otherwise than unknown ones, so they are a change too.
+        let down_changed = self.down() != old.unavailable;
+        Report {
+            changed: server_changed || down_changed || !updated.is_empty() || !removed.is_empty(),
+            updated,
+            removed,
+            quarantined: self.quarantined.keys().cloned().collect(),
+            ..Report::default()
+        }
+    }
+
+    fn down(&self) -> HashSet<Arc<str>> {
+        self.quarantined.keys().filter(|name| !self.sites.contains_key(*name)).cloned().collect()
+    }
+
+    fn finish(
+        self,
+        loaded: Loaded,
+        state: &State,
+        server: &Arc<Server>,
+        generation: u64,
+        https_port: Option<u16>,
+        residents: &Residents,
+    ) -> Result<(Snapshot, State, View), String> {
+        let sites: Vec<Arc<Site>> = self.sites.values().map(|known| known.site.clone()).collect();
+        let (down, dormant) = (self.down(), self.dormant(state));
+        let snapshot = compile::assemble(generation, server.clone(), sites, down, https_port, residents)?;
+        let view = View { quarantined: self.quarantined, loaded: Some(loaded) };
+        Ok((
+            snapshot,
+            State { sites: self.sites, dormant, next_age: self.next_age, saved: state.saved },
+            view,
+        ))
+    }
+}
+
+/// Settings that are bound to sockets and threads stay as they are until a restart; gives the names of those that
+/// differ in the file.
+fn fixed(new: Server, old: &Server) -> (Server, Vec<&'static str>) {
+    let waiting = config::restart_needed(&new, old);
+    let server = Server {
+        http: old.http.clone(),
+        https: old.https.clone(),
+        workers: old.workers,
+        state: old.state.clone(),
+        limit_entries: old.limit_entries,
+        metrics: old.metrics,
+        admin_socket: old.admin_socket.clone(),
+        demo: old.demo.clone(),
+        ..new
+    };
+    (server, waiting)
+}
+
+/// Writes what serves now to disk, for a start with a bad file; `false` when that failed. Sites in quarantine keep
+/// what was stored for them, because what serves for them is just that.
+fn keep(server: &Server, state: &State, view: &View) -> bool {
+    let mut pairs: BTreeMap<String, (PathBuf, PathBuf)> = BTreeMap::new();
+    let entries = view.loaded.iter().flat_map(|loaded| &loaded.sites);
+    for entry in entries.filter(|entry| !view.quarantined.contains_key(&entry.name)) {
+        let Some(known) = state.sites.get(&entry.name) else { continue };
+        // Only what came from files is copied: the internal CA issues anew, automatic ones have a store of their own.
+        let identity = known.site.identity.as_ref().filter(|_| known.site.source == Source::Files);
+        if let (Some(identity), Some(Certificate::Files { cert, key })) =
+            (identity, entry.site.as_ref().map(|site| &site.certificate))
+        {
+            let print = last_good::hex(&identity.fingerprint);
+            pairs.insert(print, (cert.value.clone(), key.value.clone()));
+        }
+    }
+    let serving = state.sites.iter().map(|(name, known)| (name.to_string(), known.stored()));
+    let waiting = state.dormant.iter().map(|(name, kept)| (name.to_string(), kept.clone()));
+    let saved = Store::new(&server.state).save(waiting.chain(serving).collect(), &pairs);
+    if let Err(why) = &saved {
+        tracing::error!("{why}; a site with errors would have no earlier version after a restart");
+    }
+    saved.is_ok()
+}
+
+fn log(report: &Report, reason: &str) {
+    for diagnostic in report.diagnostics.iter().filter(|diagnostic| diagnostic.is_error()) {
+        tracing::error!("{}{}", told(diagnostic), help(diagnostic));
+    }
+    for setting in &report.restart_needed {
+        tracing::warn!("`{setting}` changed but needs a restart; the old value stays in force");
+    }
+    if report.refused {
+        tracing::error!("reload refused ({reason}): the server part has errors; nothing changed");
+    } else if report.changed || !report.quarantined.is_empty() {
+        tracing::info!(
+            generation = report.generation,
+            updated = report.updated.len(),
+            removed = report.removed.len(),
+            quarantined = report.quarantined.len(),
+            "reloaded ({reason})"
+        );
+    } else {
+        tracing::debug!("reload ({reason}): nothing changed");
+    }
+}
+
+fn help(diagnostic: &Diagnostic) -> String {
+    diagnostic.help.as_ref().map(|help| format!("; {help}")).unwrap_or_default()
+}

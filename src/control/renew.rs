@@ -1,0 +1,163 @@
+//! Drives the manager of automatic certificates: tells it what sites want, lets it run, and puts what it got in force.
+//!
+//! The decisions (what to order, when, at whom) are the manager's. A new certificate is put in force by a reload:
+//! the site's fingerprint covers its certificate, so that exactly the sites concerned are compiled anew.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+
+use crate::config::model::{ChallengeKind, Server};
+use crate::control::Control;
+use crate::control::status::host_text;
+use crate::snapshot::resident::Residents;
+use crate::snapshot::{Site, Snapshot, Source};
+use crate::telemetry::hub::Reading;
+use crate::telemetry::metric::Metric;
+use crate::tls::acme::{CertificateStatus, Wanted};
+
+/// Certificates that come within this time of the first are put in force by one reload.
+const BATCH: Duration = Duration::from_secs(1);
+/// How often it is looked whether a reload has brought `[acme]`.
+const FOLLOW: Duration = Duration::from_millis(500);
+
+/// States of a certificate, in the order of the metric.
+const STATES: [&str; 5] = ["valid", "due", "ordering", "failed", "waiting"];
+
+/// Opens the manager, or gives it the settings of a configuration about to be in force.
+pub fn configure(residents: &Residents, server: &Server) {
+    if let Err(why) = residents.acme.configure(server.acme.as_ref()) {
+        tracing::error!("{why}");
+    }
+}
+
+/// Tells the manager which certificates are wanted: all of the automatic ones, also of sites that serve their last good
+/// version.
+pub fn want(residents: &Residents, snapshot: &Snapshot) {
+    let Some(manager) = residents.acme.manager() else { return };
+    let challenge = snapshot.server.acme.as_ref().map(|acme| possible(&acme.challenges, &snapshot.server));
+    let Some(challenge) = challenge else { return manager.want(Vec::new()) };
+    let automatic = snapshot.sites.iter().filter(|site| site.source.is_automatic());
+    let wanted = automatic.map(|site| Wanted {
+        site: site.name.clone(),
+        names: site.hosts.clone(),
+        challenge: challenge.clone(),
+        tenant: site.tenant.clone(),
+    });
+    manager.want(wanted.collect());
+}
+
+/// The challenges for which there is a listener: an authority asks nobody who does not listen.
+fn possible(kinds: &[ChallengeKind], server: &Server) -> Vec<ChallengeKind> {
+    let can = |kind: &ChallengeKind| match kind {
+        ChallengeKind::TlsAlpn01 => !server.https.is_empty(),
+        ChallengeKind::Http01 => !server.http.is_empty(),
+        ChallengeKind::Dns01 => true,
+    };
+    kinds.iter().copied().filter(can).collect()
+}
+
+/// Runs for ever: the manager, once there is one, and a reload for what it got.
+pub async fn run(control: Arc<Control>, reload: impl AsyncFn(&'static str)) {
+    let manager = loop {
+        match control.residents.acme.manager() {
+            Some(manager) => break manager,
+            None => tokio::time::sleep(FOLLOW).await,
+        }
+    };
+    let changed = Rc::new(Notify::new());
+    let told = changed.clone();
+    let running = manager.run(move |_| told.notify_one());
+    let applying = async {
+        loop {
+            changed.notified().await;
+            tokio::time::sleep(BATCH).await;
+            reload("new certificates").await;
+        }
+    };
+    tokio::join!(running, applying);
+}
+
+impl Control {
+    /// The answer to `GET /certs`: the certificate of every site.
+    pub fn certificates(&self) -> Value {
+        let snapshot = self.cell.load();
+        let automatic = self.automatic();
+        let rows: Vec<Value> = snapshot
+            .sites
+            .iter()
+            .map(|site| row(site, automatic.get(&*site.name).filter(|_| site.source.is_automatic())))
+            .collect();
+        json!({
+            "automatic": snapshot.server.acme.is_some(),
+            "open": self.residents.acme.manager().is_some(),
+            "certificates": rows,
+        })
+    }
+
+    /// The answer to `GET /certs/plan`.
+    pub fn certificate_plan(&self) -> Value {
+        self.residents.acme.manager().map(|manager| manager.plan()).unwrap_or_default()
+    }
+
+    /// Orders a site's certificate now.
+    ///
+    /// # Errors
+    /// A sentence: no such site, or none whose certificate is automatic.
+    pub fn renew(&self, site: &str) -> Result<(), String> {
+        let site = site.to_ascii_lowercase();
+        let snapshot = self.cell.load();
+        let Some(found) = snapshot.sites.iter().find(|known| *known.name == *site) else {
+            return Err(format!("there is no site `{site}`: `tidegate certs` lists them"));
+        };
+        if !found.source.is_automatic() {
+            let source =
+                if found.source == Source::Files { "comes from files" } else { "is of the internal CA" };
+            return Err(format!("the certificate of `{site}` {source}: only automatic ones are ordered"));
+        }
+        let manager = self.residents.acme.manager();
+        manager.ok_or("automatic certificates are off: the process log says why")?.renew(&site)
+    }
+
+    fn automatic(&self) -> std::collections::HashMap<Arc<str>, CertificateStatus> {
+        let manager = self.residents.acme.manager();
+        let all = manager.map(|manager| manager.status()).unwrap_or_default();
+        all.into_iter().map(|status| (status.site.clone(), status)).collect()
+    }
+
+    /// Automatic certificates by state, for each scrape.
+    pub(super) fn certificate_readings(&self, readings: &mut Vec<Reading>) {
+        let Some(manager) = self.residents.acme.manager() else { return };
+        let all = manager.status();
+        for state in STATES {
+            let count = all.iter().filter(|status| status.state == state).count();
+            readings.push(Reading::new(Metric::CertificateState, &[state], count as f64));
+        }
+        for (result, count) in manager.ended() {
+            readings.push(Reading::new(Metric::AcmeOrders, &[result], count as f64));
+        }
+    }
+}
+
+/// One line of `tidegate certs`.
+fn row(site: &Site, kept: Option<&CertificateStatus>) -> Value {
+    let not_after = site.identity.as_ref().map(|identity| identity.not_after);
+    let mut row = match kept.map(serde_json::to_value) {
+        Some(Ok(row)) => row,
+        _ => json!({
+            "site": site.name,
+            "names": site.hosts.iter().map(host_text).collect::<Vec<_>>(),
+            "issuer": null, "ca": null, "renew_at": null, "last_error": null, "attempts": 0, "next_try": null,
+            "state": if not_after.is_some() { "valid" } else { "waiting" },
+        }),
+    };
+    if let Some(row) = row.as_object_mut() {
+        row.insert("source".into(), site.source.as_str().into());
+        // What is served now, which may be older than what is stored.
+        row.insert("not_after".into(), not_after.into());
+    }
+    row
+}

@@ -1,0 +1,125 @@
+//! How everything is, as JSON for the admin socket and as readings for `/metrics`.
+
+use std::collections::HashSet;
+
+use serde_json::{Value, json};
+
+use crate::base::clock;
+use crate::config::model::{HostPattern, Origin};
+use crate::control::Control;
+use crate::snapshot::Site;
+use crate::telemetry::hub::Reading;
+use crate::telemetry::metric::Metric;
+use crate::upstream::endpoint::Endpoint;
+
+impl Control {
+    /// The answer to `GET /status`.
+    pub fn status(&self) -> Value {
+        let snapshot = self.cell.load();
+        let view = self.view.load_full();
+        let hub = &self.residents.hub;
+        let workers: Vec<Value> =
+            (0..self.workers).map(|id| json!({"id": id, "connections": hub.connections(id)})).collect();
+        let mut sites: Vec<Value> =
+            snapshot.sites.iter().map(|site| site_status(site, view.quarantined.get(&site.name))).collect();
+        let serving: HashSet<&str> = snapshot.sites.iter().map(|site| &*site.name).collect();
+        let down = view.quarantined.iter().filter(|(name, _)| !serving.contains(&***name));
+        sites.extend(down.map(|(name, reason)| {
+            json!({
+                "name": name, "hosts": [], "state": "quarantined", "serving": false, "generation": null,
+                "reason": reason, "routes": 0, "certificate": null,
+            })
+        }));
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "pid": std::process::id(),
+            "uptime_ms": clock::now().0,
+            "generation": snapshot.generation,
+            "listeners": self.listeners.iter()
+                .map(|l| json!({"kind": l.kind, "address": l.address})).collect::<Vec<_>>(),
+            "workers": workers,
+            "connections": self.connections.open(),
+            "sites": sites,
+            "endpoints": self.residents.endpoints.list().iter().map(|e| endpoint_status(e)).collect::<Vec<_>>(),
+            "ca_certificate": self.residents.ca.ca_path(),
+        })
+    }
+
+    /// The answer to `GET /config`.
+    pub fn effective(&self) -> Value {
+        let view = self.view.load_full();
+        let all = view.loaded.as_ref().map(crate::config::Loaded::effective).unwrap_or_default();
+        let row =
+            |e: crate::config::Effective| json!({"key": e.key, "value": e.value, "origin": told(&e.origin)});
+        Value::Array(all.into_iter().map(row).collect())
+    }
+
+    /// What is read at each scrape.
+    pub fn readings(&self, readings: &mut Vec<Reading>) {
+        let snapshot = self.cell.load();
+        let view = self.view.load_full();
+        let quarantined = view.quarantined.len();
+        let serving = snapshot.sites.iter().filter(|site| !view.quarantined.contains_key(&site.name)).count();
+        readings.push(Reading::new(Metric::Sites, &["active"], serving as f64));
+        readings.push(Reading::new(Metric::Sites, &["quarantined"], quarantined as f64));
+        for name in view.quarantined.keys() {
+            readings.push(Reading::new(Metric::SiteQuarantined, &[name], 1.0));
+        }
+        for site in &snapshot.sites {
+            if let Some(identity) = &site.identity {
+                let expiry = identity.not_after as f64;
+                readings.push(Reading::new(Metric::CertificateExpiry, &[&site.name], expiry));
+            }
+        }
+        self.certificate_readings(readings);
+        for endpoint in self.residents.endpoints.list() {
+            let address = endpoint.address.to_string();
+            let labels = [&*endpoint.service, address.as_str()];
+            let up = f64::from(u8::from(endpoint.is_up(clock::now())));
+            readings.push(Reading::new(Metric::EndpointUp, &labels, up));
+            readings.push(Reading::new(Metric::EndpointInFlight, &labels, f64::from(endpoint.in_flight())));
+        }
+    }
+}
+
+fn told(origin: &Origin) -> String {
+    match origin {
+        Origin::Default => "default".to_owned(),
+        Origin::File { path, line, .. } => format!("{}:{line}", path.display()),
+    }
+}
+
+fn site_status(site: &Site, reason: Option<&String>) -> Value {
+    let hosts: Vec<String> = site.hosts.iter().map(host_text).collect();
+    json!({
+        "name": site.name,
+        "hosts": hosts,
+        "state": if reason.is_some() { "quarantined" } else { "active" },
+        "serving": true,
+        "generation": site.generation,
+        "reason": reason,
+        "routes": site.routes.len(),
+        "certificate": {
+            "source": site.source.as_str(),
+            "not_after": site.identity.as_ref().map(|identity| identity.not_after),
+        },
+    })
+}
+
+pub(super) fn host_text(host: &HostPattern) -> String {
+    match host {
+        HostPattern::Exact(name) => name.to_string(),
+        HostPattern::Wildcard(parent) => format!("*.{parent}"),
+    }
+}
+
+fn endpoint_status(endpoint: &Endpoint) -> Value {
+    json!({
+        "service": endpoint.service,
+        "address": endpoint.address.to_string(),
+        "state": if endpoint.is_up(clock::now()) { "up" } else { "down" },
+        "in_flight": endpoint.in_flight(),
+        "failures": endpoint.failures(),
+        "last_error": endpoint.last_error(),
+    })
+}

@@ -1,0 +1,170 @@
+//! Notices that the configuration changed: events of the file system, and a slow look that does not depend on them.
+//!
+//! Events name folders, not files: inotify follows inodes, and editors, deployment tools and ConfigMaps replace files.
+//! Network file systems and bind mounts give no events at all, which is why every [`POLL`] the files are looked at.
+//! An event only says "look": whether anything changed is decided by content, in the reload.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use tokio::sync::Notify;
+
+use crate::control::{Control, Watched};
+
+/// How often files are looked at without an event.
+pub const POLL: Duration = Duration::from_secs(10);
+/// Events must be silent this long before a reload: writers write in several steps.
+const QUIET: Duration = Duration::from_millis(200);
+/// And are waited for no longer than this, or a busy folder would put a reload off for ever.
+const QUIET_MAX: Duration = Duration::from_secs(2);
+
+/// What a look at the files saw; two equal looks mean that nothing changed.
+type Look = BTreeMap<PathBuf, Option<(u64, u64, i64, i64)>>;
+
+/// Watches for ever; calls a reload when something may have changed.
+pub async fn run(control: Arc<Control>, reload: impl AsyncFn(&'static str)) {
+    let changed = Arc::new(Notify::new());
+    let mut watcher = Folders::new(changed.clone());
+    let mut watched = control.watched();
+    let mut seen;
+    (watcher, seen) = follow_and_look(watcher, watched.clone()).await;
+    loop {
+        let reason = tokio::select! {
+            () = changed.notified() => {
+                settle(&changed).await;
+                "files changed"
+            }
+            () = tokio::time::sleep(POLL) => "files changed, seen by the regular look",
+        };
+        let now;
+        (watcher, now) = follow_and_look(watcher, watched.clone()).await;
+        if now == seen {
+            continue;
+        }
+        reload(reason).await;
+        // What to watch may have changed with the files; what changed during the reload is seen by the next look.
+        watched = control.watched();
+        (watcher, _) = follow_and_look(watcher, watched.clone()).await;
+        // The look from before the reload stands: a file that appeared while it read was not read. The price is one
+        // reload more, that changes nothing, when the reload itself brought new files to watch.
+        seen = now;
+        changed.notify_one();
+    }
+}
+
+/// Ten thousand sites name thirty thousand files: they are not looked at on the thread that answers the admin socket.
+/// Followed first, so that what changes after the look gives an event.
+async fn follow_and_look(mut folders: Folders, watched: Watched) -> (Folders, Look) {
+    let looked = tokio::task::spawn_blocking(move || {
+        folders.follow(&watched);
+        let seen = look(&watched);
+        (folders, seen)
+    });
+    match looked.await {
+        Ok(looked) => looked,
+        // Ends with the process only.
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// Waits until events stop.
+async fn settle(changed: &Notify) {
+    let _ = tokio::time::timeout(QUIET_MAX, async {
+        while tokio::time::timeout(QUIET, changed.notified()).await.is_ok() {}
+    })
+    .await;
+}
+
+/// The folders that events are wanted from.
+struct Folders {
+    watcher: Option<RecommendedWatcher>,
+    /// With device, inode and birth: a folder that was removed and made again is another one, whatever its name, and
+    /// often has the inode of the old one.
+    followed: HashMap<PathBuf, (u64, u64, Option<Duration>)>,
+}
+
+impl Folders {
+    fn new(changed: Arc<Notify>) -> Folders {
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            // Reading is no change; an error (queue overflow, say) is a reason to look.
+            if event.map_or(true, |event| !event.kind.is_access()) {
+                changed.notify_one();
+            }
+        });
+        let watcher = watcher.map_err(|error| {
+            tracing::warn!(
+                "no file events ({error}): changes are noticed within {POLL:?}; raise fs.inotify.max_user_instances \
+                 to have them at once"
+            );
+        });
+        Folders { watcher: watcher.ok(), followed: HashMap::new() }
+    }
+
+    fn follow(&mut self, watched: &Watched) {
+        let Some(watcher) = &mut self.watcher else { return };
+        let identity = |folder: PathBuf| {
+            let metadata = folder.metadata().ok()?;
+            let born = metadata.created().ok().and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
+            Some((folder, (metadata.dev(), metadata.ino(), born)))
+        };
+        // A folder that does not exist (yet) cannot be watched: the regular look sees it appear.
+        let wanted: HashMap<_, _> = folders(watched).into_iter().filter_map(identity).collect();
+        for (gone, _) in self.followed.iter().filter(|(folder, id)| wanted.get(*folder) != Some(*id)) {
+            let _ = watcher.unwatch(gone);
+        }
+        let before = std::mem::take(&mut self.followed);
+        self.followed = wanted
+            .into_iter()
+            .filter(|(folder, id)| {
+                before.get(folder) == Some(id) || watcher.watch(folder, RecursiveMode::NonRecursive).is_ok()
+            })
+            .collect();
+    }
+}
+
+/// Folders of the files, as named and as they resolve: a symbolic link may be replaced at either end.
+fn folders(watched: &Watched) -> HashSet<PathBuf> {
+    let resolved = watched.files.iter().filter_map(|file| file.canonicalize().ok());
+    let parents = resolved.filter_map(|file| file.parent().map(Path::to_path_buf));
+    watched.folders.iter().cloned().chain(parents).collect()
+}
+
+fn look(watched: &Watched) -> Look {
+    let inside = watched.folders.iter().filter_map(|folder| folder.read_dir().ok()).flatten().flatten();
+    let listed =
+        inside.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|kind| kind == "toml"));
+    let state = |path: PathBuf| {
+        // Following links: what matters is what would be read.
+        let state = path.metadata().ok().map(|m| (m.ino(), m.size(), m.mtime(), m.mtime_nsec()));
+        (path, state)
+    };
+    watched.files.iter().cloned().chain(listed).map(state).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_folder_that_was_removed_and_made_again_gives_events_again() {
+        let place = tempfile::tempdir().unwrap();
+        let sites = place.path().join("sites");
+        let watched = Watched { files: Vec::new(), folders: vec![sites.clone()] };
+        let changed = Arc::new(Notify::new());
+        let mut folders = Folders::new(changed.clone());
+        for _ in 0..3 {
+            std::fs::create_dir(&sites).unwrap();
+            folders.follow(&watched);
+            // Whatever the folder's own coming and going said is heard first.
+            settle(&changed).await;
+            std::fs::write(sites.join("a.toml"), "").unwrap();
+            tokio::time::timeout(Duration::from_secs(20), changed.notified()).await.unwrap();
+            std::fs::remove_dir_all(&sites).unwrap();
+            settle(&changed).await;
+        }
+    }
+}

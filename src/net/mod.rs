@@ -1,0 +1,6 @@
+//! Layer 1: sockets, bytes and deadlines. Nothing here knows a route or a site.
+
+pub mod bind;
+pub mod proxy_protocol;
+pub mod stream;
+pub mod timer;

@@ -1,0 +1,406 @@
+//! The byte stream under HTTP, watched: what phase a connection is in, how long it may stay there, what it moved.
+//!
+//! hyper has no deadline for a slow request head, a client that stops reading, or an idle HTTP/2 connection. One
+//! wrapper adds them all: [`Guarded`] notes every read and write in a [`Progress`], which keeps one coarse timer.
+//! Whoever drives the connection polls [`Progress::poll_overdue`] beside it and decides what an overdue phase means.
+
+use std::cell::Cell;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsStream;
+
+use crate::net::timer::{Timer, Wheel};
+
+/// A TCP connection, in the clear or under TLS.
+pub enum Stream {
+    /// In the clear.
+    Plain(TcpStream),
+    /// Under TLS, either side.
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+macro_rules! delegate {
+    ($self:ident, $method:ident, $($arg:expr),*) => {
+        match $self.get_mut() {
+            Stream::Plain(io) => Pin::new(io).$method($($arg),*),
+            Stream::Tls(io) => Pin::new(io.as_mut()).$method($($arg),*),
+        }
+    };
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        delegate!(self, poll_read, cx, buf)
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        delegate!(self, poll_write, cx, buf)
+    }
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        delegate!(self, poll_flush, cx)
+    }
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        delegate!(self, poll_shutdown, cx)
+    }
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        delegate!(self, poll_write_vectored, cx, bufs)
+    }
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Stream::Plain(io) => io.is_write_vectored(),
+            Stream::Tls(io) => io.is_write_vectored(),
+        }
+    }
+}
+
+/// What a connection is doing; each phase has its own deadline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Waiting for a request; nothing of it has arrived.
+    Idle,
+    /// A request head is arriving.
+    Head,
+    /// One or more requests are being served.
+    Serving,
+    /// Upgraded: bytes pass both ways.
+    Tunnel,
+}
+
+/// How long each phase may last.
+#[derive(Debug, Clone, Copy)]
+pub struct Allowance {
+    /// [`Phase::Idle`].
+    pub idle: Duration,
+    /// [`Phase::Head`], from its first byte.
+    pub head: Duration,
+    /// The peer accepts no byte while we have some for it.
+    pub write: Duration,
+    /// [`Phase::Tunnel`] without a byte either way.
+    pub tunnel: Duration,
+}
+
+/// What came due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Overdue {
+    /// No request came.
+    Idle,
+    /// A request head did not arrive whole.
+    Head,
+    /// The peer stopped reading.
+    Write,
+    /// A tunnel fell silent.
+    Tunnel,
+}
+
+/// The watch over one connection.
+pub struct Progress {
+    phase: Cell<Phase>,
+    /// The last write found the peer's window full.
+    blocked: Cell<bool>,
+    allowance: Cell<Allowance>,
+    timer: Timer,
+    bytes_in: Cell<u64>,
+    bytes_out: Cell<u64>,
+    /// Whether a read in [`Phase::Idle`] begins a head. Not so under HTTP/2, where any frame may arrive.
+    heads: Cell<bool>,
+    /// Bytes were written and not yet flushed: part of an answer may still be on its way.
+    unsent: Cell<bool>,
+    /// Somebody put reading off until the answer is out.
+    parked: Cell<bool>,
+}
+
+impl Progress {
+    /// Begins in [`Phase::Head`]: a fresh connection owes its first request at once.
+    pub fn new(wheel: &Wheel, allowance: Allowance) -> Progress {
+        let progress = Progress {
+            phase: Cell::new(Phase::Head),
+            blocked: Cell::new(false),
+            allowance: Cell::new(allowance),
+            timer: wheel.timer(),
+            bytes_in: Cell::new(0),
+            bytes_out: Cell::new(0),
+            heads: Cell::new(true),
+            unsent: Cell::new(false),
+            parked: Cell::new(false),
+        };
+        progress.arm();
+        progress
+    }
+
+    /// Enters a phase and starts its deadline.
+    pub fn enter(&self, phase: Phase) {
+        self.phase.set(phase);
+        self.arm();
+    }
+
+    /// Tells that this connection speaks HTTP/2: bytes while idle do not begin a request head.
+    pub fn multiplexed(&self) {
+        self.heads.set(false);
+    }
+
+    /// The current phase.
+    pub fn phase(&self) -> Phase {
+        self.phase.get()
+    }
+
+    /// Whether a request is being served, or its answer is not out yet.
+    pub fn answering(&self) -> bool {
+        self.phase.get() == Phase::Serving || self.unsent.get()
+    }
+
+    /// Notes that a read was put off, without a waker, for as long as [`Progress::answering`].
+    pub fn park(&self) {
+        self.parked.set(true);
+    }
+
+    /// Whether a read that was put off is due now: whoever drives the connection polls it once more.
+    pub fn resume(&self) -> bool {
+        self.parked.get() && !self.answering() && self.parked.replace(false)
+    }
+
+    /// Bytes read from the peer so far.
+    pub fn bytes_in(&self) -> u64 {
+        self.bytes_in.get()
+    }
+
+    /// Bytes written to the peer so far.
+    pub fn bytes_out(&self) -> u64 {
+        self.bytes_out.get()
+    }
+
+    /// Wakes the task that drives the connection, for example to begin a graceful close.
+    pub fn wake(&self) {
+        self.timer.wake();
+    }
+
+    /// Ready when the current phase has lasted too long.
+    pub fn poll_overdue(&self, cx: &mut Context<'_>) -> Poll<Overdue> {
+        self.timer.poll_expired(cx).map(|()| match (self.blocked.get(), self.phase.get()) {
+            (true, _) => Overdue::Write,
+            (false, Phase::Idle) => Overdue::Idle,
+            (false, Phase::Head | Phase::Serving) => Overdue::Head,
+            (false, Phase::Tunnel) => Overdue::Tunnel,
+        })
+    }
+
+    fn arm(&self) {
+        let allowance = self.allowance.get();
+        match self.phase.get() {
+            _ if self.blocked.get() => self.timer.set(allowance.write),
+            Phase::Idle => self.timer.set(allowance.idle),
+            Phase::Head => self.timer.set(allowance.head),
+            Phase::Tunnel => self.timer.set(allowance.tunnel),
+            // While a request is served, the upstream's and the body's own deadlines rule.
+            Phase::Serving => self.timer.clear(),
+        }
+    }
+
+    fn read(&self, count: usize) {
+        self.bytes_in.set(self.bytes_in.get() + count as u64);
+        match self.phase.get() {
+            Phase::Idle if self.heads.get() => self.enter(Phase::Head),
+            Phase::Tunnel => self.arm(),
+            _ => {}
+        }
+    }
+
+    fn flushed(&self) {
+        self.unsent.set(false);
+        self.wrote(0);
+    }
+
+    fn wrote(&self, count: usize) {
+        self.bytes_out.set(self.bytes_out.get() + count as u64);
+        if self.blocked.replace(false) || self.phase.get() == Phase::Tunnel {
+            self.arm();
+        }
+    }
+
+    fn write_blocked(&self) {
+        if !self.blocked.replace(true) {
+            self.arm();
+        }
+    }
+}
+
+/// A stream whose reads and writes are noted in a [`Progress`].
+pub struct Guarded<S, P> {
+    io: S,
+    progress: P,
+    written: u64,
+}
+
+impl<S, P> Guarded<S, P> {
+    /// Puts the watch on a stream.
+    pub fn new(io: S, progress: P) -> Guarded<S, P> {
+        Guarded { io, progress, written: 0 }
+    }
+
+    /// Whose progress it is.
+    pub fn owner(&self) -> &P {
+        &self.progress
+    }
+
+    /// Bytes written to this stream so far.
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// The watch.
+    pub fn progress(&self) -> &Progress
+    where
+        P: AsRef<Progress>,
+    {
+        self.progress.as_ref()
+    }
+}
+
+impl<S: AsyncRead + Unpin, P: AsRef<Progress> + Unpin> AsyncRead for Guarded<S, P> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        let result = Pin::new(&mut this.io).poll_read(cx, buf);
+        let count = buf.filled().len().saturating_sub(before);
+        if count > 0 {
+            this.progress.as_ref().read(count);
+        }
+        result
+    }
+}
+
+impl<S, P: AsRef<Progress>> Guarded<S, P> {
+    fn noted(&mut self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        self.progress.as_ref().unsent.set(true);
+        match &result {
+            Poll::Ready(Ok(count)) => {
+                self.written += *count as u64;
+                self.progress.as_ref().wrote(*count);
+            }
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => self.progress.as_ref().write_blocked(),
+        }
+        result
+    }
+}
+
+impl<S: AsyncWrite + Unpin, P: AsRef<Progress> + Unpin> AsyncWrite for Guarded<S, P> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let result = Pin::new(&mut this.io).poll_write(cx, buf);
+        this.noted(result)
+    }
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let result = Pin::new(&mut this.io).poll_write_vectored(cx, bufs);
+        this.noted(result)
+    }
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let result = Pin::new(&mut this.io).poll_flush(cx);
+        match &result {
+            // Under TLS the records wait inside the stream: a pending flush is a blocked write.
+            Poll::Pending => this.progress.as_ref().write_blocked(),
+            Poll::Ready(Ok(())) => this.progress.as_ref().flushed(),
+            Poll::Ready(Err(_)) => {}
+        }
+        result
+    }
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+    }
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::clock::Millis;
+    use std::rc::Rc;
+    use std::task::Waker;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+
+    struct Shared(Rc<Progress>);
+    impl AsRef<Progress> for Shared {
+        fn as_ref(&self) -> &Progress {
+            &self.0
+        }
+    }
+
+    fn setup(buffer: usize) -> (Wheel, Rc<Progress>, Guarded<DuplexStream, Shared>, DuplexStream) {
+        let wheel = Wheel::new(Millis(0));
+        let second = Duration::from_secs;
+        let allowance =
+            Allowance { idle: second(75), head: second(10), write: second(30), tunnel: second(60) };
+        let progress = Rc::new(Progress::new(&wheel, allowance));
+        let (ours, theirs) = tokio::io::duplex(buffer);
+        (wheel, progress.clone(), Guarded::new(ours, Shared(progress)), theirs)
+    }
+
+    fn overdue(progress: &Progress) -> Option<Overdue> {
+        match progress.poll_overdue(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(what) => Some(what),
+            Poll::Pending => None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_dripped_head_does_not_move_its_deadline() {
+        let (wheel, progress, mut io, mut peer) = setup(64);
+        progress.enter(Phase::Idle);
+        let mut byte = [0u8; 1];
+        for at in 0..11u64 {
+            wheel.advance(Millis(at * 1_000));
+            peer.write_all(b"G").await.unwrap();
+            io.read_exact(&mut byte).await.unwrap();
+        }
+        assert_eq!(overdue(&progress), Some(Overdue::Head));
+        assert_eq!(progress.bytes_in(), 11);
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_stops_reading_is_overdue_and_progress_restarts_the_deadline() {
+        let (wheel, progress, mut io, mut peer) = setup(4);
+        progress.enter(Phase::Serving);
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(Pin::new(&mut io).poll_write(&mut cx, b"abcd").is_ready());
+        assert!(Pin::new(&mut io).poll_write(&mut cx, b"e").is_pending());
+        wheel.advance(Millis(29_000));
+        assert_eq!(overdue(&progress), None);
+        peer.read_exact(&mut [0u8; 4]).await.unwrap();
+        assert!(Pin::new(&mut io).poll_write(&mut cx, b"efgh").is_ready());
+        wheel.advance(Millis(90_000));
+        assert_eq!(overdue(&progress), None, "nothing is being written");
+        assert!(Pin::new(&mut io).poll_write(&mut cx, b"i").is_pending());
+        wheel.advance(Millis(120_100));
+        assert_eq!(overdue(&progress), Some(Overdue::Write));
+    }
+
+    #[tokio::test]
+    async fn an_idle_http2_connection_stays_idle_whatever_frames_arrive() {
+        let (wheel, progress, mut io, mut peer) = setup(64);
+        progress.multiplexed();
+        progress.enter(Phase::Idle);
+        peer.write_all(b"PING").await.unwrap();
+        io.read_exact(&mut [0u8; 4]).await.unwrap();
+        assert_eq!(progress.phase(), Phase::Idle);
+        wheel.advance(Millis(75_100));
+        assert_eq!(overdue(&progress), Some(Overdue::Idle));
+    }
+}

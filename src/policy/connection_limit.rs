@@ -1,0 +1,224 @@
+//! Connection limits: open connections of the whole process and of each client.
+//!
+//! Asked once per connection, never per request, so that a short lock is fine. Counts are kept in shards, and an entry
+//! lives only while its client has a connection: memory is bounded by the number of open connections. Clients are
+//! counted even while they have no cap, so that a cap set by a reload is right from the first moment.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::base::address::ClientKey;
+
+/// Shards of the counts per client.
+const SHARDS: usize = 64;
+
+/// A shard that once held more clients than this gives its memory back when it is empty again.
+const SHARD_KEPT_MAX: usize = 64;
+
+/// The open connections of the process. Cheap to clone; all clones count together.
+#[derive(Debug, Clone)]
+pub struct Connections {
+    counts: Arc<Counts>,
+}
+
+/// Leave to keep one connection open; dropping it gives the place back.
+#[derive(Debug)]
+#[must_use = "the connection is counted only while its permit lives"]
+pub struct Permit {
+    counts: Arc<Counts>,
+    /// `None` for a trusted proxy.
+    client: Option<ClientKey>,
+}
+
+/// Why a connection was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// The process has as many connections as it may.
+    Total,
+    /// This client has as many connections as it may.
+    Client,
+}
+
+#[derive(Debug)]
+struct Counts {
+    total_max: AtomicU32,
+    per_client_max: AtomicU32,
+    open: AtomicU32,
+    seed: RandomState,
+    shards: Box<[Shard]>,
+}
+
+type Shard = Mutex<HashMap<ClientKey, u32>>;
+
+impl Connections {
+    /// At most `total` connections, and at most `per_client` from one client (0 = no cap).
+    pub fn new(total: u32, per_client: u32) -> Connections {
+        let counts = Counts {
+            total_max: AtomicU32::new(total),
+            per_client_max: AtomicU32::new(per_client),
+            open: AtomicU32::new(0),
+            seed: RandomState::new(),
+            shards: (0..SHARDS).map(|_| Shard::default()).collect(),
+        };
+        Connections { counts: Arc::new(counts) }
+    }
+
+    /// New limits, from now on. Connections that are open stay open, even above the limit.
+    pub fn set_limits(&self, total: u32, per_client: u32) {
+        self.counts.total_max.store(total, Ordering::Relaxed);
+        self.counts.per_client_max.store(per_client, Ordering::Relaxed);
+    }
+
+    /// How many connections are open.
+    pub fn open(&self) -> u32 {
+        self.counts.open.load(Ordering::Relaxed)
+    }
+
+    /// Asks for one more connection.
+    ///
+    /// # Errors
+    /// Which limit stands against it. A client above its own cap hears of that one, also when the process is full.
+    pub fn try_acquire(&self, client: ClientKey) -> Result<Permit, Refusal> {
+        let counts = &self.counts;
+        let mut shard = counts.shard(client).ok_or(Refusal::Total)?;
+        let held = shard.get(&client).copied().unwrap_or(0);
+        let per_client_max = counts.per_client_max.load(Ordering::Relaxed);
+        if per_client_max != 0 && held >= per_client_max {
+            return Err(Refusal::Client);
+        }
+        counts.open_one()?;
+        shard.insert(client, held.saturating_add(1));
+        Ok(Permit { counts: Arc::clone(counts), client: Some(client) })
+    }
+
+    /// Asks for one more connection of a trusted proxy: it brings many clients, so that no client's cap is its own.
+    ///
+    /// # Errors
+    /// [`Refusal::Total`].
+    pub fn try_acquire_trusted(&self) -> Result<Permit, Refusal> {
+        self.counts.open_one()?;
+        Ok(Permit { counts: Arc::clone(&self.counts), client: None })
+    }
+
+    #[cfg(test)]
+    fn clients(&self) -> usize {
+        self.counts.shards.iter().map(|shard| shard.lock().unwrap().len()).sum()
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.counts.open.fetch_sub(1, Ordering::Relaxed);
+        let Some(client) = self.client else { return };
+        let Some(mut shard) = self.counts.shard(client) else { return };
+        match shard.get_mut(&client) {
+            Some(held) if *held > 1 => *held -= 1,
+            _ => {
+                shard.remove(&client);
+            }
+        }
+        if shard.is_empty() && shard.capacity() > SHARD_KEPT_MAX {
+            shard.shrink_to(SHARD_KEPT_MAX / 2);
+        }
+    }
+}
+
+impl Counts {
+    fn open_one(&self) -> Result<(), Refusal> {
+        let max = self.total_max.load(Ordering::Relaxed);
+        let more = |open| (open < max).then_some(open + 1);
+        self.open
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
+            .map(|_| ())
+            .map_err(|_| Refusal::Total)
+    }
+
+    fn shard(&self, client: ClientKey) -> Option<MutexGuard<'_, HashMap<ClientKey, u32>>> {
+        let at = self.seed.hash_one(client) % (SHARDS as u64);
+        let shard = self.shards.get(usize::try_from(at).ok()?)?;
+        // No code that can panic runs under the lock, so a poisoned map is still right.
+        Some(shard.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_is_refused_at_its_cap_and_let_in_again_after_a_drop() {
+        let connections = Connections::new(100, 2);
+        let first = connections.try_acquire(ClientKey(1)).unwrap();
+        let _second = connections.try_acquire(ClientKey(1)).unwrap();
+        assert_eq!(connections.try_acquire(ClientKey(1)).unwrap_err(), Refusal::Client);
+        let _other = connections.try_acquire(ClientKey(2)).unwrap();
+        assert_eq!(connections.open(), 3, "a refusal counts nothing");
+        drop(first);
+        let _again = connections.try_acquire(ClientKey(1)).unwrap();
+        assert_eq!(connections.open(), 3);
+    }
+
+    #[test]
+    fn a_trusted_proxy_is_capped_by_the_process_alone() {
+        let connections = Connections::new(3, 1);
+        let mut held: Vec<_> = (0..3).map(|_| connections.try_acquire_trusted().unwrap()).collect();
+        assert_eq!(connections.try_acquire_trusted().unwrap_err(), Refusal::Total);
+        held.pop();
+        assert_eq!((connections.open(), connections.clients()), (2, 0));
+    }
+
+    #[test]
+    fn the_newest_is_refused_when_the_process_is_full() {
+        let connections = Connections::new(2, 1);
+        let _held = [1, 2].map(|client| connections.try_acquire(ClientKey(client)).unwrap());
+        assert_eq!(connections.try_acquire(ClientKey(3)).unwrap_err(), Refusal::Total);
+        assert_eq!(connections.try_acquire(ClientKey(1)).unwrap_err(), Refusal::Client);
+        assert_eq!(Connections::new(0, 0).try_acquire(ClientKey(1)).unwrap_err(), Refusal::Total);
+    }
+
+    #[test]
+    fn no_cap_is_no_cap_until_a_reload_sets_one() {
+        let connections = Connections::new(1000, 0);
+        let held: Vec<_> = (0..500).map(|_| connections.try_acquire(ClientKey(1)).unwrap()).collect();
+        connections.set_limits(1000, 10);
+        assert_eq!(connections.try_acquire(ClientKey(1)).unwrap_err(), Refusal::Client);
+        connections.set_limits(400, 0);
+        assert_eq!(connections.try_acquire(ClientKey(2)).unwrap_err(), Refusal::Total);
+        drop(held);
+        assert_eq!((connections.open(), connections.clients()), (0, 0));
+        assert!(connections.try_acquire(ClientKey(2)).is_ok());
+    }
+
+    #[test]
+    fn memory_goes_with_the_connections() {
+        let connections = Connections::new(u32::MAX, 1);
+        let held: Vec<_> =
+            (0..50_000).map(|client| connections.try_acquire(ClientKey(client)).unwrap()).collect();
+        assert_eq!(connections.clients(), 50_000);
+        drop(held);
+        assert_eq!((connections.open(), connections.clients()), (0, 0));
+        let kept: usize =
+            connections.counts.shards.iter().map(|shard| shard.lock().unwrap().capacity()).sum();
+        assert!(kept <= SHARDS * SHARD_KEPT_MAX * 2, "{kept} places kept");
+    }
+
+    #[test]
+    fn threads_never_get_more_than_the_limits_and_leave_nothing_behind() {
+        let connections = Connections::new(8, 3);
+        std::thread::scope(|scope| {
+            for thread in 0..4u128 {
+                let connections = connections.clone();
+                scope.spawn(move || {
+                    for round in 0..5_000u128 {
+                        let permit = connections.try_acquire(ClientKey((thread + round) % 3));
+                        assert!(connections.open() <= 8);
+                        drop(permit);
+                    }
+                });
+            }
+        });
+        assert_eq!((connections.open(), connections.clients()), (0, 0));
+    }
+}

@@ -1,0 +1,21 @@
+//! Layer 2, craft `policy`: pure decisions about a request. No I/O, no async; compiled once at reload.
+//!
+//! The order in which the data plane asks them, and why it is this order:
+//!
+//! 1. [`connection_limit`]: at accept, before a byte is read, because refusing is cheapest there.
+//! 2. [`rate_limit`]: as soon as the route is known: first the site's limits, then the route's. Before anything that
+//!    costs more than a table lookup.
+//! 3. [`redirect`] and [`respond`]: answers that need no backend end the request here, after the limits, so that they
+//!    are limited too.
+//! 4. [`rewrite`]: the path is changed last before sending, so that every decision above saw what the client asked for.
+//! 5. [`header`]: edits of the request's fields follow the fields that Tidegate sets itself and can overrule them;
+//!    edits of the answer's fields are the last thing done to an answer, whoever made it.
+//!
+//! Every file has the same shape: what is compiled, `compile`, the decision, tests.
+
+pub mod connection_limit;
+pub mod header;
+pub mod rate_limit;
+pub mod redirect;
+pub mod respond;
+pub mod rewrite;

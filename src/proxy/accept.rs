@@ -1,0 +1,136 @@
+//! Step 1: a socket comes in. Caps on connections are enforced before anything is spent on it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::base::address::ClientKey;
+use crate::net::{bind, proxy_protocol};
+use crate::policy::connection_limit::{Permit, Refusal};
+use crate::proxy::{Worker, handshake, serve};
+use crate::telemetry::metric::{Counter, Gauge};
+
+/// What a listener speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Plain HTTP.
+    Http,
+    /// HTTP under TLS.
+    Https,
+}
+
+/// A socket that was let in.
+pub struct Accepted {
+    /// The stream.
+    pub tcp: TcpStream,
+    /// The client, or what PROXY protocol said.
+    pub client: SocketAddr,
+    /// The peer is a trusted proxy.
+    pub trusted: bool,
+    /// Port of the listener.
+    pub port: u16,
+    /// Counts the connection until it is dropped.
+    pub permit: Permit,
+}
+
+/// How long accepting rests when the process is out of descriptors: connections close meanwhile.
+const REST: Duration = Duration::from_millis(100);
+
+/// Accepts until the worker drains.
+pub async fn run(worker: Rc<Worker>, listener: TcpListener, kind: Kind) {
+    let port = listener.local_addr().map(|address| address.port()).unwrap_or_default();
+    while !worker.draining() {
+        match listener.accept().await {
+            Ok((tcp, peer)) => admit(&worker, tcp, peer, port, kind),
+            Err(error) => refused(&worker, &error).await,
+        }
+    }
+}
+
+async fn refused(worker: &Worker, error: &io::Error) {
+    // A client that gave up while it waited is no news; running out of descriptors is, and looping on it would
+    // burn the core that is needed to close some.
+    if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
+        worker.shard.add(Counter::RefusedDescriptors, 1);
+        tokio::time::sleep(REST).await;
+    }
+}
+
+fn admit(worker: &Rc<Worker>, tcp: TcpStream, peer: SocketAddr, port: u16, kind: Kind) {
+    let snapshot = worker.snapshot();
+    let trusted = snapshot.server.trusted_proxies.contains(peer.ip());
+    if snapshot.server.proxy_protocol && trusted {
+        // The client is known only after its header: the cap per client is enforced then.
+        tokio::task::spawn_local(introduced(worker.clone(), tcp, peer, port, kind));
+        return;
+    }
+    let Some(permit) = permit(worker, peer, trusted) else { return };
+    let accepted = Accepted { tcp, client: peer, trusted, port, permit };
+    tokio::task::spawn_local(connection(worker.clone(), accepted, kind));
+}
+
+/// Takes a place under the caps. The newest is the one refused: whoever is inside stays.
+fn permit(worker: &Worker, client: SocketAddr, trusted: bool) -> Option<Permit> {
+    let asked = match trusted {
+        true => worker.connections.try_acquire_trusted(),
+        false => worker.connections.try_acquire(ClientKey::of(client.ip())),
+    };
+    match asked {
+        Ok(permit) => Some(permit),
+        Err(Refusal::Client) => {
+            worker.shard.add(Counter::RefusedClientCap, 1);
+            None
+        }
+        Err(Refusal::Total) => {
+            worker.shard.add(Counter::RefusedTotalCap, 1);
+            None
+        }
+    }
+}
+
+async fn introduced(worker: Rc<Worker>, mut tcp: TcpStream, peer: SocketAddr, port: u16, kind: Kind) {
+    let deadline = worker.snapshot().server.timeouts.handshake;
+    let Ok(Ok(header)) = tokio::time::timeout(deadline, proxy_protocol::read(&mut tcp)).await else {
+        worker.shard.add(Counter::RefusedProxyHeader, 1);
+        return;
+    };
+    // LOCAL and UNKNOWN: the proxy speaks for itself (its health check).
+    let client = header.source.unwrap_or(peer);
+    let trusted = header.source.is_none();
+    let Some(permit) = permit(&worker, client, trusted) else { return };
+    let accepted = Accepted { tcp, client, trusted, port, permit };
+    connection(worker, accepted, kind).await;
+}
+
+async fn connection(worker: Rc<Worker>, accepted: Accepted, kind: Kind) {
+    // Best effort: a connection that cannot be tuned still works.
+    let _ = bind::tune_accepted(&accepted.tcp);
+    let (opened, closed, gauge) = match kind {
+        Kind::Http => (Counter::OpenedHttp, Counter::ClosedHttp, Gauge::ActiveHttp),
+        Kind::Https => (Counter::OpenedHttps, Counter::ClosedHttps, Gauge::ActiveHttps),
+    };
+    worker.shard.add(opened, 1);
+    worker.shard.gauge_add(gauge, 1);
+    let _counted = Counted { worker: worker.clone(), closed, gauge };
+    match kind {
+        Kind::Http => serve::plain(&worker, accepted).await,
+        Kind::Https => handshake::run(&worker, accepted).await,
+    }
+}
+
+/// Counts a connection as closed however its task ends.
+struct Counted {
+    worker: Rc<Worker>,
+    closed: Counter,
+    gauge: Gauge,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.worker.shard.gauge_add(self.gauge, -1);
+        self.worker.shard.add(self.closed, 1);
+    }
+}

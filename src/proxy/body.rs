@@ -1,0 +1,335 @@
+//! Step 8: bodies in both directions, streamed frame by frame; nothing is held whole.
+//!
+//! Back-pressure is the absence of code: hyper asks for the next frame only when the other side took the last one.
+//! What is added here are limits, deadlines, byte counts, and the moment of truth: when a response body ends, is
+//! cut, or is dropped, the request's outcome is known and the connection to the backend goes home or is closed.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context as Task, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+
+use crate::base::clock::Millis;
+use crate::base::outcome::Outcome;
+use crate::net::timer::{Timer, Wheel};
+use crate::proxy::context::{Connection, Context};
+use crate::proxy::forward::Lease;
+
+/// Why a body was cut; hyper turns it into an aborted message, never into a clean end.
+#[derive(Debug, Clone, Copy)]
+pub struct Cut(pub Outcome);
+
+impl fmt::Display for Cut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.row().sentence)
+    }
+}
+
+impl std::error::Error for Cut {}
+
+/// The body of a request on its way to a backend.
+pub enum RequestBody {
+    /// There is none.
+    Empty,
+    /// It streams from the client.
+    Streaming(Incoming, Rc<Upload>),
+}
+
+/// What is known about a body that streams from the client; outlives the body itself.
+pub struct Upload {
+    max: Option<u64>,
+    stall_after: Duration,
+    stall: Timer,
+    stalled: Cell<bool>,
+    received: Cell<u64>,
+    moved: Cell<Millis>,
+    done: Cell<bool>,
+    failure: Cell<Option<Outcome>>,
+    wheel: Wheel,
+    client: Rc<Connection>,
+}
+
+impl Upload {
+    /// At most `max` bytes from this client, with at most `stall_after` between two of them.
+    pub fn new(wheel: &Wheel, client: Rc<Connection>, max: Option<u64>, stall_after: Duration) -> Upload {
+        Upload {
+            max,
+            stall_after,
+            stall: wheel.timer(),
+            stalled: Cell::new(false),
+            received: Cell::new(0),
+            moved: Cell::new(wheel.now()),
+            done: Cell::new(false),
+            failure: Cell::new(None),
+            wheel: wheel.clone(),
+            client,
+        }
+    }
+
+    /// Bytes received so far.
+    pub fn received(&self) -> u64 {
+        self.received.get()
+    }
+
+    /// When the body last made progress.
+    pub fn moved(&self) -> Millis {
+        self.moved.get()
+    }
+
+    /// Whether all of it was read.
+    pub fn done(&self) -> bool {
+        self.done.get()
+    }
+
+    /// Why it was cut, if it was.
+    pub fn failure(&self) -> Option<Outcome> {
+        self.failure.get()
+    }
+
+    fn cut(&self, outcome: Outcome) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        self.failure.set(Some(outcome));
+        Poll::Ready(Some(Err(Cut(outcome))))
+    }
+
+    fn pending(&self, cx: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        if !self.stalled.replace(true) {
+            self.stall.set(self.stall_after);
+        }
+        if self.stall.poll_expired(cx).is_ready() { self.cut(Outcome::BodyTimeout) } else { Poll::Pending }
+    }
+
+    fn frame(&self, frame: Frame<Bytes>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        self.stalled.set(false);
+        self.moved.set(self.wheel.now());
+        let size = frame.data_ref().map_or(0, |data| data.len() as u64);
+        let received = self.received.get() + size;
+        self.received.set(received);
+        if self.max.is_some_and(|max| received > max) {
+            return self.cut(Outcome::BodyTooLarge);
+        }
+        Poll::Ready(Some(Ok(frame)))
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = Cut;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        let RequestBody::Streaming(incoming, upload) = self.get_mut() else { return Poll::Ready(None) };
+        match Pin::new(incoming).poll_frame(cx) {
+            Poll::Pending => upload.pending(cx),
+            Poll::Ready(Some(Ok(frame))) => upload.frame(frame),
+            // The client went away, or what it sent could not be framed.
+            Poll::Ready(Some(Err(_))) => upload.cut(upload.client.ending.get()),
+            Poll::Ready(None) => {
+                upload.moved.set(upload.wheel.now());
+                upload.done.set(true);
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            RequestBody::Empty => true,
+            RequestBody::Streaming(incoming, _) => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            RequestBody::Empty => SizeHint::with_exact(0),
+            RequestBody::Streaming(incoming, _) => incoming.size_hint(),
+        }
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        let RequestBody::Streaming(incoming, upload) = self else { return };
+        // A body with a known length ends with its last byte: nobody asks for the frame after it.
+        if incoming.is_end_stream() {
+            upload.done.set(true);
+        }
+        // Nobody wants the rest. hyper learns that only when it looks, and must not wait for the client to send more.
+        if !upload.done.get() {
+            upload.client.progress.wake();
+        }
+    }
+}
+
+/// The body of an answer on its way to the client. Carries the request's [`Context`], whose drop records it.
+pub struct ResponseBody {
+    source: Source,
+    context: Option<Box<Context>>,
+    delivery: Option<Delivery>,
+}
+
+/// Under HTTP/2: how long a client may leave a body waiting, with its window shut.
+struct Delivery {
+    timer: Timer,
+    stall_after: Duration,
+}
+
+impl Delivery {
+    fn of(context: &Context) -> Option<Delivery> {
+        let timer = context.connection.delivery.borrow().clone()?;
+        let delivery = Delivery { timer, stall_after: context.snapshot.server.timeouts.write };
+        delivery.offered();
+        Some(delivery)
+    }
+
+    /// There is something for the client to take.
+    fn offered(&self) {
+        self.timer.set(self.stall_after);
+    }
+}
+
+enum Source {
+    /// One piece that we made.
+    Piece(Option<Bytes>),
+    /// From a backend.
+    Upstream { incoming: Incoming, lease: RefCell<Option<Lease>>, stall_after: Duration, stalled: bool },
+}
+
+impl ResponseBody {
+    /// No body, and nothing to record when it ends.
+    pub fn nothing() -> ResponseBody {
+        ResponseBody { source: Source::Piece(None), context: None, delivery: None }
+    }
+
+    /// A body that we made ourselves.
+    pub fn piece(bytes: Bytes, context: Box<Context>) -> ResponseBody {
+        let piece = if bytes.is_empty() { None } else { Some(bytes) };
+        let delivery = Delivery::of(&context);
+        ResponseBody { source: Source::Piece(piece), context: Some(context), delivery }
+    }
+
+    /// A body that streams from a backend; `stall_after` bounds its silences.
+    pub fn upstream(
+        incoming: Incoming,
+        lease: Lease,
+        stall_after: Duration,
+        context: Box<Context>,
+    ) -> ResponseBody {
+        let lease = RefCell::new(Some(lease));
+        let source = Source::Upstream { incoming, lease, stall_after, stalled: false };
+        let delivery = Delivery::of(&context);
+        ResponseBody { source, context: Some(context), delivery }
+    }
+
+    /// The answer is complete: the backend's connection goes home and the request is recorded.
+    fn finish(&mut self) {
+        if let Source::Upstream { lease, .. } = &mut self.source
+            && let Some(lease) = lease.get_mut().take()
+        {
+            lease.give_back();
+        }
+        if let Some(mut context) = self.context.take() {
+            context.complete();
+        }
+    }
+
+    fn cut(&mut self, outcome: Outcome) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        if let Source::Upstream { lease, .. } = &mut self.source
+            && let Some(lease) = lease.get_mut().take()
+        {
+            lease.fail(outcome);
+        }
+        if let Some(mut context) = self.context.take() {
+            context.end(outcome);
+        }
+        Poll::Ready(Some(Err(Cut(outcome))))
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = Cut;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        let this = self.get_mut();
+        // Asked for more: the client took what there was.
+        if let Some(delivery) = &this.delivery {
+            delivery.timer.clear();
+        }
+        let polled = match &mut this.source {
+            Source::Piece(piece) => {
+                let Some(bytes) = piece.take() else {
+                    this.finish();
+                    return Poll::Ready(None);
+                };
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
+            Source::Upstream { incoming, lease, stall_after, stalled } => {
+                let polled = Pin::new(incoming).poll_frame(cx);
+                if let (Poll::Pending, Some(lease)) = (&polled, lease.get_mut().as_ref()) {
+                    if !std::mem::replace(stalled, true) {
+                        lease.timer().set(*stall_after);
+                    }
+                    if lease.timer().poll_expired(cx).is_ready() {
+                        return this.cut(Outcome::UpstreamStalled);
+                    }
+                    return Poll::Pending;
+                }
+                *stalled = false;
+                polled
+            }
+        };
+        match polled {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Some(Ok(frame))) => {
+                if let (Some(context), Some(data)) = (this.context.as_mut(), frame.data_ref()) {
+                    context.sent(data.len());
+                }
+                if let Some(delivery) = &this.delivery {
+                    delivery.offered();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(_))) => this.cut(Outcome::UpstreamTruncated),
+            Poll::Ready(None) => {
+                this.finish();
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            Source::Piece(piece) => piece.is_none(),
+            Source::Upstream { incoming, .. } => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Piece(piece) => SizeHint::with_exact(piece.as_ref().map_or(0, |b| b.len() as u64)),
+            Source::Upstream { incoming, .. } => incoming.size_hint(),
+        }
+    }
+}
+
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        // hyper drops a body without asking for its end when the length says that it is complete, and when the
+        // answer has none (HEAD, 204, 304).
+        if self.is_end_stream() {
+            self.finish();
+        } else if self.delivery.as_ref().is_some_and(|delivery| delivery.timer.expired())
+            && let Some(context) = self.context.as_mut()
+        {
+            context.end(Outcome::ClientStalled);
+        }
+        // The task of the stream may live on to send what it holds.
+        if let Some(delivery) = &self.delivery {
+            delivery.timer.clear();
+        }
+    }
+}

@@ -1,0 +1,338 @@
+//! What is known so far about a connection and about a request: two typed structs, filled in step by step.
+//!
+//! A [`Context`] is recorded exactly once, when it is dropped: also when the client goes away and hyper drops the
+//! whole request in the middle. Until an ending is known, its outcome is "the client went away".
+
+use std::cell::{Cell, RefCell};
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::{HeaderValue, Method, Uri, Version, header};
+
+use crate::base::address::ClientKey;
+use crate::base::clock;
+use crate::base::outcome::Outcome;
+use crate::base::record::Privacy;
+use crate::net::stream::{Allowance, Guarded, Phase, Progress, Stream};
+use crate::net::timer::Timer;
+use crate::policy::connection_limit::Permit;
+use crate::policy::rate_limit::Verdict;
+use crate::proxy::body::Upload;
+use crate::proxy::respond::Accept;
+use crate::proxy::upgrade::Tunnel;
+use crate::proxy::{Worker, record};
+use crate::snapshot::cell::Held;
+use crate::snapshot::{Route, Site};
+use crate::telemetry::hub::SeriesId;
+use crate::upstream::endpoint::Endpoint;
+
+/// A client's stream with the watch on it.
+pub type Watched = Guarded<Stream, Watch>;
+
+/// Ties a stream to the connection whose progress it makes.
+pub struct Watch(pub Rc<Connection>);
+
+impl AsRef<Progress> for Watch {
+    fn as_ref(&self) -> &Progress {
+        &self.0.progress
+    }
+}
+
+/// One client connection.
+pub struct Connection {
+    /// The client's address as far as the connection tells: the peer's, or what PROXY protocol said.
+    pub client: SocketAddr,
+    /// Whether forwarded headers are believed: the peer is a trusted proxy.
+    pub trusted: bool,
+    /// Under TLS.
+    pub secure: bool,
+    /// Speaks HTTP/2.
+    pub http2: bool,
+    /// Port of the listener, for `X-Forwarded-Port`.
+    pub port: u16,
+    /// `X-Forwarded-For` as we would write it for this client.
+    pub forwarded_for: HeaderValue,
+    /// `X-Forwarded-Port` as we would write it.
+    pub forwarded_port: HeaderValue,
+    /// The name in the TLS handshake, lower case.
+    pub sni: Option<Box<str>>,
+    /// The TLS version, for the access log.
+    pub tls_version: Option<&'static str>,
+    /// Deadlines.
+    pub progress: Progress,
+    /// An upgrade that waits for hyper to let go of the stream.
+    pub tunnel: RefCell<Option<Tunnel>>,
+    /// HTTP/2: the deadline of the stream that is being polled; its answer's body sets it, the stream's task heeds it.
+    pub delivery: RefCell<Option<Timer>>,
+    /// The connection is to be closed after what is in flight.
+    pub closing: Cell<bool>,
+    /// What requests that are cut by the end of the connection ended in.
+    pub ending: Cell<Outcome>,
+    requests: Cell<u32>,
+    in_flight: Cell<u32>,
+    _permit: Option<Permit>,
+}
+
+/// What accept and handshake found out, before there is a [`Connection`].
+pub struct Introduction {
+    pub client: SocketAddr,
+    pub trusted: bool,
+    pub secure: bool,
+    pub http2: bool,
+    pub port: u16,
+    pub sni: Option<Box<str>>,
+    pub tls_version: Option<&'static str>,
+    pub permit: Option<Permit>,
+}
+
+impl Connection {
+    /// A connection that owes its first request.
+    pub fn new(worker: &Worker, allowance: Allowance, intro: Introduction) -> Connection {
+        let client = SocketAddr::new(intro.client.ip().to_canonical(), intro.client.port());
+        let text = |value: &str| HeaderValue::from_str(value).unwrap_or(HeaderValue::from_static("unknown"));
+        let progress = Progress::new(&worker.wheel, allowance);
+        if intro.http2 {
+            progress.multiplexed();
+        }
+        Connection {
+            client,
+            trusted: intro.trusted,
+            secure: intro.secure,
+            http2: intro.http2,
+            port: intro.port,
+            forwarded_for: text(&client.ip().to_string()),
+            forwarded_port: HeaderValue::from(intro.port),
+            sni: intro.sni,
+            tls_version: intro.tls_version,
+            progress,
+            tunnel: RefCell::new(None),
+            delivery: RefCell::new(None),
+            closing: Cell::new(false),
+            ending: Cell::new(Outcome::ClientGone),
+            requests: Cell::new(0),
+            in_flight: Cell::new(0),
+            _permit: intro.permit,
+        }
+    }
+
+    /// Counts a request; `true` when it is the last this connection may carry (`max` 0 = no cap).
+    fn begin(&self, max: u32) -> bool {
+        let count = self.requests.get().saturating_add(1);
+        self.requests.set(count);
+        self.in_flight.set(self.in_flight.get() + 1);
+        self.progress.enter(Phase::Serving);
+        max != 0 && count >= max
+    }
+
+    fn done(&self) {
+        let left = self.in_flight.get().saturating_sub(1);
+        self.in_flight.set(left);
+        if left == 0 && self.progress.phase() == Phase::Serving {
+            self.progress.enter(Phase::Idle);
+        }
+    }
+
+    /// Requests being served now.
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.get()
+    }
+
+    /// Requests begun so far.
+    pub fn requests(&self) -> u32 {
+        self.requests.get()
+    }
+}
+
+/// One request.
+pub struct Context {
+    worker: Rc<Worker>,
+    /// The connection it came on.
+    pub connection: Rc<Connection>,
+    /// The snapshot it was begun with and keeps to its end.
+    pub snapshot: Held,
+    /// Position of its site in the snapshot.
+    pub site: Option<usize>,
+    /// Position of its route in the site.
+    pub route: Option<usize>,
+    /// Where its numbers are counted.
+    pub series: SeriesId,
+    /// The client, after trusted proxies.
+    pub client: IpAddr,
+    /// As received; kept for the record.
+    pub method: Method,
+    /// As received; kept for the record.
+    pub uri: Uri,
+    /// The `Host` as received; kept for the record.
+    pub host: Option<HeaderValue>,
+    /// HTTP version of the client.
+    pub version: Version,
+    /// Hexadecimal, or what a trusted proxy sent.
+    pub request_id: HeaderValue,
+    /// The tightest limit (site's first, then route's) and what it said, for the answer's fields.
+    pub limit: Option<(usize, Verdict)>,
+    /// Which shape of error the client reads best.
+    pub accept: Accept,
+    /// As received; kept for the record.
+    pub user_agent: Option<HeaderValue>,
+    /// As received; kept for the record.
+    pub referer: Option<HeaderValue>,
+    /// The body's state, if there is one.
+    pub upload: Option<Rc<Upload>>,
+    /// It has a body that nobody took yet.
+    pub untouched: bool,
+    /// The endpoint that answered, or the last one tried.
+    pub endpoint: Option<Arc<Endpoint>>,
+    /// From sending to the answer's head, in microseconds.
+    pub upstream_micros: Option<u64>,
+    /// Endpoints tried.
+    pub tries: u32,
+    /// Status sent.
+    pub status: u16,
+    /// This answer must be the connection's last.
+    pub close: bool,
+    started: u64,
+    outcome: Outcome,
+    decided: bool,
+    delivered: bool,
+    bytes_in: u64,
+    bytes_out: u64,
+}
+
+impl Context {
+    /// Begins a request.
+    pub fn begin<B>(
+        worker: &Rc<Worker>,
+        connection: &Rc<Connection>,
+        request: &http::Request<B>,
+    ) -> Box<Context> {
+        let snapshot = worker.snapshot();
+        let headers = request.headers();
+        let verbose = snapshot.server.log.privacy == Privacy::Full;
+        let last = connection.begin(snapshot.server.max_requests_per_connection);
+        if last {
+            connection.closing.set(true);
+        }
+        Box::new(Context {
+            request_id: worker.next_request_id(),
+            worker: worker.clone(),
+            connection: connection.clone(),
+            snapshot,
+            site: None,
+            route: None,
+            series: SeriesId::NONE,
+            client: connection.client.ip(),
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            host: headers.get(header::HOST).cloned(),
+            version: request.version(),
+            limit: None,
+            accept: Accept::of(headers),
+            user_agent: headers.get(header::USER_AGENT).filter(|_| verbose).cloned(),
+            referer: headers.get(header::REFERER).filter(|_| verbose).cloned(),
+            upload: None,
+            untouched: false,
+            endpoint: None,
+            upstream_micros: None,
+            tries: 0,
+            status: 0,
+            close: last || connection.closing.get(),
+            started: clock::micros(),
+            outcome: Outcome::Internal,
+            decided: false,
+            delivered: false,
+            bytes_in: 0,
+            bytes_out: 0,
+        })
+    }
+
+    /// The worker it runs on.
+    pub fn worker(&self) -> &Rc<Worker> {
+        &self.worker
+    }
+
+    /// Its site, once known.
+    pub fn site(&self) -> Option<&Arc<Site>> {
+        self.site.and_then(|index| self.snapshot.sites.get(index))
+    }
+
+    /// Its route, once known.
+    pub fn route(&self) -> Option<&Route> {
+        self.site()?.routes.get(self.route?)
+    }
+
+    /// What limits are kept for.
+    pub fn client_key(&self) -> ClientKey {
+        ClientKey::of(self.client)
+    }
+
+    /// The host as received, for logs and redirects.
+    pub fn host_text(&self) -> &str {
+        let field = self.host.as_ref().and_then(|host| host.to_str().ok());
+        field.or_else(|| self.uri.authority().map(|authority| authority.as_str())).unwrap_or_default()
+    }
+
+    /// Counts bytes of the answer's body.
+    pub fn sent(&mut self, bytes: usize) {
+        self.bytes_out += bytes as u64;
+    }
+
+    /// Whether part of the request's body was not read.
+    pub fn unread(&self) -> bool {
+        self.untouched || self.upload.as_ref().is_some_and(|upload| !upload.done())
+    }
+
+    /// Counts the bytes of a tunnel.
+    pub fn tunnelled(&mut self, bytes_in: u64, bytes_out: u64) {
+        self.bytes_in += bytes_in;
+        self.bytes_out += bytes_out;
+    }
+
+    /// Decides what a complete delivery will mean. The first decision stands.
+    pub fn expect(&mut self, outcome: Outcome) {
+        if !self.decided {
+            self.decided = true;
+            self.outcome = outcome;
+        }
+    }
+
+    /// The delivery failed: this is what it ended in, whatever was expected.
+    pub fn end(&mut self, outcome: Outcome) {
+        self.decided = true;
+        self.delivered = true;
+        self.outcome = outcome;
+    }
+
+    /// The answer was delivered whole: what was expected has come true.
+    pub fn complete(&mut self) {
+        self.delivered = true;
+    }
+
+    /// The outcome as it stands now.
+    pub fn outcome(&self) -> Outcome {
+        // Dropped before the answer was complete: the client went away, or the connection was cut.
+        if self.delivered { self.outcome } else { self.connection.ending.get() }
+    }
+
+    /// When it began, in microseconds of process time.
+    pub fn started(&self) -> u64 {
+        self.started
+    }
+
+    /// Microseconds since it began.
+    pub fn elapsed(&self) -> u64 {
+        clock::micros().saturating_sub(self.started)
+    }
+
+    /// Bytes of body received and sent.
+    pub fn bytes(&self) -> (u64, u64) {
+        (self.bytes_in + self.upload.as_ref().map_or(0, |upload| upload.received()), self.bytes_out)
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        self.connection.done();
+        record::record(self);
+    }
+}

@@ -1,0 +1,430 @@
+//! Step 7: choose an endpoint, send, perhaps retry.
+//!
+//! A request is sent again only when nothing can have happened to it: it was never sent (the connection failed, or a
+//! pooled one turned out dead), or it is idempotent, has no body, and no byte of an answer came. Never twice to the
+//! same endpoint while another lives, and never more than `TRIES_MAX` times.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+
+use http::header::{self, HeaderValue};
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
+use hyper::body::Incoming;
+
+use crate::base::clock;
+use crate::base::outcome::Outcome;
+use crate::net::timer::Timer;
+use crate::proxy::Worker;
+use crate::proxy::body::{RequestBody, ResponseBody, Upload};
+use crate::proxy::context::Context;
+use crate::proxy::fields::{self, Found};
+use crate::proxy::request::Answer;
+use crate::proxy::respond;
+use crate::proxy::upgrade::Tunnel;
+use crate::snapshot::{Route, Service};
+use crate::telemetry::metric::Counter;
+use crate::upstream::balance::Tried;
+use crate::upstream::connect::{self, ConnectError, Connection, Target};
+use crate::upstream::endpoint::{Endpoint, InFlight};
+use crate::upstream::pool::Keep;
+
+/// Endpoints tried for one request.
+const TRIES_MAX: u32 = 3;
+
+/// A request ready to be sent.
+pub struct Outgoing {
+    /// Its head, with our fields set.
+    pub parts: Box<Parts>,
+    /// Its body.
+    pub body: RequestBody,
+    /// Its path, where normalising changed it.
+    pub path: Option<String>,
+    /// What its hop-by-hop fields said.
+    pub found: Found,
+}
+
+/// A connection to an endpoint, lent to one request.
+pub struct Lease {
+    worker: Rc<Worker>,
+    connection: Connection<RequestBody>,
+    in_flight: InFlight,
+    upload: Option<Rc<Upload>>,
+}
+
+impl Lease {
+    /// The timer of the connection.
+    pub fn timer(&self) -> &Timer {
+        &self.connection.timer
+    }
+
+    /// The answer was read whole: the connection can carry another request, unless the last one is still being sent.
+    pub fn give_back(self) {
+        self.connection.timer.clear();
+        if self.upload.as_ref().is_none_or(|upload| upload.done()) {
+            let snapshot = self.worker.snapshot();
+            let server = &snapshot.server;
+            let keep = Keep { count: server.limits.upstream_idle, time: server.timeouts.upstream_idle };
+            self.worker.pools.give(self.in_flight.endpoint(), self.connection, self.worker.wheel.now(), keep);
+        }
+    }
+
+    /// The answer broke off; the connection is closed.
+    pub fn fail(self, outcome: Outcome) {
+        self.in_flight.endpoint().note_failure(outcome.row().sentence);
+    }
+}
+
+/// An answer from a backend on its way out.
+pub struct Forwarded {
+    response: Response<Incoming>,
+    /// `None` when the connection went into a tunnel.
+    lease: Option<Lease>,
+}
+
+impl Forwarded {
+    /// The answer as the client gets it.
+    pub fn into_response(self, mut context: Box<Context>) -> Response<ResponseBody> {
+        let Forwarded { response, lease } = self;
+        let (mut parts, incoming) = response.into_parts();
+        fields::clean_response(&mut parts.headers, parts.status == StatusCode::SWITCHING_PROTOCOLS);
+        if let Some(route) = context.route() {
+            route.response_headers.apply(&mut parts.headers);
+        }
+        respond::finish(&mut parts.headers, &context);
+        context.status = parts.status.as_u16();
+        parts.version = Version::HTTP_11;
+        let body = match lease {
+            Some(lease) => {
+                context.expect(Outcome::Served);
+                let stall = context.snapshot.server.timeouts.tunnel;
+                ResponseBody::upstream(incoming, lease, stall, context)
+            }
+            None => switching(context),
+        };
+        Response::from_parts(parts, body)
+    }
+}
+
+/// The body of a `101` is empty; the request goes on as a tunnel and is recorded when that ends.
+fn switching(mut context: Box<Context>) -> ResponseBody {
+    context.expect(Outcome::Tunnelled);
+    let connection = context.connection.clone();
+    if let Some(tunnel) = connection.tunnel.borrow_mut().as_mut() {
+        tunnel.context = Some(context);
+    }
+    ResponseBody::nothing()
+}
+
+/// Sends a request to one endpoint of a service, to another if that one fails.
+///
+/// # Errors
+/// The outcome of the last try.
+pub async fn run(
+    context: &mut Context,
+    route: &Route,
+    service: &Service,
+    outgoing: Outgoing,
+) -> Result<Answer, Outcome> {
+    let upgrading = outgoing.found.upgrade.is_some();
+    let mut request = outgoing.into_request(route)?;
+    let saved = Saved::of(&request);
+    let worker = context.worker().clone();
+    let mut tried = Tried::default();
+    let mut last = Outcome::NoEndpoint;
+    for attempt in 0..TRIES_MAX {
+        let now = worker.wheel.now();
+        let Some(index) = service.core.balancer.choose(&service.core.endpoints, now, worker.random(), &tried)
+        else {
+            break;
+        };
+        let Some(chosen) = service.core.endpoints.get(index) else { break };
+        tried.insert(index);
+        context.tries = attempt + 1;
+        context.endpoint = Some(chosen.endpoint.clone());
+        if attempt > 0 {
+            worker.shard.add(Counter::Retries, 1);
+        }
+        let exchange = Exchange { worker: &worker, service, index, endpoint: &chosen.endpoint };
+        match exchange.send(context, request).await {
+            Ok((response, lease)) => return arrived(context, response, lease, upgrading).await,
+            Err(failure) => {
+                last = failure.outcome;
+                let again = failure.unsent.or_else(|| if failure.answered { None } else { saved.restore() });
+                match again {
+                    Some(again) => request = again,
+                    None => break,
+                }
+            }
+        }
+    }
+    Err(last)
+}
+
+/// The head of an answer has arrived.
+async fn arrived(
+    context: &mut Context,
+    response: Response<Incoming>,
+    lease: Lease,
+    upgrading: bool,
+) -> Result<Answer, Outcome> {
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return Ok(Answer::Forwarded(Box::new(Forwarded { response, lease: Some(lease) })));
+    }
+    // Nobody asked: bytes behind such an answer would be taken for the next one (RFC 9110 section 15.2.2).
+    if !upgrading {
+        lease.fail(Outcome::UpstreamInvalid);
+        return Err(Outcome::UpstreamInvalid);
+    }
+    let (upstream, early) = lease.connection.ending.upgraded().await.ok_or(Outcome::UpstreamClosed)?;
+    let tunnel = Tunnel { upstream, early, lease, context: None };
+    *context.connection.tunnel.borrow_mut() = Some(tunnel);
+    Ok(Answer::Forwarded(Box::new(Forwarded { response, lease: None })))
+}
+
+/// A try that failed.
+struct Failure {
+    outcome: Outcome,
+    /// The request, where it was certainly never sent.
+    unsent: Option<Box<Request<RequestBody>>>,
+    /// The endpoint had its chance to answer: sending again would only make things worse.
+    answered: bool,
+}
+
+/// One try at one endpoint.
+struct Exchange<'a> {
+    worker: &'a Rc<Worker>,
+    service: &'a Service,
+    index: usize,
+    endpoint: &'a Arc<Endpoint>,
+}
+
+impl Exchange<'_> {
+    async fn send(
+        &self,
+        context: &mut Context,
+        mut request: Box<Request<RequestBody>>,
+    ) -> Result<(Response<Incoming>, Lease), Failure> {
+        let tls = self.tls();
+        // One that is down gets this request as its trial: only a new connection can show that it is back.
+        let up = self.endpoint.is_up(self.worker.wheel.now());
+        loop {
+            let pooled = up.then(|| self.worker.pools.take(self.endpoint, tls)).flatten();
+            let fresh = pooled.is_none();
+            let connection = match pooled {
+                Some(pooled) => pooled,
+                // Boxed: a request on a pooled connection must not carry the room for a handshake.
+                None => match Box::pin(self.connect()).await {
+                    Ok(connection) => connection,
+                    Err(error) => return Err(self.unreachable(&error, request)),
+                },
+            };
+            if !fresh {
+                self.worker.shard.add(Counter::UpstreamReused, 1);
+            }
+            match self.exchange(context, connection, request).await {
+                // A pooled connection may have been closed by the endpoint a moment ago: the request comes back unsent
+                // and the next one is tried; each costs one connection of the pool, so this ends.
+                Err(Failure { unsent: Some(unsent), .. }) if !fresh => {
+                    self.worker.shard.add(Counter::UpstreamStale, 1);
+                    request = unsent;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    fn tls(&self) -> Option<&Arc<rustls::ClientConfig>> {
+        if self.endpoint.tls { self.service.tls.as_ref() } else { None }
+    }
+
+    async fn connect(&self) -> Result<Connection<RequestBody>, ConnectError> {
+        let name = self.service.server_names.get(self.index).and_then(Option::as_ref);
+        let snapshot = self.worker.snapshot();
+        let connection = connect::connect(Target {
+            address: &self.endpoint.address,
+            tls: self.tls().zip(name),
+            timeout: self.service.core.connect_timeout,
+            head_max: snapshot.server.limits.upstream_head,
+            wheel: &self.worker.wheel,
+        })
+        .await?;
+        self.worker.shard.add(Counter::UpstreamOpened, 1);
+        self.endpoint.connect_succeeded();
+        Ok(connection)
+    }
+
+    fn unreachable(&self, error: &ConnectError, request: Box<Request<RequestBody>>) -> Failure {
+        let message = error.to_string();
+        self.log("backend unreachable", &message);
+        self.endpoint.connect_failed(self.worker.wheel.now(), &message);
+        let (outcome, counter) = match error {
+            ConnectError::Refused => (Outcome::ConnectRefused, Counter::UpstreamRefused),
+            ConnectError::Name(_) => (Outcome::UpstreamName, Counter::UpstreamName),
+            ConnectError::Network(_) => (Outcome::ConnectFailed, Counter::UpstreamIo),
+            ConnectError::Tls(_) => (Outcome::UpstreamTls, Counter::UpstreamTls),
+            ConnectError::Timeout(_) => (Outcome::ConnectTimeout, Counter::UpstreamTimeout),
+        };
+        self.worker.shard.add(counter, 1);
+        Failure { outcome, unsent: Some(request), answered: false }
+    }
+
+    fn log(&self, what: &str, why: &str) {
+        let Some(more) = self.endpoint.may_log(self.worker.wheel.now()) else { return };
+        let service = &*self.service.core.name;
+        match more {
+            0 => tracing::warn!(service, endpoint = self.endpoint.label, "{what}: {why}"),
+            more => {
+                tracing::warn!(
+                    service,
+                    endpoint = self.endpoint.label,
+                    "{what}: {why} (and {more} failures before)"
+                );
+            }
+        }
+    }
+
+    async fn exchange(
+        &self,
+        context: &mut Context,
+        mut connection: Connection<RequestBody>,
+        request: Box<Request<RequestBody>>,
+    ) -> Result<(Response<Incoming>, Lease), Failure> {
+        let upload = context.upload.clone();
+        let in_flight = self.endpoint.begin();
+        let started = clock::micros();
+        connection.timer.set(self.service.core.timeout);
+        let mut sent = std::pin::pin!(connection.sender.try_send_request(*request));
+        let result = std::future::poll_fn(|cx| {
+            if let Poll::Ready(result) = sent.as_mut().poll(cx) {
+                return Poll::Ready(Some(result));
+            }
+            while connection.timer.poll_expired(cx).is_ready() {
+                if !self.still_uploading(&connection.timer, upload.as_deref()) {
+                    return Poll::Ready(None);
+                }
+            }
+            Poll::Pending
+        })
+        .await;
+        match result {
+            Some(Ok(response)) => {
+                connection.timer.clear();
+                let micros = clock::micros().saturating_sub(started);
+                context.upstream_micros = Some(micros);
+                self.endpoint.observe(micros, self.worker.wheel.now());
+                Ok((response, Lease { worker: self.worker.clone(), connection, in_flight, upload }))
+            }
+            Some(Err(mut error)) => {
+                let unsent = error.take_message().map(Box::new);
+                Err(self.broken(&error.into_error(), unsent, upload.as_deref()))
+            }
+            None => {
+                self.endpoint.note_failure(Outcome::UpstreamTimeout.row().sentence);
+                Err(Failure { outcome: Outcome::UpstreamTimeout, unsent: None, answered: true })
+            }
+        }
+    }
+
+    /// The deadline for the first byte counts from the end of the request: while its body moves, it waits.
+    fn still_uploading(&self, timer: &Timer, upload: Option<&Upload>) -> bool {
+        let Some(upload) = upload else { return false };
+        let due = upload.moved().after(self.service.core.timeout);
+        let now = self.worker.wheel.now();
+        if due <= now {
+            return false;
+        }
+        timer.set(std::time::Duration::from_millis(due.0 - now.0));
+        true
+    }
+
+    fn broken(
+        &self,
+        error: &hyper::Error,
+        unsent: Option<Box<Request<RequestBody>>>,
+        upload: Option<&Upload>,
+    ) -> Failure {
+        if unsent.is_some() {
+            return Failure { outcome: Outcome::UpstreamClosed, unsent, answered: false };
+        }
+        // A body that we cut ourselves breaks the connection; the cut is the reason, not the backend.
+        if let Some(outcome) = upload.and_then(Upload::failure) {
+            return Failure { outcome, unsent: None, answered: true };
+        }
+        let invalid = error.is_parse() || error.is_parse_too_large();
+        let outcome = if invalid { Outcome::UpstreamInvalid } else { Outcome::UpstreamClosed };
+        self.log("backend failed a request", &error.to_string());
+        self.endpoint.note_failure(outcome.row().sentence);
+        Failure { outcome, unsent: None, answered: invalid }
+    }
+}
+
+/// What is needed to send a request again, kept only for those that may be.
+struct Saved(Option<(Method, Uri, HeaderMap)>);
+
+impl Saved {
+    /// RFC 9110 section 9.2.2: idempotent methods may be repeated; a body would have been consumed.
+    fn of(request: &Request<RequestBody>) -> Saved {
+        let repeatable = matches!(request.body(), RequestBody::Empty) && request.method().is_idempotent();
+        Saved(
+            repeatable.then(|| (request.method().clone(), request.uri().clone(), request.headers().clone())),
+        )
+    }
+
+    fn restore(&self) -> Option<Box<Request<RequestBody>>> {
+        let (method, uri, headers) = self.0.as_ref()?;
+        let mut request = Request::new(RequestBody::Empty);
+        *request.method_mut() = method.clone();
+        *request.uri_mut() = uri.clone();
+        *request.headers_mut() = headers.clone();
+        Some(Box::new(request))
+    }
+}
+
+/// The `Host` a request was sent with, whichever way it was said.
+///
+/// # Errors
+/// [`Outcome::BadHost`] when there is none; it was checked before, so that does not happen.
+pub fn host_field(parts: &Parts) -> Result<HeaderValue, Outcome> {
+    if let Some(host) = parts.headers.get(header::HOST) {
+        return Ok(host.clone());
+    }
+    let authority = parts.uri.authority().ok_or(Outcome::BadHost)?;
+    HeaderValue::from_str(authority.as_str()).map_err(|_| Outcome::BadHost)
+}
+
+impl Outgoing {
+    fn into_request(self, route: &Route) -> Result<Box<Request<RequestBody>>, Outcome> {
+        let Outgoing { mut parts, body, path, found } = self;
+        if !parts.headers.contains_key(header::HOST) {
+            let host = host_field(&parts)?;
+            parts.headers.insert(header::HOST, host);
+        }
+        fields::set_hop(&mut parts.headers, &found, parts.version);
+        parts.uri = target(&parts.uri, path.as_deref(), route)?;
+        parts.version = Version::HTTP_11;
+        route.request_headers.apply(&mut parts.headers);
+        Ok(Box::new(Request::from_parts(*parts, body)))
+    }
+}
+
+/// The target in origin form (RFC 9112 section 3.2.1), as normalised and rewritten.
+fn target(uri: &Uri, path: Option<&str>, route: &Route) -> Result<Uri, Outcome> {
+    let plain = path.unwrap_or_else(|| uri.path());
+    let rewritten = route.rewrite.as_ref().map(|rewrite| rewrite.apply(plain));
+    let changed = rewritten.as_deref().or(path);
+    let target = match changed {
+        None if uri.authority().is_none() => return Ok(uri.clone()),
+        None => uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/")),
+        Some(path) => {
+            let text = match uri.query() {
+                Some(query) => format!("{path}?{query}"),
+                None => path.to_owned(),
+            };
+            PathAndQuery::try_from(text).map_err(|_| Outcome::BadPath)?
+        }
+    };
+    Ok(Uri::from(target))
+}

@@ -1,0 +1,200 @@
+//! Layer 4, the data plane: what happens to a request. Read the files in this order.
+//!
+//! 1. [`accept`]: a socket comes in; limits on connections, PROXY protocol.
+//! 2. [`handshake`]: TLS, SNI, ALPN.
+//! 3. [`serve`]: one connection, many requests; its deadlines; its end. [`guard`] checks raw HTTP/1 bytes first.
+//! 4. [`request`]: THE life of a request, on one screen.
+//! 5. [`normalize`] and [`fields`]: one reading of host and path; hop-by-hop and forwarded fields.
+//! 6. [`enforce`]: the policies, in their fixed order.
+//! 7. [`forward`]: choose an endpoint, send, perhaps retry.
+//! 8. [`body`] and [`upgrade`]: streaming, limits, tunnels.
+//! 9. [`respond`]: the only place where an outcome becomes an answer.
+//! 10. [`record`]: numbers and the access record, exactly once.
+//!
+//! Everything here lives on one worker's thread and is not `Send`: `Rc` and `Cell`, no locks. The control plane is
+//! met only in the snapshot.
+
+pub mod accept;
+pub mod body;
+pub mod context;
+pub mod enforce;
+pub mod fields;
+pub mod forward;
+pub mod guard;
+pub mod handshake;
+pub mod normalize;
+pub mod record;
+pub mod request;
+pub mod respond;
+pub mod serve;
+pub mod upgrade;
+
+use std::cell::{Cell, RefCell};
+use std::hash::{BuildHasher, RandomState};
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+
+use http::HeaderValue;
+
+use crate::base::clock;
+use crate::net::timer::Wheel;
+use crate::policy::connection_limit::Connections;
+use crate::proxy::body::RequestBody;
+use crate::proxy::context::Connection;
+use crate::snapshot::cell::{Held, Reader};
+use crate::telemetry::access::Sink;
+use crate::telemetry::shard::Shard;
+use crate::tls::acme::Challenges;
+use crate::upstream::pool::Pools;
+
+/// What a worker owns; everything its connections and requests share.
+pub struct Worker {
+    /// Number of the worker, from 0.
+    pub id: usize,
+    /// Its timers.
+    pub wheel: Wheel,
+    /// Its counters.
+    pub shard: Shard,
+    /// Its end of the access log.
+    pub sink: Sink,
+    /// Its idle connections to endpoints.
+    pub pools: Pools<RequestBody>,
+    /// The caps on client connections, shared by all workers.
+    pub connections: Connections,
+    /// Answers to challenges of ACME authorities, shared by all workers.
+    pub challenges: Arc<Challenges>,
+    reader: Reader,
+    open: RefCell<Vec<Weak<Connection>>>,
+    draining: Cell<bool>,
+    /// First half of request ids: random, so that ids of different nodes and starts differ.
+    id_prefix: u64,
+    /// Makes the second half from a count, so that ids do not tell how many requests there were.
+    id_hash: RandomState,
+    id_next: Cell<u64>,
+    /// What wall time is ahead of process time, in microseconds; measured every tick, so that a record's time costs no
+    /// look at the clock.
+    wall_ahead: Cell<u64>,
+    random: Cell<u64>,
+}
+
+/// What a worker is made of; handed over by the assembler.
+pub struct Parts {
+    /// Number of the worker.
+    pub id: usize,
+    /// Its counters.
+    pub shard: Shard,
+    /// Its end of the access log.
+    pub sink: Sink,
+    /// The caps on client connections.
+    pub connections: Connections,
+    /// Answers to challenges of ACME authorities.
+    pub challenges: Arc<Challenges>,
+    /// Its view of the snapshot.
+    pub reader: Reader,
+    /// Random bits, different for each worker and start.
+    pub seed: u64,
+}
+
+impl Worker {
+    /// A worker with nothing open.
+    pub fn new(parts: Parts) -> Worker {
+        Worker {
+            id: parts.id,
+            wheel: Wheel::default(),
+            shard: parts.shard,
+            sink: parts.sink,
+            pools: Pools::default(),
+            connections: parts.connections,
+            challenges: parts.challenges,
+            reader: parts.reader,
+            open: RefCell::default(),
+            draining: Cell::new(false),
+            id_prefix: splitmix(parts.seed),
+            id_hash: RandomState::new(),
+            id_next: Cell::new(0),
+            wall_ahead: Cell::new(wall_ahead()),
+            random: Cell::new(parts.seed | 1),
+        }
+    }
+
+    /// The current snapshot.
+    pub fn snapshot(&self) -> Held {
+        self.reader.load()
+    }
+
+    /// Random bits for balancing; not for secrets.
+    pub fn random(&self) -> u64 {
+        let next = self.random.get().wrapping_add(0x9E37_79B9_7F4A_7C15);
+        self.random.set(next);
+        splitmix(next)
+    }
+
+    /// A new request id: 32 hexadecimal digits, unique over nodes and restarts.
+    pub fn next_request_id(&self) -> HeaderValue {
+        const HEX: &[u8; 16] = b"0123456789abcdef";
+        let count = self.id_next.get();
+        self.id_next.set(count.wrapping_add(1));
+        let id = u128::from(self.id_prefix) << 64 | u128::from(self.id_hash.hash_one(count));
+        let digit = |shift: u32| HEX.get(usize::from((id >> shift) as u8 & 15)).copied().unwrap_or(b'0');
+        let text: [u8; 32] = std::array::from_fn(|i| digit(124 - 4 * i as u32));
+        HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static("0"))
+    }
+
+    /// Wall time in milliseconds since 1970 of a moment given in microseconds of process time.
+    pub fn wall_ms(&self, micros: u64) -> u64 {
+        self.wall_ahead.get().saturating_add(micros) / 1000
+    }
+
+    /// Whether the worker is finishing what it has and takes nothing new.
+    pub fn draining(&self) -> bool {
+        self.draining.get()
+    }
+
+    /// Client connections open now.
+    pub fn open(&self) -> usize {
+        self.open.borrow().iter().filter(|connection| connection.strong_count() > 0).count()
+    }
+
+    /// Begins the end: every connection closes after what it has in flight.
+    pub fn drain(&self) {
+        self.draining.set(true);
+        for connection in self.open.borrow().iter().filter_map(Weak::upgrade) {
+            connection.closing.set(true);
+            connection.progress.wake();
+        }
+    }
+
+    /// Called every tick of the worker: moves the timers on and hands the access log over.
+    pub fn tick(&self, count: u64) {
+        self.wheel.advance(clock::now());
+        self.wall_ahead.set(wall_ahead());
+        // An idle worker too must let go of an old snapshot and of the endpoints in it.
+        self.reader.load();
+        self.sink.flush();
+        // Idle connections to backends live for a minute; a look a second is exact enough.
+        if count.is_multiple_of(10) {
+            self.pools.sweep(self.wheel.now());
+        }
+    }
+
+    /// Remembers a connection, so that a drain reaches it.
+    fn opened(&self, connection: &Rc<Connection>) {
+        let mut open = self.open.borrow_mut();
+        // Swept when the dead could outnumber the living: amortised, and bounded by twice the open connections.
+        if open.len() == open.capacity() {
+            open.retain(|weak| weak.strong_count() > 0);
+        }
+        open.push(Rc::downgrade(connection));
+    }
+}
+
+fn wall_ahead() -> u64 {
+    u64::try_from(clock::wall().as_micros()).unwrap_or(u64::MAX).saturating_sub(clock::micros())
+}
+
+/// The finaliser of SplitMix64 (public domain): spreads a counter over 64 bits.
+fn splitmix(seed: u64) -> u64 {
+    let z = (seed ^ (seed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}

@@ -1,0 +1,399 @@
+//! Step 5: one reading of a request. Pure: host and path in, one meaning or a refusal out.
+//!
+//! hyper has parsed the head; what it lets through but RFC 9110 and 9112 forbid, or what a backend might read in
+//! another way, is decided here. Ambiguity is refused, never guessed.
+
+use std::borrow::Cow;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use http::header::HOST;
+use http::{HeaderMap, Method, Uri, Version};
+
+use crate::base::outcome::Outcome;
+
+/// Longest name a host may have (RFC 1035 section 2.3.4).
+const HOST_MAX: usize = 253;
+
+/// Refuses methods that make no sense at an edge: CONNECT would make us an open proxy, TRACE echoes secrets
+/// (RFC 9110 section 9.3.8).
+///
+/// # Errors
+/// [`Outcome::MethodRefused`].
+pub fn method(method: &Method) -> Result<(), Outcome> {
+    match *method {
+        Method::CONNECT | Method::TRACE => Err(Outcome::MethodRefused),
+        _ => Ok(()),
+    }
+}
+
+/// The one host a request is for: lower case, no port, no trailing dot; IPv6 literals without brackets.
+///
+/// # Errors
+/// [`Outcome::BadHost`] when it is missing, repeated, malformed, or said in two ways that differ
+/// (RFC 9112 section 3.2, RFC 9113 section 8.3.1).
+pub fn host<'a>(uri: &'a Uri, headers: &'a HeaderMap, version: Version) -> Result<Cow<'a, str>, Outcome> {
+    let mut fields = headers.get_all(HOST).iter();
+    let field = match fields.next() {
+        Some(value) => Some(value.to_str().map_err(|_| Outcome::BadHost)?),
+        None => None,
+    };
+    if fields.next().is_some() {
+        return Err(Outcome::BadHost);
+    }
+    let authority = uri.authority().map(|authority| authority.as_str());
+    let text = match (authority, field) {
+        // Under HTTP/2 the authority may stand alone; HTTP/1.1 always owes a Host field.
+        (Some(_), None) if version < Version::HTTP_2 => return Err(Outcome::BadHost),
+        (Some(authority), None) => authority,
+        (None, Some(field)) => field,
+        (Some(authority), Some(field)) if authority.eq_ignore_ascii_case(field) => authority,
+        _ => return Err(Outcome::BadHost),
+    };
+    host_name(text).ok_or(Outcome::BadHost)
+}
+
+/// Reads `name`, `name:port`, `v4:port`, `[v6]:port`.
+fn host_name(text: &str) -> Option<Cow<'_, str>> {
+    if let Some(rest) = text.strip_prefix('[') {
+        let (literal, port) = rest.split_once(']')?;
+        let address: Ipv6Addr = literal.parse().ok()?;
+        let legal = port.is_empty() || port.strip_prefix(':').is_some_and(is_port);
+        return legal.then(|| Cow::Owned(address.to_string()));
+    }
+    let name = match memchr::memchr(b':', text.as_bytes()).and_then(|at| text.split_at_checked(at)) {
+        Some((name, port)) if port.strip_prefix(':').is_some_and(is_port) => name,
+        Some(_) => return None,
+        None => text,
+    };
+    let name = name.strip_suffix('.').unwrap_or(name);
+    if name.is_empty() || name.len() > HOST_MAX {
+        return None;
+    }
+    // One pass: legal characters, no empty label, and whether anything must be lowered.
+    let (mut previous, mut upper) = (b'.', false);
+    for byte in name.bytes() {
+        match byte {
+            b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' => {}
+            b'A'..=b'Z' => upper = true,
+            b'.' if previous != b'.' => {}
+            _ => return None,
+        }
+        previous = byte;
+    }
+    // `127.1` and other spellings of an address that some resolvers accept. No name ends in a digit alone.
+    if previous.is_ascii_digit() && ends_in_number(name) && name.parse::<Ipv4Addr>().is_err() {
+        return None;
+    }
+    if upper { Some(Cow::Owned(name.to_ascii_lowercase())) } else { Some(Cow::Borrowed(name)) }
+}
+
+fn ends_in_number(name: &str) -> bool {
+    name.rsplit('.').next().is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()))
+}
+
+fn is_port(text: &str) -> bool {
+    text.is_empty()
+        || (text.len() <= 5 && text.bytes().all(|b| b.is_ascii_digit()) && text.parse::<u16>().is_ok())
+}
+
+/// A path and the other way in which a careless backend might read it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Path<'a> {
+    /// Dot segments removed, unreserved characters decoded, escapes in upper case. Forwarded as this.
+    pub text: Cow<'a, str>,
+    /// What it becomes where `%2F` and `%5C` are decoded, `//` merged, `;parameters` dropped, or all of that, as far
+    /// as that differs. Each must lead to the same route, or the request would slip past a policy.
+    pub others: Vec<String>,
+}
+
+/// Normalises a path (RFC 3986 section 6.2.2).
+///
+/// # Errors
+/// [`Outcome::BadPath`] for broken escapes, encoded NUL and other control characters, and raw backslashes.
+pub fn path(raw: &str) -> Result<Path<'_>, Outcome> {
+    if !raw.starts_with('/') {
+        return Err(Outcome::BadPath);
+    }
+    if is_plain(raw.as_bytes()) {
+        return Ok(Path { text: Cow::Borrowed(raw), others: Vec::new() });
+    }
+    let decoded = decode_unreserved(raw)?;
+    let text = remove_dot_segments(&decoded);
+    let mut others = Vec::new();
+    if decoded.contains("//") || decoded.contains(';') || decoded.contains("%2F") || decoded.contains("%5C") {
+        for laxity in LAXITIES {
+            let other = remove_dot_segments(&careless(&decoded, laxity));
+            if other != text && !others.contains(&other) {
+                others.push(other);
+            }
+        }
+    }
+    let text = if text == raw { Cow::Borrowed(raw) } else { Cow::Owned(text) };
+    Ok(Path { text, others })
+}
+
+/// Nothing to normalise and nothing ambiguous: true for nearly every request, so this is the only pass it costs.
+fn is_plain(bytes: &[u8]) -> bool {
+    let mut previous = 0u8;
+    for &b in bytes {
+        let plain = match b {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'~' => true,
+            b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b'=' | b':' | b'@' => true,
+            b'/' | b'.' => previous != b'/',
+            _ => false,
+        };
+        if !plain {
+            return false;
+        }
+        previous = b;
+    }
+    true
+}
+
+fn decode_unreserved(raw: &str) -> Result<String, Outcome> {
+    const HEX: &[u8; 16] = b"0123456789ABCDEF";
+    let mut out = String::with_capacity(raw.len());
+    let escape = |out: &mut String, byte: u8| {
+        out.push('%');
+        for nibble in [byte >> 4, byte & 15] {
+            out.push(HEX.get(usize::from(nibble)).map_or('0', |&b| char::from(b)));
+        }
+    };
+    let mut bytes = raw.bytes();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'%' => {
+                let (high, low) = (bytes.next().and_then(hex), bytes.next().and_then(hex));
+                let (Some(high), Some(low)) = (high, low) else { return Err(Outcome::BadPath) };
+                let value = high << 4 | low;
+                match value {
+                    b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                        out.push(char::from(value));
+                    }
+                    0..=0x1f | 0x7f => return Err(Outcome::BadPath),
+                    _ => escape(&mut out, value),
+                }
+            }
+            0..=0x20 | 0x7f | b'\\' => return Err(Outcome::BadPath),
+            // Raw bytes above ASCII have no place in a target (RFC 3986 section 2): sent on as escapes.
+            0x80.. => escape(&mut out, byte),
+            _ => out.push(char::from(byte)),
+        }
+    }
+    Ok(out)
+}
+
+fn hex(byte: u8) -> Option<u8> {
+    char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok())
+}
+
+/// RFC 3986 section 5.2.4.
+fn remove_dot_segments(path: &str) -> String {
+    let mut kept: Vec<&str> = Vec::new();
+    let mut segments = path.split('/').skip(1).peekable();
+    while let Some(segment) = segments.next() {
+        let last = segments.peek().is_none();
+        match segment {
+            "." | ".." => {
+                if segment == ".." {
+                    kept.pop();
+                }
+                // A dot segment at the end stands for a folder: it leaves its slash.
+                if last {
+                    kept.push("");
+                }
+            }
+            _ => kept.push(segment),
+        }
+    }
+    let mut out = String::with_capacity(path.len());
+    for segment in kept {
+        out.push('/');
+        out.push_str(segment);
+    }
+    if out.is_empty() {
+        out.push('/');
+    }
+    out
+}
+
+/// Liberties that backends are known to take with a path.
+#[derive(Clone, Copy)]
+struct Laxity {
+    /// Escaped separators become separators.
+    decodes: bool,
+    /// Empty segments vanish.
+    merges: bool,
+    /// `;parameters` of segments vanish.
+    drops: bool,
+}
+
+/// Each alone, in pairs, and all together.
+#[allow(clippy::indexing_slicing, reason = "evaluated by the compiler, within bounds by the loop")]
+const LAXITIES: [Laxity; 7] = {
+    let mut all = [Laxity { decodes: false, merges: false, drops: false }; 7];
+    let mut bits = 0;
+    while bits < 7 {
+        let set = bits + 1;
+        all[bits] = Laxity { decodes: set & 1 != 0, merges: set & 2 != 0, drops: set & 4 != 0 };
+        bits += 1;
+    }
+    all
+};
+
+/// How a backend with these laxities reads a path.
+fn careless(path: &str, laxity: Laxity) -> String {
+    let decoded = match laxity.decodes {
+        true => Cow::Owned(path.replace("%2F", "/").replace("%5C", "/")),
+        false => Cow::Borrowed(path),
+    };
+    let mut out = String::with_capacity(decoded.len());
+    for segment in decoded.split('/').skip(1) {
+        let name = if laxity.drops { segment.split(';').next().unwrap_or(segment) } else { segment };
+        if laxity.merges && out.ends_with('/') {
+            out.push_str(name);
+        } else {
+            out.push('/');
+            out.push_str(name);
+        }
+    }
+    if out.is_empty() {
+        out.push('/');
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn read(uri: &str, hosts: &[&str], version: Version) -> Result<String, Outcome> {
+        let uri: Uri = uri.parse().unwrap();
+        let mut headers = HeaderMap::new();
+        for host in hosts {
+            headers.append(HOST, http::HeaderValue::from_bytes(host.as_bytes()).unwrap());
+        }
+        host(&uri, &headers, version).map(Cow::into_owned)
+    }
+
+    #[test]
+    fn hosts_that_are_missing_repeated_malformed_or_contradictory_are_refused() {
+        let h1 = Version::HTTP_11;
+        let bad: &[(&str, &[&str])] = &[
+            ("/", &[]),
+            ("/", &["a.example", "a.example"]),
+            ("/", &[""]),
+            ("/", &["a.example:port"]),
+            ("/", &["a.example:99999"]),
+            ("/", &["a.example:80:80"]),
+            ("/", &["user@a.example"]),
+            ("/", &["a.example/evil"]),
+            ("/", &["a example"]),
+            ("/", &["a.example,b.example"]),
+            ("/", &["a..example"]),
+            ("/", &[".example"]),
+            ("/", &["[::1"]),
+            ("/", &["[::1]x"]),
+            ("/", &["127.1"]),
+            ("/", &["\u{e4}.example"]),
+            ("http://a.example/", &[]),
+            ("http://a.example/", &["b.example"]),
+            ("http://user@a.example/", &["user@a.example"]),
+        ];
+        for (uri, hosts) in bad {
+            assert_eq!(read(uri, hosts, h1), Err(Outcome::BadHost), "{uri} {hosts:?}");
+        }
+        assert_eq!(read("https://a.example/", &["b.example"], Version::HTTP_2), Err(Outcome::BadHost));
+    }
+
+    #[test]
+    fn hosts_are_lower_case_without_port_and_trailing_dot() {
+        let h1 = |host: &str| read("/", &[host], Version::HTTP_11).unwrap();
+        assert_eq!(h1("Shop.Example:8443"), "shop.example");
+        assert_eq!(h1("shop.example."), "shop.example");
+        assert_eq!(h1("shop.example:"), "shop.example");
+        assert_eq!(h1("[::1]:443"), "::1");
+        assert_eq!(h1("127.0.0.1:1"), "127.0.0.1");
+        assert_eq!(h1("_dmarc.a-b.example"), "_dmarc.a-b.example");
+        assert_eq!(read("http://A.example/x", &["a.example"], Version::HTTP_11).unwrap(), "a.example");
+        assert_eq!(read("https://a.example/", &[], Version::HTTP_2).unwrap(), "a.example");
+    }
+
+    #[test]
+    fn paths_with_broken_or_dangerous_bytes_are_refused() {
+        for raw in
+            ["", "a", "*", "/%", "/%4", "/%zz", "/%00", "/a%0d%0aX:1", "/%7f", "/a\\b", "/a b", "/\u{7f}"]
+        {
+            assert_eq!(path(raw), Err(Outcome::BadPath), "{raw:?}");
+        }
+    }
+
+    #[test]
+    fn paths_are_normalised_as_rfc_3986_says() {
+        let cases = [
+            ("/", "/"),
+            ("/a/b.c", "/a/b.c"),
+            ("/a/./b", "/a/b"),
+            ("/a/../b", "/b"),
+            ("/../../etc", "/etc"),
+            ("/a/b/..", "/a/"),
+            ("/a/.", "/a/"),
+            ("/%2e%2e/x", "/x"),
+            ("/a/%2E./b", "/b"),
+            ("/%61%7E", "/a~"),
+            ("/%c3%a4", "/%C3%A4"),
+            ("/\u{e4}", "/%C3%A4"),
+            ("/.well-known/x", "/.well-known/x"),
+            ("/a...b", "/a...b"),
+            ("/..a", "/..a"),
+            ("/a%2fb", "/a%2Fb"),
+            ("/a//b", "/a//b"),
+        ];
+        for (raw, expected) in cases {
+            assert_eq!(path(raw).unwrap().text, expected, "{raw}");
+        }
+        assert!(
+            matches!(path("/plain/x").unwrap(), Path { text: Cow::Borrowed(_), others } if others.is_empty())
+        );
+    }
+
+    #[test]
+    fn the_careless_reading_is_told_when_it_differs() {
+        for raw in [
+            "/static/%2e%2e%2fadmin",
+            "/x/..%2fadmin",
+            "/a%5c..%5cadmin",
+            "//admin",
+            "/x//../admin",
+            "/x/..;/admin",
+            "/x;/..;v=1/admin;y",
+            "/%2Fadmin",
+        ] {
+            assert!(path(raw).unwrap().others.contains(&"/admin".to_owned()), "{raw}: {:?}", path(raw));
+        }
+        assert_eq!(path("/a%2Fb").unwrap().others, ["/a/b"]);
+        assert_eq!(path("/a;v=1").unwrap().others, ["/a"]);
+        assert!(path("/a/%20b").unwrap().others.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn normalising_twice_changes_nothing_and_leaves_no_dots(raw in "/[a-zA-Z0-9%./;\\\\\u{e4} ]{0,40}") {
+            if let Ok(first) = path(&raw) {
+                let text = first.text.into_owned();
+                prop_assert!(text.starts_with('/'));
+                prop_assert!(!text.split('/').any(|segment| segment == "." || segment == ".."));
+                let second = path(&text).unwrap();
+                prop_assert_eq!(&*second.text, &text);
+            }
+        }
+
+        #[test]
+        fn no_host_text_panics(text in "\\PC{0,60}") {
+            if let Some(name) = host_name(&text) {
+                prop_assert!(!name.is_empty() && name.len() <= HOST_MAX && !name.contains('/'));
+            }
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! Step 4: THE life of a request. [`handle`] never fails: it always yields an answer. `answer` is the order of
+//! things, one line a step; each step may end the request with an [`Outcome`].
+
+use std::borrow::Cow;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use http::header;
+use http::request::Parts;
+use http::{Method, Request, Response, Version};
+use hyper::body::{Body, Incoming};
+
+use crate::base::outcome::Outcome;
+use crate::proxy::body::{RequestBody, ResponseBody, Upload};
+use crate::proxy::context::{Connection, Context};
+use crate::proxy::fields::{self, Found};
+use crate::proxy::{Worker, enforce, forward, normalize, respond};
+use crate::route::RequestHead;
+use crate::snapshot::{Action, Snapshot};
+
+/// Bytes of an unwanted body that are read to keep a connection, and how long an answer waits for that.
+const DISCARD_MAX: u64 = 16 * 1024;
+const DISCARD_TIME: Duration = Duration::from_secs(1);
+
+/// A request in, an answer out; recorded when the answer's body ends.
+///
+/// It begins with the call, not with the first poll: the guard must know it before hyper asks for more bytes.
+pub fn handle(
+    worker: &Rc<Worker>,
+    connection: &Rc<Connection>,
+    request: Request<Incoming>,
+) -> impl Future<Output = Result<Response<ResponseBody>, Infallible>> + use<> {
+    let mut context = Context::begin(worker, connection, &request);
+    let (parts, body) = request.into_parts();
+    context.untouched = !body.is_end_stream();
+    // A client that waits to be told to go on has not sent it, and need not.
+    let discardable = context.untouched && !parts.headers.contains_key(header::EXPECT);
+    // Boxed: a future holds what it is given at every level below it, and moves it at each.
+    let parts = Box::new(parts);
+    async move {
+        let mut body = Some(body);
+        let answered = answer(&mut context, parts, &mut body).await;
+        if let (Some(body), true) = (body, discardable) {
+            discard(&mut context, body).await;
+        }
+        Ok(match answered {
+            Ok(answer) => answer.into_response(context),
+            Err(outcome) => respond::failure(context, outcome),
+        })
+    }
+}
+
+/// What a request is answered with, before its context moves into the body.
+pub enum Answer {
+    /// From a backend.
+    Forwarded(Box<forward::Forwarded>),
+    /// Our own.
+    Local(Box<respond::Local>),
+}
+
+impl Answer {
+    fn into_response(self, context: Box<Context>) -> Response<ResponseBody> {
+        match self {
+            Answer::Forwarded(forwarded) => forwarded.into_response(context),
+            Answer::Local(local) => local.into_response(context),
+        }
+    }
+}
+
+/// The steps, in order.
+async fn answer(
+    context: &mut Context,
+    mut parts: Box<Parts>,
+    body: &mut Option<Incoming>,
+) -> Result<Answer, Outcome> {
+    normalize::method(&parts.method)?;
+    if let Some(answer) = respond::challenge(context, &parts) {
+        return Ok(answer);
+    }
+    within_limits(context, &parts)?;
+    if parts.method == Method::OPTIONS && parts.uri.path() == "*" {
+        return Ok(respond::options());
+    }
+    let snapshot = context.snapshot.clone();
+    let host = normalize::host(&parts.uri, &parts.headers, parts.version)?;
+    let site_index = *snapshot.hosts.find(&host).ok_or_else(|| unknown_host(context, &host))?;
+    let site = snapshot.sites.get(site_index).ok_or(Outcome::Internal)?;
+    context.site = Some(site_index);
+    authorised(context, &snapshot, &host, site_index)?;
+    drop(host);
+
+    let path = normalize::path(parts.uri.path())?;
+    if context.connection.trusted {
+        context.client =
+            fields::client_address(&parts.headers, context.client, &snapshot.server.trusted_proxies);
+    }
+    if !fields::came_secure(&context.connection, &parts.headers) && !site.plain_http {
+        return respond::to_https(context, &parts, &path.text);
+    }
+    let find = |path: &str| {
+        site.table.find(&RequestHead {
+            method: &parts.method,
+            path,
+            query: parts.uri.query(),
+            headers: &parts.headers,
+        })
+    };
+    let route_index = find(&path.text).ok_or(Outcome::NoRoute)?;
+    // Whatever way a backend reads the path, it must have passed this route and its policies.
+    if path.others.iter().any(|other| find(other) != Some(route_index)) {
+        return Err(Outcome::BadPath);
+    }
+    let route = site.routes.get(route_index).ok_or(Outcome::Internal)?;
+    context.route = Some(route_index);
+    context.series = route.series;
+
+    enforce::limits(context, site, route)?;
+    enforce::body_length(route, body.as_ref())?;
+    // Owned only where normalising changed it.
+    let path = if let Cow::Owned(path) = path.text { Some(path) } else { None };
+    match &route.action {
+        Action::Redirect(redirect) => Ok(respond::redirect(redirect, &parts, path.as_deref())),
+        Action::Respond(fixed) => Ok(respond::fixed(fixed)),
+        Action::Proxy(service) => {
+            let mut found = prepare(context, &mut parts)?;
+            // What follows the head would be body and tunnel at once: an upgrade may be ignored (RFC 9110 section 7.8).
+            if context.untouched {
+                found.upgrade = None;
+            }
+            let body = match body.take() {
+                Some(body) => upload(context, route.max_body, body),
+                None => RequestBody::Empty,
+            };
+            forward::run(context, route, service, forward::Outgoing { parts, body, path, found }).await
+        }
+    }
+}
+
+/// Sizes that hyper does not bound as we want them.
+fn within_limits(context: &Context, parts: &Parts) -> Result<(), Outcome> {
+    let limits = &context.snapshot.server.limits;
+    let target = parts.uri.path_and_query().map_or(0, |target| target.as_str().len());
+    if target > limits.uri {
+        return Err(Outcome::UriTooLong);
+    }
+    if parts.headers.len() > limits.fields {
+        return Err(Outcome::HeadTooLarge);
+    }
+    Ok(())
+}
+
+fn unknown_host(context: &Context, host: &str) -> Outcome {
+    if context.snapshot.unavailable.contains(host) {
+        return Outcome::SiteUnavailable;
+    }
+    // Under TLS the certificate that was shown belongs to some site: the client may try a connection of its own.
+    if context.connection.sni.is_some() { Outcome::Misdirected } else { Outcome::UnknownHost }
+}
+
+/// A connection opened for one site may carry requests for another only where both show the same certificate
+/// (RFC 9110 section 7.4, RFC 9113 section 9.1.1): otherwise what the handshake decided was decided for somebody else.
+fn authorised(context: &Context, snapshot: &Snapshot, host: &str, site: usize) -> Result<(), Outcome> {
+    let Some(sni) = context.connection.sni.as_deref() else { return Ok(()) };
+    if sni == host {
+        return Ok(());
+    }
+    let shown = snapshot.hosts.find(sni).and_then(|&index| snapshot.sites.get(index));
+    let wanted = snapshot.sites.get(site);
+    match (shown, wanted) {
+        (Some(shown), Some(wanted))
+            if Arc::ptr_eq(shown, wanted)
+                || shown
+                    .identity
+                    .as_ref()
+                    .zip(wanted.identity.as_ref())
+                    .is_some_and(|(shown, wanted)| shown.fingerprint == wanted.fingerprint) =>
+        {
+            Ok(())
+        }
+        _ => Err(Outcome::Misdirected),
+    }
+}
+
+/// Makes the fields of a request ours to send.
+fn prepare(context: &mut Context, parts: &mut Parts) -> Result<Found, Outcome> {
+    let connection = context.connection.clone();
+    let found = fields::clean_request(&mut parts.headers, connection.trusted)?;
+    if connection.trusted
+        && let Some(id) = fields::request_id(&parts.headers)
+    {
+        context.request_id = id;
+    }
+    if parts.version == Version::HTTP_2 {
+        fields::join_cookies(&mut parts.headers);
+    }
+    let host = forward::host_field(parts)?;
+    let sender = fields::Sender {
+        peer: &connection.forwarded_for,
+        port: &connection.forwarded_port,
+        trusted: connection.trusted,
+        secure: connection.secure,
+    };
+    fields::set_forwarded(&mut parts.headers, &sender, host, context.request_id.clone());
+    Ok(found)
+}
+
+/// A short body that nobody wants is read all the same, so that the connection can carry the next request; a long or
+/// a slow one costs the connection. HTTP/2 needs neither.
+async fn discard(context: &mut Context, body: Incoming) {
+    let short = body.size_hint().upper().is_some_and(|size| size <= DISCARD_MAX);
+    if !short || context.version >= Version::HTTP_2 {
+        return;
+    }
+    let patience = context.worker().wheel.timer();
+    patience.set(DISCARD_TIME);
+    let mut body = upload(context, Some(DISCARD_MAX), body);
+    std::future::poll_fn(|cx| {
+        while let Poll::Ready(frame) = Pin::new(&mut body).poll_frame(cx) {
+            if !matches!(frame, Some(Ok(_))) {
+                return Poll::Ready(());
+            }
+        }
+        patience.poll_expired(cx)
+    })
+    .await;
+}
+
+/// Puts a body under its limits; nothing at all for requests without one.
+fn upload(context: &mut Context, max: Option<u64>, body: Incoming) -> RequestBody {
+    if body.is_end_stream() {
+        return RequestBody::Empty;
+    }
+    let (wheel, client) = (&context.worker().wheel, context.connection.clone());
+    let upload = Rc::new(Upload::new(wheel, client, max, context.snapshot.server.timeouts.body));
+    context.untouched = false;
+    context.upload = Some(upload.clone());
+    RequestBody::Streaming(body, upload)
+}

@@ -1,0 +1,295 @@
+//! Step 3: one connection, many requests. hyper speaks the protocol; what it has no deadline for is watched here.
+
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context as Task, Poll};
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::Service;
+use hyper_util::rt::TokioIo;
+use tokio::io::AsyncWriteExt;
+
+use crate::base::outcome::Outcome;
+use crate::config::model::Server;
+use crate::net::stream::{Allowance, Guarded, Overdue, Phase, Stream};
+use crate::proxy::accept::Accepted;
+use crate::proxy::body::ResponseBody;
+use crate::proxy::context::{Connection, Introduction, Watch, Watched};
+use crate::proxy::guard::{Guard, Limits};
+use crate::proxy::{Worker, record, request, respond, upgrade};
+
+/// hyper's own default, kept on the stack; a higher limit moves it to the heap.
+const FIELDS_ON_STACK: usize = 100;
+/// What hyper may hold of a body on its way to a slow client, beyond the head.
+const BUFFER: usize = 64 * 1024;
+/// Bytes a slow HTTP/2 stream may have waiting, and what a client may send before it must be told to go on.
+const H2_SEND_BUFFER: usize = 64 * 1024;
+const H2_STREAM_WINDOW: u32 = 256 * 1024;
+const H2_CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// How long a connection that was told to go may take for its goodbye.
+const FAREWELL: Duration = Duration::from_secs(5);
+/// Reads of unwanted bytes before a connection is closed: what is on its way when a client learns that nobody wants
+/// the rest of its upload, 16 MiB.
+const LINGER_READS: usize = 1024;
+const LINGER_BUFFER: usize = 16 * 1024;
+
+/// Serves a connection of a plain HTTP listener.
+pub async fn plain(worker: &Rc<Worker>, accepted: Accepted) {
+    let Accepted { tcp, client, trusted, port, permit } = accepted;
+    let intro = Introduction {
+        client,
+        trusted,
+        secure: false,
+        http2: false,
+        port,
+        sni: None,
+        tls_version: None,
+        permit: Some(permit),
+    };
+    run(worker, Stream::Plain(tcp), intro).await;
+}
+
+/// Serves a connection whose protocol is known.
+pub async fn run(worker: &Rc<Worker>, stream: Stream, intro: Introduction) {
+    let snapshot = worker.snapshot();
+    let server = &snapshot.server;
+    let http2 = intro.http2;
+    let connection = Rc::new(Connection::new(worker, allowance(server), intro));
+    worker.opened(&connection);
+    if worker.draining() {
+        connection.closing.set(true);
+    }
+    let io = Guarded::new(stream, Watch(connection.clone()));
+    let handler = Handler { worker: worker.clone(), connection: connection.clone() };
+    if http2 {
+        let executor = LocalExecutor { worker: worker.clone(), connection: connection.clone() };
+        let builder = h2_builder(server, executor);
+        drop(snapshot);
+        Box::pin(drive_h2(builder.serve_connection(TokioIo::new(io), handler), &connection)).await;
+    } else {
+        let builder = h1_builder(server);
+        let io = TokioIo::new(Guard::new(io, guard_limits(server)));
+        drop(snapshot);
+        Box::pin(drive_h1(builder.serve_connection(io, handler), worker, &connection)).await;
+    }
+    // A tunnel whose `101` could not be delivered holds the connection that holds it.
+    drop(connection.tunnel.borrow_mut().take());
+}
+
+fn allowance(server: &Server) -> Allowance {
+    let timeouts = &server.timeouts;
+    Allowance { idle: timeouts.idle, head: timeouts.head, write: timeouts.write, tunnel: timeouts.tunnel }
+}
+
+fn guard_limits(server: &Server) -> Limits {
+    let head = usize::try_from(server.limits.head).unwrap_or(usize::MAX);
+    Limits { head, uri: server.limits.uri, fields: server.limits.fields }
+}
+
+fn h1_builder(server: &Server) -> http1::Builder {
+    let head = usize::try_from(server.limits.head).unwrap_or(usize::MAX);
+    let mut builder = http1::Builder::new();
+    builder.header_read_timeout(None).max_header_size(head).max_buf_size(head.saturating_add(BUFFER));
+    if server.limits.fields > FIELDS_ON_STACK {
+        builder.max_headers(server.limits.fields);
+    }
+    builder
+}
+
+fn h2_builder(server: &Server, executor: LocalExecutor) -> http2::Builder<LocalExecutor> {
+    let limits = &server.limits;
+    let mut builder = http2::Builder::new(executor);
+    builder
+        .max_concurrent_streams(limits.h2_streams)
+        .max_header_list_size(u32::try_from(limits.head).unwrap_or(u32::MAX))
+        .max_pending_accept_reset_streams(limits.h2_resets)
+        .max_local_error_reset_streams(limits.h2_resets)
+        .max_send_buf_size(H2_SEND_BUFFER)
+        .initial_stream_window_size(H2_STREAM_WINDOW)
+        .initial_connection_window_size(H2_CONNECTION_WINDOW);
+    builder
+}
+
+/// Runs what hyper spawns for HTTP/2 streams on this worker.
+///
+/// A client can keep one stream's window shut while the connection is well: hyper then waits for ever, and nothing
+/// it calls would hear of a deadline. So each stream's task has one, which the answer's body sets while it waits to be
+/// asked for more; dropping the stream resets it and leaves the others alone.
+#[derive(Clone)]
+struct LocalExecutor {
+    worker: Rc<Worker>,
+    connection: Rc<Connection>,
+}
+
+impl<F> hyper::rt::Executor<F> for LocalExecutor
+where
+    F: Future<Output: 'static> + 'static,
+{
+    fn execute(&self, future: F) {
+        let connection = self.connection.clone();
+        let delivery = self.worker.wheel.timer();
+        tokio::task::spawn_local(async move {
+            let mut future = std::pin::pin!(future);
+            std::future::poll_fn(|cx| {
+                connection.delivery.replace(Some(delivery.clone()));
+                let polled = future.as_mut().poll(cx);
+                connection.delivery.replace(None);
+                if polled.is_ready() { Poll::Ready(()) } else { delivery.poll_expired(cx) }
+            })
+            .await;
+        });
+    }
+}
+
+/// Hands each request of a connection to [`request::handle`].
+struct Handler {
+    worker: Rc<Worker>,
+    connection: Rc<Connection>,
+}
+
+impl Service<Request<Incoming>> for Handler {
+    type Response = Response<ResponseBody>;
+    type Error = std::convert::Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>>>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        Box::pin(request::handle(&self.worker, &self.connection, request))
+    }
+}
+
+/// How driving a connection ended.
+enum End {
+    /// hyper is done with it.
+    Done(Result<(), hyper::Error>),
+    /// A deadline passed.
+    Overdue(Overdue),
+}
+
+async fn drive_h1(
+    mut http: http1::Connection<TokioIo<Guard>, Handler>,
+    worker: &Rc<Worker>,
+    connection: &Rc<Connection>,
+) {
+    let mut told = false;
+    let end = std::future::poll_fn(|cx| {
+        loop {
+            if let Poll::Ready(result) = http.poll_without_shutdown(cx) {
+                return Poll::Ready(End::Done(result));
+            }
+            if connection.closing.get() && !std::mem::replace(&mut told, true) {
+                Pin::new(&mut http).graceful_shutdown();
+            } else if !connection.progress.resume() {
+                break;
+            }
+        }
+        connection.progress.poll_overdue(cx).map(End::Overdue)
+    })
+    .await;
+    // Boxed: what happens once at the end must not take room in every connection.
+    match end {
+        End::Done(result) => {
+            let parts = http.into_parts();
+            if let Some(outcome) = parts.io.inner().refused() {
+                return Box::pin(answer_raw(worker, connection, parts.io, outcome)).await;
+            }
+            if let Err(error) = result {
+                return refused(worker, &error);
+            }
+            let tunnel = connection.tunnel.borrow_mut().take();
+            match tunnel {
+                Some(tunnel) => {
+                    Box::pin(upgrade::run(worker, connection, parts.io, parts.read_buf, tunnel)).await
+                }
+                None => farewell(parts.io).await,
+            }
+        }
+        // Only a client that began to speak is owed an answer.
+        End::Overdue(Overdue::Head) if connection.progress.bytes_in() > 0 => {
+            Box::pin(answer_raw(worker, connection, http.into_parts().io, Outcome::HeadTimeout)).await;
+        }
+        End::Overdue(Overdue::Write) => connection.ending.set(Outcome::ClientStalled),
+        End::Overdue(_) => farewell(http.into_parts().io).await,
+    }
+}
+
+/// Says goodbye under TLS (close_notify) and TCP (FIN); bounded, because the peer may not be listening.
+async fn farewell(mut io: TokioIo<Guard>) {
+    let _ = tokio::time::timeout(FAREWELL, async {
+        io.inner_mut().shutdown().await?;
+        if io.inner().mid_message() { linger(io.inner_mut().stream()).await } else { Ok(()) }
+    })
+    .await;
+}
+
+/// What is still arriving is read and thrown away for a moment: closing on unread bytes would reset the connection, and
+/// take the answer with it (RFC 9112 section 9.6).
+async fn linger(stream: &mut Watched) -> std::io::Result<()> {
+    let mut waste = vec![0u8; LINGER_BUFFER];
+    for _ in 0..LINGER_READS {
+        if tokio::io::AsyncReadExt::read(stream, &mut waste).await? == 0 {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Answers bytes that never became a request, and ends the connection.
+async fn answer_raw(
+    worker: &Rc<Worker>,
+    connection: &Rc<Connection>,
+    mut io: TokioIo<Guard>,
+    outcome: Outcome,
+) {
+    let id = record::unread(worker, connection, outcome);
+    let answer = respond::raw(outcome, &id);
+    // Best effort and bounded: whoever sent this may not be listening.
+    let _ = tokio::time::timeout(FAREWELL, async {
+        io.inner_mut().write_all(&answer).await?;
+        io.inner_mut().shutdown().await?;
+        linger(io.inner_mut().stream()).await
+    })
+    .await;
+}
+
+/// hyper refused bytes that the guard let through. It has answered already; here it is counted.
+fn refused(worker: &Worker, error: &hyper::Error) {
+    if error.is_parse_too_large() {
+        worker.shard.outcome_only(Outcome::HeadTooLarge);
+    } else if error.is_parse() {
+        worker.shard.outcome_only(Outcome::BadRequest);
+    }
+}
+
+async fn drive_h2(
+    http: http2::Connection<TokioIo<Watched>, Handler, LocalExecutor>,
+    connection: &Rc<Connection>,
+) {
+    let mut http = std::pin::pin!(http);
+    let mut told = false;
+    let end = std::future::poll_fn(|cx: &mut Task<'_>| {
+        loop {
+            if let Poll::Ready(result) = http.as_mut().poll(cx) {
+                return Poll::Ready(End::Done(result));
+            }
+            if !connection.closing.get() || std::mem::replace(&mut told, true) {
+                break;
+            }
+            // GOAWAY; hyper finishes the streams that are open and then the connection.
+            http.as_mut().graceful_shutdown();
+        }
+        connection.progress.poll_overdue(cx).map(End::Overdue)
+    })
+    .await;
+    let End::Overdue(overdue) = end else { return };
+    if overdue == Overdue::Write {
+        connection.ending.set(Outcome::ClientStalled);
+        return;
+    }
+    connection.closing.set(true);
+    connection.progress.enter(Phase::Serving);
+    http.as_mut().graceful_shutdown();
+    let _ = tokio::time::timeout(FAREWELL, http).await;
+}

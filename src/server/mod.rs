@@ -1,0 +1,358 @@
+//! Layer 6: puts the process together. [`run`] is the assembler: a list of steps, in order.
+
+pub mod demo;
+pub mod worker;
+
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::LocalSet;
+
+use crate::admin;
+use crate::config;
+use crate::config::model::Server;
+use crate::control::reload::connection_cap;
+use crate::control::{self, Control, Listener};
+use crate::net::bind;
+use crate::net::timer::{self, Wheel};
+use crate::policy::connection_limit::Connections;
+use crate::snapshot::Cell;
+use crate::snapshot::resident::Residents;
+use crate::telemetry::access;
+use crate::telemetry::hub::Hub;
+use crate::tls;
+
+/// Why the process could not start; a text for a terminal.
+pub type StartError = String;
+
+/// What a started process tells on its terminal.
+pub struct Started {
+    /// What listens where.
+    pub listeners: Vec<Listener>,
+    /// The certificate of the internal CA, if any site uses it.
+    pub ca: Option<PathBuf>,
+    /// The first host that answers HTTPS by the internal CA.
+    pub example: Option<String>,
+    /// Problems of the configuration that did not keep it from starting.
+    pub problems: String,
+}
+
+/// Runs until a signal ends it. `ready` is called once, when everything listens.
+///
+/// # Errors
+/// A text that says what is wrong and how to mend it; nothing was served then.
+pub fn run(path: &Path, ready: impl FnOnce(&Started)) -> Result<(), StartError> {
+    tls::install_provider();
+    bind::raise_fd_limit();
+    let loaded = config::load(path);
+    let Some(server) = loaded.server.clone() else {
+        return Err(config::render_human(&loaded.diagnostics, &loaded.sources, false));
+    };
+    prepare_state(&server.state)?;
+    let state_lock = lock_state(&server.state)?;
+    let workers = server.workers.unwrap_or_else(cores);
+    let sockets = worker::Sockets::bind(&server, workers)?;
+    let hub = Hub::new(workers);
+    let residents = Arc::new(Residents::new(hub.clone(), &server.state, server.limit_entries)?);
+    let mut first = control::reload::first(path, loaded, server.clone(), sockets.https_port(), &residents)?;
+    let snapshot = first.snapshot.take().ok_or("the first snapshot is missing")?;
+    let cell = Arc::new(Cell::new(snapshot));
+    let log = &server.log;
+    let (sinks, access) =
+        access::start(&log.access, log.format, log.privacy, workers).map_err(|e| e.to_string())?;
+    hub.set_access_dropped(access.dropped_counter());
+    let connections = Connections::new(connection_cap(&server), server.max_connections_per_client);
+    let control_sockets = ControlSockets::bind(&server)?;
+    let listeners = sockets.listeners().into_iter().chain(control_sockets.listeners()).collect();
+    let started = started(&first, &cell, listeners, &residents);
+    let challenges = residents.acme.challenges.clone();
+    let parts = control::Parts {
+        path: std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()),
+        cell: cell.clone(),
+        residents,
+        connections: connections.clone(),
+        access,
+        listeners: started.listeners.clone(),
+        workers,
+        first,
+    };
+    let control = Control::new(parts);
+    let readings = control.clone();
+    hub.set_gauges(Box::new(move |all| readings.readings(all)));
+    let fleet = worker::Fleet::start(sockets, sinks, &cell, &hub, &connections, &challenges)?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
+    let local = LocalSet::new();
+    let ending = async {
+        let mut ends = serve(control.clone(), control_sockets, || ready(&started)).await?;
+        // Whoever takes our place may begin while we finish.
+        drop(state_lock);
+        tokio::select! {
+            () = fleet.drain(control.server().drain) => {}
+            // Who asks twice does not want to wait.
+            () = ends.asked() => tracing::warn!("asked again to stop: what is in flight is cut"),
+        }
+        Ok(())
+    };
+    let ended = runtime.block_on(local.run_until(ending));
+    // A reload that hangs on a slow disk keeps no process from ending.
+    drop(local);
+    runtime.shutdown_background();
+    fleet.stop();
+    control.access.close();
+    ended
+}
+
+/// The signals that end the process.
+struct Ends {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Ends {
+    fn new() -> std::io::Result<Ends> {
+        Ok(Ends { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+fn prepare_state(state: &Path) -> Result<(), StartError> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(state).map_err(|error| {
+        format!(
+            "the state folder {} cannot be made: {error}\nName another with `state` in [server], or make it and give \
+             it to the user that runs tidegate.",
+            state.display()
+        )
+    })
+}
+
+/// Two processes that store their sites in one folder would undo each other's work. The lock ends with the
+/// descriptor, so a killed process leaves none. A file of its own: the folder itself may be locked for the admin socket
+/// in it. `None` where there can be no lock.
+fn lock_state(state: &Path) -> Result<Option<std::fs::File>, StartError> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let taken = || {
+        format!(
+            "another tidegate runs with the state folder {}\nStop it first, or give this one its own `state` in [server].",
+            state.display()
+        )
+    };
+    let path = state.join("lock");
+    let opened = std::fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+    let file = match opened {
+        Ok(file) => file,
+        // What must be written there will say so itself; serving needs no lock.
+        Err(error) => {
+            tracing::warn!(
+                "{} cannot be made: {error}; nothing keeps a second tidegate away",
+                path.display()
+            );
+            return Ok(None);
+        }
+    };
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Err(rustix::io::Errno::WOULDBLOCK) => return Err(taken()),
+        // Some network file systems know no locks.
+        Err(error) => tracing::warn!("the state folder {} cannot be locked: {error}", state.display()),
+        Ok(()) => {}
+    }
+    Ok(Some(file))
+}
+
+fn started(
+    first: &control::reload::First,
+    cell: &Cell,
+    listeners: Vec<Listener>,
+    residents: &Residents,
+) -> Started {
+    let snapshot = cell.load();
+    let internal = snapshot.sites.iter().find(|site| site.source.is_internal());
+    let example = internal.and_then(|site| {
+        site.hosts.iter().find_map(|host| match host {
+            config::model::HostPattern::Exact(name) => Some(name.to_string()),
+            config::model::HostPattern::Wildcard(_) => None,
+        })
+    });
+    let ca = internal.map(|_| residents.ca.ca_path().to_path_buf());
+    Started { listeners, ca, example, problems: first.problems.clone() }
+}
+
+/// The file of the admin socket; removed with this value, also when the start fails later.
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Sockets of the control plane.
+struct ControlSockets {
+    admin: std::os::unix::net::UnixListener,
+    metrics: Option<std::net::TcpListener>,
+    demo: Vec<std::net::TcpListener>,
+    admin_path: SocketFile,
+}
+
+impl ControlSockets {
+    fn bind(server: &Server) -> Result<ControlSockets, StartError> {
+        let tcp = |address| bind::bind_tcp(address, false, bind::BACKLOG).map_err(|error| error.to_string());
+        Ok(ControlSockets {
+            metrics: server.metrics.map(tcp).transpose()?,
+            demo: server.demo.iter().copied().map(tcp).collect::<Result<_, _>>()?,
+            admin: admin::bind(&server.admin_socket)?,
+            admin_path: SocketFile(server.admin_socket.clone()),
+        })
+    }
+
+    fn listeners(&self) -> Vec<Listener> {
+        let tcp = |kind, socket: &std::net::TcpListener| {
+            let address = socket.local_addr().map(|address| address.to_string()).unwrap_or_default();
+            Listener { kind, address }
+        };
+        let mut all: Vec<Listener> = self.metrics.iter().map(|socket| tcp("metrics", socket)).collect();
+        all.extend(self.demo.iter().map(|socket| tcp("demo", socket)));
+        all.push(Listener { kind: "admin", address: self.admin_path.0.display().to_string() });
+        all
+    }
+}
+
+/// The control plane's tasks; ends with the signal that ends the process.
+async fn serve(
+    control: Arc<Control>,
+    sockets: ControlSockets,
+    ready: impl FnOnce(),
+) -> Result<Ends, StartError> {
+    let text = |error: std::io::Error| error.to_string();
+    let mut hangup = signal(SignalKind::hangup()).map_err(text)?;
+    let mut ends = Ends::new().map_err(text)?;
+    tokio::task::spawn_local(watched("admin", admin::serve(sockets.admin, Rc::new(Handle(control.clone())))));
+    if let Some(metrics) = sockets.metrics {
+        tokio::task::spawn_local(watched("metrics", admin::metrics(metrics, control.residents.hub.clone())));
+    }
+    for (number, socket) in sockets.demo.into_iter().enumerate() {
+        let listener = tokio::net::TcpListener::from_std(socket).map_err(text)?;
+        tokio::task::spawn_local(demo::run(listener, number + 1));
+    }
+    let wheel = Wheel::default();
+    tokio::task::spawn_local(tick(wheel.clone()));
+    tokio::task::spawn_local(control::probe::run(control.clone(), wheel));
+    let watching = control.clone();
+    tokio::task::spawn_local(control::watch::run(control.clone(), async move |reason| {
+        reload(&watching, reason).await;
+    }));
+    let renewing = control.clone();
+    tokio::task::spawn_local(control::renew::run(control.clone(), async move |reason| {
+        reload(&renewing, reason).await;
+    }));
+    tokio::task::spawn_local(upkeep(control.clone()));
+    let told = control.clone();
+    // A task of its own: a slow reload keeps nobody from ending the process. Signals that come meanwhile are one.
+    tokio::task::spawn_local(async move {
+        while hangup.recv().await.is_some() {
+            if let Err(error) = told.access.reopen() {
+                tracing::error!("the access log cannot be opened again: {error}");
+            }
+            reload(&told, "SIGHUP").await;
+        }
+    });
+    ready();
+    ends.asked().await;
+    tracing::info!("stopping: finishing what is in flight, for at most {:?}", control.server().drain);
+    // The socket is removed first: whoever looks for it finds that this process is going.
+    drop(sockets.admin_path);
+    Ok(ends)
+}
+
+/// A listener of the control plane that ends is told: nobody would notice otherwise until they need it.
+async fn watched(name: &str, task: impl Future<Output = std::io::Result<()>>) {
+    if let Err(error) = task.await {
+        tracing::error!("the {name} listener stopped: {error}");
+    }
+}
+
+async fn tick(wheel: Wheel) {
+    let mut interval = tokio::time::interval(timer::TICK);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    loop {
+        interval.tick().await;
+        wheel.advance(crate::base::clock::now());
+    }
+}
+
+/// How often [`upkeep`] looks.
+const UPKEEP: Duration = Duration::from_secs(3600);
+/// Every how many looks it warns of what it cannot mend: once a day.
+const UPKEEP_WARN: u64 = 24;
+
+/// Does what is due although nobody asks: a process may run for years without a reload.
+async fn upkeep(control: Arc<Control>) {
+    for count in 0u64.. {
+        if count.is_multiple_of(UPKEEP_WARN) {
+            control.warn_of_expiry();
+        }
+        tokio::time::sleep(UPKEEP).await;
+        let asked = control.clone();
+        // The look waits for a reload that runs, so it does not stand on this thread.
+        if let Ok(Some(reason)) = tokio::task::spawn_blocking(move || asked.upkeep()).await {
+            reload(&control, reason).await;
+        }
+    }
+}
+
+/// Reloads on a thread of its own, so that the admin socket answers meanwhile.
+async fn reload(control: &Arc<Control>, reason: &'static str) -> Option<control::reload::Report> {
+    let control = control.clone();
+    let done = tokio::task::spawn_blocking(move || control.reload(reason)).await;
+    done.map_err(|error| tracing::error!("the reload failed: {error}")).ok()
+}
+
+/// What the admin socket may ask.
+struct Handle(Arc<Control>);
+
+impl admin::Backend for Handle {
+    fn status(&self) -> serde_json::Value {
+        self.0.status()
+    }
+
+    fn reload(&self) -> std::pin::Pin<Box<dyn Future<Output = serde_json::Value>>> {
+        let control = self.0.clone();
+        Box::pin(async move {
+            let report = reload(&control, "admin command").await;
+            report.map(|report| report.to_json()).unwrap_or_default()
+        })
+    }
+
+    fn config(&self) -> serde_json::Value {
+        self.0.effective()
+    }
+
+    fn certificates(&self) -> serde_json::Value {
+        self.0.certificates()
+    }
+
+    fn certificate_plan(&self) -> serde_json::Value {
+        self.0.certificate_plan()
+    }
+
+    fn renew(&self, site: &str) -> Result<(), String> {
+        self.0.renew(site)
+    }
+}
+
+/// How long the drain waits between two looks at what is left.
+pub(crate) const LOOK: Duration = Duration::from_millis(50);

@@ -1,0 +1,68 @@
+//! The one place where a new snapshot becomes the current one.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+
+use crate::snapshot::Snapshot;
+
+/// Holds the current snapshot; the control plane swaps it, workers read it through a [`Reader`].
+pub struct Cell {
+    current: ArcSwap<Snapshot>,
+    generation: AtomicU64,
+}
+
+impl Cell {
+    /// A cell that holds a first snapshot.
+    pub fn new(snapshot: Snapshot) -> Cell {
+        let generation = AtomicU64::new(snapshot.generation);
+        Cell { current: ArcSwap::from_pointee(snapshot), generation }
+    }
+
+    /// The current snapshot. For the control plane: it costs two atomic operations on a shared line.
+    pub fn load(&self) -> Arc<Snapshot> {
+        self.current.load_full()
+    }
+
+    /// Makes a snapshot the current one. Requests that hold the old one keep it to their end.
+    pub fn swap(&self, snapshot: Snapshot) {
+        let generation = snapshot.generation;
+        self.current.store(Arc::new(snapshot));
+        // After the store: who sees the new number finds the new snapshot.
+        self.generation.store(generation, Ordering::Release);
+    }
+}
+
+/// A snapshot as a worker holds it. The outer count is the worker's own: a request that takes and drops one touches
+/// no cache line of another core.
+#[allow(clippy::redundant_allocation, reason = "the two counts belong to different threads")]
+pub type Held = Rc<Arc<Snapshot>>;
+
+/// A worker's view of the cell: one relaxed read per request, no reference count that other cores touch.
+pub struct Reader {
+    cell: Arc<Cell>,
+    held: RefCell<(u64, Held)>,
+}
+
+impl Reader {
+    /// A reader of a cell.
+    pub fn new(cell: Arc<Cell>) -> Reader {
+        let snapshot = cell.load();
+        let held = RefCell::new((snapshot.generation, Rc::new(snapshot)));
+        Reader { cell, held }
+    }
+
+    /// The current snapshot.
+    pub fn load(&self) -> Held {
+        let generation = self.cell.generation.load(Ordering::Acquire);
+        let mut held = self.held.borrow_mut();
+        if held.0 != generation {
+            let snapshot = self.cell.load();
+            *held = (snapshot.generation, Rc::new(snapshot));
+        }
+        held.1.clone()
+    }
+}

@@ -1,0 +1,251 @@
+//! Config and residents in, one snapshot out. No logic of its own: each craft compiles its part, this calls them in
+//! order and collects what they refuse.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use sha2::{Digest, Sha256};
+
+use crate::config::Diagnostic;
+use crate::config::model::{self, Certificate, HostPattern, Located, Origin, UntilIssued};
+use crate::policy::header::HeaderEdits;
+use crate::policy::redirect::Redirect;
+use crate::policy::respond::Respond;
+use crate::policy::rewrite::Rewrite;
+use crate::route::{HostIndex, Table};
+use crate::snapshot::resident::{Authority, Residents};
+use crate::snapshot::{Action, Route, Service, Site, Snapshot, Source};
+use crate::tls;
+use crate::tls::index::CertificateIndex;
+use crate::tls::pem::{Identity, Which};
+use crate::upstream;
+
+/// Largest CA file read.
+const CA_BYTES_MAX: usize = 1 << 20;
+
+/// A site and what it is known by.
+pub struct Input<'a> {
+    /// What the operator meant.
+    pub site: &'a model::Site,
+    /// The text it was read from; with the certificate it decides whether a site changed.
+    pub text: &'a str,
+    /// The version in force, if there is one.
+    pub current: Option<&'a Arc<Site>>,
+    /// A copy of the certificate that worked last, for when the files cannot be used.
+    pub kept: Option<Arc<Identity>>,
+    /// The server's settings.
+    pub server: &'a model::Server,
+    /// The generation being made.
+    pub generation: u64,
+}
+
+/// Compiles a site, or carries the version in force over when nothing about it changed.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn site(input: &Input<'_>, residents: &Residents) -> Result<Arc<Site>, Vec<Diagnostic>> {
+    let model = input.site;
+    let fail = |diagnostic: Box<Diagnostic>| vec![diagnostic.for_site(&model.name)];
+    let (identity, source) = match &input.kept {
+        Some(kept) => (Some(kept.clone()), Source::Files),
+        None => identity(input, residents).map_err(fail)?,
+    };
+    let roots = authorities(model).map_err(fail)?;
+    let fingerprint = fingerprint(input, identity.as_deref(), source, &roots);
+    if let Some(current) = input.current.filter(|current| current.fingerprint == fingerprint) {
+        return Ok(current.clone());
+    }
+    let mut problems = Vec::new();
+    let mut routes = Vec::with_capacity(model.routes.len());
+    for (said, roots) in model.routes.iter().zip(&roots) {
+        match route(model, said, roots, residents) {
+            Ok(route) => routes.push(route),
+            Err(diagnostic) => problems.push(diagnostic.for_site(&model.name)),
+        }
+    }
+    let table = Table::compile(&model.routes).map_err(|(index, why)| {
+        let origin = model.routes.get(index).map_or(&model.origin, |route| &route.origin);
+        fail(Box::new(Diagnostic::error("bad-regex", origin, why)))
+    });
+    match table {
+        Ok(table) if problems.is_empty() => {
+            let none = Arc::from("");
+            Ok(Arc::new(Site {
+                name: model.name.clone(),
+                fingerprint,
+                generation: input.generation,
+                hosts: model.hosts.iter().map(|host| host.value.clone()).collect(),
+                tenant: model.tenant.clone(),
+                identity,
+                source,
+                told_waiting: AtomicU64::new(0),
+                plain_http: model.plain_http,
+                limits: model.limits.iter().map(|l| residents.limiter(&model.name, &none, l)).collect(),
+                table,
+                routes,
+            }))
+        }
+        Ok(_) => Err(problems),
+        Err(mut more) => {
+            problems.append(&mut more);
+            Err(problems)
+        }
+    }
+}
+
+/// A site's certificate, and where it comes from.
+type Found = (Option<Arc<Identity>>, Source);
+
+fn identity(input: &Input<'_>, residents: &Residents) -> Result<Found, Box<Diagnostic>> {
+    let site = input.site;
+    let hosts: Vec<HostPattern> = site.hosts.iter().map(|host| host.value.clone()).collect();
+    let internal = || {
+        residents
+            .internal_identity(&hosts)
+            .map_err(|why| Box::new(Diagnostic::error("internal-ca", &site.origin, why)))
+    };
+    match &site.certificate {
+        Certificate::Internal => Ok((Some(internal()?), Source::Internal)),
+        Certificate::Files { cert, key } => {
+            let found = residents.file_identity(cert.value.clone(), key.value.clone());
+            let found = found.map_err(|error| {
+                let origin = if error.which == Which::Key { &key.origin } else { &cert.origin };
+                Box::new(Diagnostic::error("bad-certificate", origin, error.message).help(error.help))
+            })?;
+            Ok((Some(found), Source::Files))
+        }
+        Certificate::Acme { until_issued } => {
+            let issued = residents.acme.manager().and_then(|manager| manager.identity(&site.name, &hosts));
+            // Hosts were added: the certificate for those before serves until the one for all is there.
+            let former = || {
+                let former = input.current.filter(|current| current.source == Source::Acme);
+                former.and_then(|current| current.identity.clone())
+            };
+            match (issued.or_else(former), until_issued) {
+                (Some(issued), _) => Ok((Some(issued), Source::Acme)),
+                (None, UntilIssued::Internal) => Ok((Some(internal()?), Source::StandIn)),
+                (None, UntilIssued::Refuse) => Ok((None, Source::Acme)),
+            }
+        }
+    }
+}
+
+/// The CA file of each route's service with the hash of its content, so that a changed file is a changed site.
+fn authorities(site: &model::Site) -> Result<Vec<Authority>, Box<Diagnostic>> {
+    let of = |route: &model::Route| match &route.action {
+        model::Action::Proxy(service) => service.upstream.ca_file.as_ref().map(authority).transpose(),
+        _ => Ok(None),
+    };
+    site.routes.iter().map(of).collect()
+}
+
+fn authority(file: &Located<PathBuf>) -> Result<(PathBuf, [u8; 32]), Box<Diagnostic>> {
+    let bytes = tls::file::read_bounded(&file.value, CA_BYTES_MAX).map_err(|error| {
+        let path = file.value.display();
+        let message = format!("the CA file {path} cannot be read: {error}");
+        Box::new(Diagnostic::error("bad-ca-file", &file.origin, message))
+    })?;
+    Ok((file.value.clone(), Sha256::digest(&*bytes).into()))
+}
+
+fn fingerprint(
+    input: &Input<'_>,
+    identity: Option<&Identity>,
+    source: Source,
+    roots: &[Authority],
+) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    hash.update(input.text.as_bytes());
+    hash.update(identity.map(|identity| identity.fingerprint).unwrap_or_default());
+    hash.update(source.as_str());
+    // What a site inherits from the server where it says nothing itself.
+    hash.update(format!("{:?}", input.server.timeouts).as_bytes());
+    for (_, content) in roots.iter().flatten() {
+        hash.update(content);
+    }
+    hash.finalize().into()
+}
+
+fn route(
+    site: &model::Site,
+    said: &model::Route,
+    roots: &Authority,
+    residents: &Residents,
+) -> Result<Route, Box<Diagnostic>> {
+    let refuse = |why: String| Box::new(Diagnostic::error("bad-route", &said.origin, why));
+    let action = match &said.action {
+        model::Action::Proxy(service) => Action::Proxy(Box::new(self::service(service, roots, residents)?)),
+        model::Action::Redirect { to, status } => {
+            Action::Redirect(Redirect::compile(to, *status, &said.path).map_err(refuse)?)
+        }
+        model::Action::Respond { status, body, content_type } => {
+            Action::Respond(Respond::compile(*status, body, content_type).map_err(refuse)?)
+        }
+    };
+    let rewrite = said.rewrite.as_ref().map(|rewrite| Rewrite::compile(rewrite, &said.path));
+    Ok(Route {
+        label: said.label.clone(),
+        series: residents.hub.series(&site.name, &said.label),
+        limits: said.limits.iter().map(|l| residents.limiter(&site.name, &said.label, l)).collect(),
+        max_body: said.max_body,
+        rewrite: rewrite.transpose().map_err(refuse)?,
+        request_headers: HeaderEdits::compile(&said.request_headers).map_err(refuse)?,
+        response_headers: HeaderEdits::compile(&said.response_headers).map_err(refuse)?,
+        action,
+    })
+}
+
+fn service(
+    said: &model::Service,
+    roots: &Authority,
+    residents: &Residents,
+) -> Result<Service, Box<Diagnostic>> {
+    let refuse = |(origin, why): (Origin, String)| Box::new(Diagnostic::error("bad-upstream", &origin, why));
+    let mut server_names = Vec::with_capacity(said.backends.len());
+    for Located { value: backend, origin } in &said.backends {
+        let name = backend.tls.then(|| tls::client::server_name(&said.upstream, &backend.address.host()));
+        server_names.push(
+            name.transpose().map_err(|(at, why)| {
+                refuse((if at == Origin::Default { origin.clone() } else { at }, why))
+            })?,
+        );
+    }
+    let encrypted = said.backends.iter().any(|backend| backend.value.tls);
+    let tls = encrypted.then(|| residents.client_config(&said.upstream, roots.clone()));
+    let tls = tls.transpose().map_err(refuse)?;
+    Ok(Service { core: upstream::Service::compile(said, &residents.endpoints), server_names, tls })
+}
+
+/// Puts compiled sites together. Hosts are known not to clash.
+///
+/// # Errors
+/// A sentence when the handshake settings cannot be made.
+pub fn assemble(
+    generation: u64,
+    server: Arc<model::Server>,
+    sites: Vec<Arc<Site>>,
+    unavailable: HashSet<Arc<str>>,
+    https_port: Option<u16>,
+    residents: &Residents,
+) -> Result<Snapshot, String> {
+    let hosts = HostIndex::build(
+        sites
+            .iter()
+            .enumerate()
+            .flat_map(|(index, site)| site.hosts.iter().map(move |host| (host.clone(), index))),
+    );
+    let key = |site: &Site| site.identity.as_ref().map(|identity| identity.key.clone());
+    let certificates = sites.iter().filter_map(|site| Some((site, key(site)?)));
+    let certificates =
+        certificates.flat_map(|(site, key)| site.hosts.iter().map(move |host| (host.clone(), key.clone())));
+    let fallback = server.default_certificate.as_ref();
+    let fallback = fallback.and_then(|name| sites.iter().find(|site| site.name == name.value));
+    let index = CertificateIndex::new(certificates, fallback.and_then(|site| key(site)));
+    let tls = tls::server::server_config(Arc::new(index), residents.ticketer.clone())?;
+    let waiting = sites.iter().any(|site| site.identity.is_none());
+    let refusing = waiting.then(|| tls::server::server_config(Arc::default(), residents.ticketer.clone()));
+    let refusing = refusing.transpose()?;
+    Ok(Snapshot { generation, server, sites, hosts, unavailable, https_port, tls, refusing })
+}

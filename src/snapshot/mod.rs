@@ -1,0 +1,165 @@
+//! Layer 3: the configuration compiled into one immutable value that requests read, and the one swap.
+//!
+//! Everything a request may need was parsed, resolved and looked up when the snapshot was made: a request follows
+//! references and indices. This folder stays thin: each craft compiles its own part, `compile` calls them.
+
+pub mod cell;
+pub mod compile;
+pub mod resident;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustls::{ClientConfig, ServerConfig};
+use rustls_pki_types::ServerName;
+
+use crate::config::model;
+use crate::policy::header::HeaderEdits;
+use crate::policy::rate_limit::Limiter;
+use crate::policy::redirect::Redirect;
+use crate::policy::respond::Respond;
+use crate::policy::rewrite::Rewrite;
+use crate::route::{HostIndex, Table};
+use crate::telemetry::hub::SeriesId;
+use crate::tls::pem::Identity;
+use crate::upstream;
+
+pub use cell::Cell;
+
+/// Everything a request may read.
+pub struct Snapshot {
+    /// Counts up with every swap, from 1.
+    pub generation: u64,
+    /// The server's own settings.
+    pub server: Arc<model::Server>,
+    /// The sites, by name.
+    pub sites: Vec<Arc<Site>>,
+    /// From a host to its position in `sites`.
+    pub hosts: HostIndex<usize>,
+    /// Names of sites that are configured but have no version that works.
+    pub unavailable: HashSet<Arc<str>>,
+    /// Port of the first HTTPS listener as bound, for redirects; `None` where there is none.
+    pub https_port: Option<u16>,
+    /// The handshake: certificates of all sites.
+    pub tls: Arc<ServerConfig>,
+    /// Refuses handshakes for sites whose certificate is not there yet; `None` where every site has one, so that a
+    /// handshake then costs no look.
+    pub refusing: Option<Arc<ServerConfig>>,
+}
+
+/// A site, compiled.
+pub struct Site {
+    /// Its name.
+    pub name: Arc<str>,
+    /// What it was compiled from; unchanged sites are carried over from one snapshot to the next.
+    pub fingerprint: [u8; 32],
+    /// The generation in which this version came.
+    pub generation: u64,
+    /// Names served.
+    pub hosts: Vec<model::HostPattern>,
+    /// Who owns it.
+    pub tenant: Arc<str>,
+    /// Certificate and key; `None`: an automatic one that is not there yet.
+    pub identity: Option<Arc<Identity>>,
+    /// Where the certificate comes from.
+    pub source: Source,
+    /// When a refused handshake was last told in the log, in seconds of process time plus one; 0 is never.
+    pub told_waiting: AtomicU64,
+    /// Plain HTTP is served, not redirected.
+    pub plain_http: bool,
+    /// Limits over all routes.
+    pub limits: Vec<Arc<Limiter>>,
+    /// Finds a route.
+    pub table: Table,
+    /// The routes; the table's answers are positions in it.
+    pub routes: Vec<Route>,
+}
+
+/// Where a site's certificate comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// The internal CA.
+    Internal,
+    /// PEM files.
+    Files,
+    /// An ACME authority.
+    Acme,
+    /// The internal CA, until the first certificate of an ACME authority is there.
+    StandIn,
+}
+
+impl Source {
+    /// What `status` calls it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Source::Internal => "internal",
+            Source::Files => "files",
+            Source::Acme => "acme",
+            Source::StandIn => "internal until issued",
+        }
+    }
+
+    /// Whether a client must know the internal CA to trust it.
+    pub fn is_internal(self) -> bool {
+        matches!(self, Source::Internal | Source::StandIn)
+    }
+
+    /// Whether the certificate is to come from an ACME authority.
+    pub fn is_automatic(self) -> bool {
+        matches!(self, Source::Acme | Source::StandIn)
+    }
+}
+
+/// Seconds between two lines of the log about one site that has no certificate yet.
+const TELL_WAITING_EVERY: u64 = 60;
+
+impl Site {
+    /// Whether it is time to tell again that handshakes are refused; `now` in seconds of process time.
+    pub fn tell_waiting(&self, now: u64) -> bool {
+        let last = self.told_waiting.load(Ordering::Relaxed);
+        let due = last == 0 || now + 1 >= last + TELL_WAITING_EVERY;
+        // Of several workers that see it due at once, one tells.
+        due && self.told_waiting.compare_exchange(last, now + 1, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+}
+
+/// A route, compiled.
+pub struct Route {
+    /// What logs and metrics call it.
+    pub label: Arc<str>,
+    /// Where its requests are counted.
+    pub series: SeriesId,
+    /// Limits besides the site's.
+    pub limits: Vec<Arc<Limiter>>,
+    /// Bytes a request body may have.
+    pub max_body: Option<u64>,
+    /// Change of the path.
+    pub rewrite: Option<Rewrite>,
+    /// Edits of the request.
+    pub request_headers: HeaderEdits,
+    /// Edits of the answer.
+    pub response_headers: HeaderEdits,
+    /// Where it leads.
+    pub action: Action,
+}
+
+/// Where a route leads.
+pub enum Action {
+    /// To backends.
+    Proxy(Box<Service>),
+    /// To another address.
+    Redirect(Redirect),
+    /// A fixed answer.
+    Respond(Respond),
+}
+
+/// A named set of endpoints, and how to speak TLS with them.
+pub struct Service {
+    /// Endpoints, balancing, deadlines.
+    pub core: upstream::Service,
+    /// For each endpoint the name expected in its certificate, where it speaks TLS.
+    pub server_names: Vec<Option<ServerName<'static>>>,
+    /// How to speak TLS, where any endpoint does.
+    pub tls: Option<Arc<ClientConfig>>,
+}

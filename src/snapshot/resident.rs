@@ -1,0 +1,232 @@
+//! What outlives a snapshot: endpoints with their state, buckets of the limits, certificates already parsed, ticket
+//! keys, counters. A reload builds a new snapshot around the same residents, so nothing that was learnt is lost.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::ArcSwapOption;
+use rustls::ClientConfig;
+use rustls::server::ProducesTickets;
+
+use crate::base::clock;
+use crate::config::model::{Acme, HostPattern, Limit, Upstream};
+use crate::policy::rate_limit::{self, Limiter};
+use crate::telemetry::hub::Hub;
+use crate::tls;
+use crate::tls::acme::{Challenges, Manager};
+use crate::tls::internal_ca::InternalCa;
+use crate::tls::pem::Identity;
+use crate::upstream::registry::Registry;
+
+/// Certificates of the internal CA are issued anew when less than this is left, in seconds: 30 of their 90 days.
+const RENEW_BEFORE: u64 = 30 * 24 * 3600;
+
+/// The residents of the process.
+pub struct Residents {
+    /// Metrics.
+    pub hub: Arc<Hub>,
+    /// Endpoints by service and address.
+    pub endpoints: Registry,
+    /// The CA for names that no public CA would sign.
+    pub ca: InternalCa,
+    /// Certificates from ACME authorities.
+    pub acme: Automatic,
+    /// Encrypts session tickets; kept, so that a reload does not end resumption.
+    pub ticketer: Arc<dyn ProducesTickets>,
+    buckets: Arc<rate_limit::Table>,
+    limiters: Mutex<Limiters>,
+    issued: Mutex<HashMap<Vec<HostPattern>, Arc<Identity>>>,
+    files: Mutex<HashMap<Pair, Arc<Identity>>>,
+    clients: Mutex<HashMap<Authority, Arc<ClientConfig>>>,
+}
+
+/// The one manager of automatic certificates, opened when `[acme]` is first seen and then kept for the life of the
+/// process; the answers to challenges, which workers read, exist from the start.
+pub struct Automatic {
+    /// Answers to challenges.
+    pub challenges: Arc<Challenges>,
+    state: PathBuf,
+    manager: ArcSwapOption<Manager>,
+    /// Serialises opening.
+    opening: Mutex<()>,
+}
+
+impl Automatic {
+    fn new(state: &std::path::Path) -> Automatic {
+        Automatic {
+            challenges: Challenges::new(),
+            state: state.to_path_buf(),
+            manager: ArcSwapOption::empty(),
+            opening: Mutex::default(),
+        }
+    }
+
+    /// The manager, if `[acme]` was there once.
+    pub fn manager(&self) -> Option<Arc<Manager>> {
+        self.manager.load_full()
+    }
+
+    /// Opens the manager, or gives it the settings in force. `None` changes nothing: whose sites are gone is then
+    /// wanted by none.
+    ///
+    /// # Errors
+    /// Sentences when the store cannot be opened, or the settings ask for what cannot be. It is tried again with the
+    /// next call.
+    pub fn configure(&self, settings: Option<&Acme>) -> Result<(), String> {
+        let Some(settings) = settings else { return Ok(()) };
+        let _one = lock(&self.opening);
+        match self.manager() {
+            Some(manager) => manager
+                .reconfigure(settings)
+                .map_err(|why| format!("{why} The former settings of [acme] stay in force.")),
+            None => {
+                let opened = Manager::open(settings, &self.state, self.challenges.clone());
+                let manager = opened.map_err(|why| {
+                    format!(
+                        "automatic certificates are off: {why} Sites that wait for one refuse handshakes; the next \
+                         reload tries again."
+                    )
+                })?;
+                self.manager.store(Some(manager));
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Site, route, text of the limit.
+type LimiterKey = (Arc<str>, Arc<str>, Arc<str>);
+
+/// Certificate and key files.
+type Pair = (PathBuf, PathBuf);
+
+/// A CA file and the hash of its content; `None` is the system's roots.
+pub type Authority = Option<(PathBuf, Hash)>;
+
+type Hash = [u8; 32];
+
+#[derive(Default)]
+struct Limiters {
+    /// By site, route (empty for the site's own) and text: the same limit keeps its buckets over a reload.
+    known: HashMap<LimiterKey, Arc<Limiter>>,
+    next: u64,
+}
+
+impl Residents {
+    /// Residents of a new process. `limit_entries` bounds the buckets of all limits together.
+    ///
+    /// # Errors
+    /// A sentence when the internal CA or the ticket keys cannot be had.
+    pub fn new(hub: Arc<Hub>, state: &std::path::Path, limit_entries: usize) -> Result<Residents, String> {
+        Residents::with(hub, InternalCa::open(state)?, state, limit_entries)
+    }
+
+    /// Residents for looking at a configuration without running it: nothing touches the disk.
+    ///
+    /// # Errors
+    /// A sentence when keys cannot be made.
+    pub fn for_check() -> Result<Residents, String> {
+        // One limit entry: nothing is counted.
+        Residents::with(Hub::new(1), InternalCa::ephemeral()?, std::path::Path::new(""), 1)
+    }
+
+    fn with(
+        hub: Arc<Hub>,
+        ca: InternalCa,
+        state: &std::path::Path,
+        limit_entries: usize,
+    ) -> Result<Residents, String> {
+        Ok(Residents {
+            hub,
+            endpoints: Registry::new(),
+            ca,
+            acme: Automatic::new(state),
+            ticketer: tls::server::ticketer()?,
+            buckets: Arc::new(rate_limit::Table::new(limit_entries)),
+            limiters: Mutex::default(),
+            issued: Mutex::default(),
+            files: Mutex::default(),
+            clients: Mutex::default(),
+        })
+    }
+
+    /// The limiter for a limit of a site or route; the same one as long as its text stays.
+    pub fn limiter(&self, site: &Arc<str>, route: &Arc<str>, limit: &Limit) -> Arc<Limiter> {
+        let mut limiters = lock(&self.limiters);
+        let key = (site.clone(), route.clone(), limit.text.clone());
+        if let Some(known) = limiters.known.get(&key) {
+            return known.clone();
+        }
+        limiters.next += 1;
+        let limiter = Arc::new(Limiter::compile(limit, &self.buckets, limiters.next));
+        limiters.known.insert(key, limiter.clone());
+        limiter
+    }
+
+    /// A certificate of the internal CA for these names; issued when there is none or it grows old.
+    ///
+    /// # Errors
+    /// A sentence from the CA.
+    pub fn internal_identity(&self, names: &[HostPattern]) -> Result<Arc<Identity>, String> {
+        if let Some(known) = lock(&self.issued).get(names).filter(|known| !self.due(known)) {
+            return Ok(known.clone());
+        }
+        let identity = Arc::new(self.ca.issue(names)?);
+        lock(&self.issued).insert(names.to_vec(), identity.clone());
+        Ok(identity)
+    }
+
+    /// Whether a certificate of the internal CA is to be issued anew. Not when the new one would end no later: the CA
+    /// itself ends then.
+    pub fn due(&self, identity: &Identity) -> bool {
+        identity.not_after <= clock::wall().as_secs().saturating_add(RENEW_BEFORE)
+            && identity.not_after < self.ca.not_after()
+    }
+
+    /// A certificate from PEM files; parsed again only when their bytes changed.
+    ///
+    /// # Errors
+    /// What is wrong with which of the files.
+    pub fn file_identity(&self, cert: PathBuf, key: PathBuf) -> Result<Arc<Identity>, tls::pem::PemError> {
+        let known = lock(&self.files).get(&(cert.clone(), key.clone())).cloned();
+        if let Some(known) = known
+            && tls::pem::fingerprint(&cert, &key).is_some_and(|now| now == known.fingerprint)
+        {
+            return Ok(known);
+        }
+        let identity = Arc::new(tls::pem::load(&cert, &key)?);
+        lock(&self.files).insert((cert, key), identity.clone());
+        Ok(identity)
+    }
+
+    /// How to speak TLS to backends: one for each content of a CA file, so that pooled connections can be shared.
+    ///
+    /// # Errors
+    /// Where the setting stands and what is wrong with it.
+    pub fn client_config(
+        &self,
+        upstream: &Upstream,
+        ca: Authority,
+    ) -> Result<Arc<ClientConfig>, (crate::config::model::Origin, String)> {
+        if let Some(known) = lock(&self.clients).get(&ca) {
+            return Ok(known.clone());
+        }
+        let config = tls::client::client_config(upstream)?;
+        lock(&self.clients).insert(ca, config.clone());
+        Ok(config)
+    }
+
+    /// Forgets what nothing uses any more. Called after each swap.
+    pub fn sweep(&self) {
+        lock(&self.limiters).known.retain(|_, limiter| Arc::strong_count(limiter) > 1);
+        lock(&self.issued).retain(|_, identity| Arc::strong_count(identity) > 1);
+        lock(&self.files).retain(|_, identity| Arc::strong_count(identity) > 1);
+        lock(&self.clients).retain(|_, config| Arc::strong_count(config) > 1);
+        self.endpoints.sweep();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

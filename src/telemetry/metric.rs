@@ -1,0 +1,250 @@
+//! Every metric Tidegate has, declared once: name, kind, labels, help.
+//!
+//! The table in `docs/operations.md` is written from this one by a test. [`Counter`] and [`Gauge`] are the fixed
+//! cells of a worker: each names the metric it belongs to and its label values, so that counting is an array index.
+
+/// Kind of a metric, in Prometheus' words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows while the process lives.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Cumulative buckets, a sum and a count.
+    Histogram,
+}
+
+impl Kind {
+    /// The word in the exposition format.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
+        }
+    }
+}
+
+/// One row of the table.
+#[derive(Debug)]
+pub struct Row {
+    /// Full name, with the unit last.
+    pub name: &'static str,
+    /// Kind.
+    pub kind: Kind,
+    /// Label names, in the order of the label values.
+    pub labels: &'static [&'static str],
+    /// A sentence for a person.
+    pub help: &'static str,
+}
+
+macro_rules! metrics {
+    ($($id:ident = $name:literal, $kind:ident, [$($label:literal),*], $help:literal;)+) => {
+        /// A metric; see [`Metric::row`].
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Metric { $(#[doc = $help] $id,)+ }
+
+        impl Metric {
+            /// Every metric, in the order of the table.
+            pub const ALL: &'static [Metric] = &[$(Metric::$id,)+];
+
+            /// The row of the table.
+            pub const fn row(self) -> &'static Row {
+                match self {
+                    $(Metric::$id => &Row { name: $name, kind: Kind::$kind, labels: &[$($label),*], help: $help },)+
+                }
+            }
+        }
+    };
+}
+
+metrics! {
+    Requests = "tidegate_requests_total", Counter, ["site", "route", "method", "status"], "Requests ended, by site, route, method and status class.";
+    RequestDuration = "tidegate_request_duration_seconds", Histogram, ["site", "route"], "Time from the request head to the last byte of the answer.";
+    RequestBytes = "tidegate_request_bytes_total", Counter, ["site", "route"], "Bytes of request bodies received from clients.";
+    ResponseBytes = "tidegate_response_bytes_total", Counter, ["site", "route"], "Bytes of response bodies sent to clients.";
+    UpstreamFirstByte = "tidegate_upstream_first_byte_seconds", Histogram, ["site"], "Time from the request sent to the first byte of the backend's answer.";
+    LimitVerdicts = "tidegate_limit_verdicts_total", Counter, ["site", "route", "verdict"], "Decisions of the rate limits.";
+    Outcomes = "tidegate_outcomes_total", Counter, ["outcome", "blame"], "Ways requests and connections ended; see the outcome table.";
+    ConnectionsOpened = "tidegate_connections_opened_total", Counter, ["listener"], "Client connections accepted.";
+    ConnectionsClosed = "tidegate_connections_closed_total", Counter, ["listener"], "Client connections closed.";
+    ConnectionsActive = "tidegate_connections_active", Gauge, ["listener"], "Client connections open now.";
+    ConnectionsRefused = "tidegate_connections_refused_total", Counter, ["reason"], "Client connections closed at once because a cap was reached.";
+    Handshakes = "tidegate_tls_handshakes_total", Counter, ["version", "kind"], "TLS handshakes completed with clients.";
+    HandshakeFailures = "tidegate_tls_handshake_failures_total", Counter, ["reason"], "TLS handshakes with clients that failed.";
+    UpstreamOpened = "tidegate_upstream_connections_opened_total", Counter, [], "Connections to backends opened.";
+    UpstreamReused = "tidegate_upstream_connections_reused_total", Counter, [], "Requests sent on a connection that was already open.";
+    UpstreamFailures = "tidegate_upstream_connection_failures_total", Counter, ["reason"], "Connections to backends that could not be opened.";
+    UpstreamEvicted = "tidegate_upstream_connections_evicted_total", Counter, [], "Unused connections to backends closed by age or by the pool's cap.";
+    UpstreamStale = "tidegate_upstream_connections_stale_total", Counter, [], "Pooled connections that turned out closed when a request was to be sent; it was sent on another.";
+    Retries = "tidegate_retries_total", Counter, [], "Requests sent a second time to another endpoint.";
+    Tunnels = "tidegate_tunnels_total", Counter, [], "Connections upgraded to a tunnel (WebSocket and others).";
+    TunnelsActive = "tidegate_tunnels_active", Gauge, [], "Tunnels open now.";
+    TunnelBytes = "tidegate_tunnel_bytes_total", Counter, ["direction"], "Bytes moved through tunnels, as seen from the client.";
+    AccessDropped = "tidegate_access_records_dropped_total", Counter, [], "Access records lost because the log could not be written fast enough or at all.";
+    SeriesRefused = "tidegate_series_refused_total", Counter, [], "Routes counted as site=\"other\" because the table of series is full.";
+    ConfigGeneration = "tidegate_config_generation", Gauge, [], "Number of the configuration in force.";
+    Reloads = "tidegate_reloads_total", Counter, ["result"], "Reloads: applied, unchanged, partial (a site was quarantined) or refused.";
+    LastReload = "tidegate_last_reload_timestamp_seconds", Gauge, [], "When the last reload was applied, in seconds since 1970.";
+    Sites = "tidegate_sites", Gauge, ["state"], "Sites, by state.";
+    SiteQuarantined = "tidegate_site_quarantined", Gauge, ["site"], "1 where the site's newest configuration was refused and its last good one serves.";
+    CertificateExpiry = "tidegate_certificate_not_after_timestamp_seconds", Gauge, ["site"], "When the site's certificate expires, in seconds since 1970.";
+    CertificateState = "tidegate_certificates", Gauge, ["state"], "Automatic certificates, by state: valid, due, ordering, failed, waiting.";
+    AcmeOrders = "tidegate_acme_orders_total", Counter, ["result"], "Tries to get a certificate, by how they ended: issued, or why not (validation, dns, rate-limited, rejected, account, network, store, clock, canary, other).";
+    AcmeChallenges = "tidegate_acme_challenges_answered_total", Counter, ["challenge"], "Challenges of ACME authorities that workers answered.";
+    EndpointUp = "tidegate_endpoint_up", Gauge, ["service", "address"], "1 where the endpoint takes requests, 0 where its health check failed.";
+    EndpointInFlight = "tidegate_endpoint_in_flight", Gauge, ["service", "address"], "Requests the endpoint is answering now.";
+    Workers = "tidegate_workers", Gauge, [], "Worker threads.";
+    BuildInfo = "tidegate_build_info", Gauge, ["version"], "Always 1; the label carries the version.";
+    ProcessStart = "process_start_time_seconds", Gauge, [], "When the process began, in seconds since 1970.";
+    ProcessMemory = "process_resident_memory_bytes", Gauge, [], "Memory in use.";
+    ProcessCpu = "process_cpu_seconds_total", Counter, [], "Processor time used, user and system.";
+    ProcessFds = "process_open_fds", Gauge, [], "File descriptors open.";
+    ProcessFdsMax = "process_max_fds", Gauge, [], "File descriptors allowed.";
+    ProcessThreads = "process_threads", Gauge, [], "Threads.";
+}
+
+macro_rules! cells {
+    ($(#[$doc:meta])* $type:ident { $($cell:ident = $metric:ident [$($value:literal),*];)+ }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        #[allow(missing_docs, reason = "the metric and the label values say it")]
+        pub enum $type { $($cell,)+ }
+
+        impl $type {
+            /// Every cell.
+            pub const ALL: &'static [$type] = &[$($type::$cell,)+];
+
+            /// The metric it belongs to and its label values.
+            pub const fn cell(self) -> (Metric, &'static [&'static str]) {
+                match self {
+                    $($type::$cell => (Metric::$metric, &[$($value),*]),)+
+                }
+            }
+        }
+    };
+}
+
+cells! {
+    /// A counter each worker has once.
+    Counter {
+        OpenedHttp = ConnectionsOpened ["http"];
+        OpenedHttps = ConnectionsOpened ["https"];
+        ClosedHttp = ConnectionsClosed ["http"];
+        ClosedHttps = ConnectionsClosed ["https"];
+        RefusedClientCap = ConnectionsRefused ["client-cap"];
+        RefusedTotalCap = ConnectionsRefused ["total-cap"];
+        RefusedDescriptors = ConnectionsRefused ["descriptors"];
+        RefusedProxyHeader = ConnectionsRefused ["proxy-header"];
+        Tls12Full = Handshakes ["1.2", "full"];
+        Tls12Resumed = Handshakes ["1.2", "resumed"];
+        Tls13Full = Handshakes ["1.3", "full"];
+        Tls13Resumed = Handshakes ["1.3", "resumed"];
+        HandshakeTimeout = HandshakeFailures ["timeout"];
+        HandshakeNoSni = HandshakeFailures ["no-sni"];
+        HandshakeUnknownName = HandshakeFailures ["unknown-name"];
+        HandshakeProtocol = HandshakeFailures ["protocol"];
+        HandshakeIo = HandshakeFailures ["io"];
+        HandshakePlainHttp = HandshakeFailures ["plain-http"];
+        HandshakeNoCertificate = HandshakeFailures ["no-certificate"];
+        ChallengeHttp01 = AcmeChallenges ["http-01"];
+        ChallengeTlsAlpn01 = AcmeChallenges ["tls-alpn-01"];
+        UpstreamOpened = UpstreamOpened [];
+        UpstreamReused = UpstreamReused [];
+        UpstreamRefused = UpstreamFailures ["refused"];
+        UpstreamTimeout = UpstreamFailures ["timeout"];
+        UpstreamName = UpstreamFailures ["name"];
+        UpstreamTls = UpstreamFailures ["tls"];
+        UpstreamIo = UpstreamFailures ["io"];
+        UpstreamEvicted = UpstreamEvicted [];
+        UpstreamStale = UpstreamStale [];
+        Retries = Retries [];
+        Tunnels = Tunnels [];
+        TunnelBytesIn = TunnelBytes ["in"];
+        TunnelBytesOut = TunnelBytes ["out"];
+    }
+}
+
+cells! {
+    /// A gauge each worker has once; the sum over the workers is shown.
+    Gauge {
+        ActiveHttp = ConnectionsActive ["http"];
+        ActiveHttps = ConnectionsActive ["https"];
+        TunnelsActive = TunnelsActive [];
+    }
+}
+
+/// Words of the `method` label. Anything a client invents is `other`, so that nobody can make series.
+pub const METHODS: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "other"];
+/// Words of the `status` label.
+pub const STATUSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "other"];
+
+/// Position of a method in [`METHODS`].
+pub fn method_index(method: &http::Method) -> usize {
+    match *method {
+        http::Method::GET => 0,
+        http::Method::HEAD => 1,
+        http::Method::POST => 2,
+        http::Method::PUT => 3,
+        http::Method::DELETE => 4,
+        http::Method::PATCH => 5,
+        http::Method::OPTIONS => 6,
+        _ => 7,
+    }
+}
+
+/// Position of a status in [`STATUSES`].
+pub fn status_index(status: u16) -> usize {
+    match status {
+        100..=599 => usize::from(status / 100 - 1),
+        _ => 5,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_legal_and_carry_their_unit() {
+        let mut names: Vec<_> = Metric::ALL.iter().map(|m| m.row().name).collect();
+        names.sort_unstable();
+        let before = names.len();
+        names.dedup();
+        assert_eq!(before, names.len(), "a metric name stands twice");
+        for metric in Metric::ALL {
+            let row = metric.row();
+            assert!(row.name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{}", row.name);
+            assert_eq!(row.kind == Kind::Counter, row.name.ends_with("_total"), "{}", row.name);
+            assert!(row.help.ends_with('.'), "{}", row.name);
+        }
+    }
+
+    #[test]
+    fn cells_have_as_many_values_as_their_metric_has_labels_and_never_repeat() {
+        let cells: Vec<_> = Counter::ALL.iter().map(|c| c.cell()).collect();
+        let gauges: Vec<_> = Gauge::ALL.iter().map(|c| c.cell()).collect();
+        for (i, (metric, values)) in cells.iter().chain(&gauges).enumerate() {
+            assert_eq!(metric.row().labels.len(), values.len(), "{metric:?}");
+            let twice = cells.iter().chain(&gauges).skip(i + 1).any(|other| other == &(*metric, *values));
+            assert!(!twice, "{metric:?} {values:?} stands twice");
+        }
+        assert!(cells.iter().all(|(m, _)| m.row().kind == Kind::Counter));
+        assert!(gauges.iter().all(|(m, _)| m.row().kind == Kind::Gauge));
+    }
+
+    #[test]
+    fn methods_and_statuses_outside_the_tables_are_other() {
+        for (i, name) in METHODS.iter().enumerate().take(7) {
+            assert_eq!(method_index(&name.parse().unwrap()), i);
+        }
+        assert_eq!(METHODS[method_index(&"BREW".parse().unwrap())], "other");
+        for (status, class) in [(100, "1xx"), (200, "2xx"), (308, "3xx"), (499, "4xx"), (599, "5xx")] {
+            assert_eq!(STATUSES[status_index(status)], class);
+        }
+        for status in [0, 99, 600, u16::MAX] {
+            assert_eq!(STATUSES[status_index(status)], "other");
+        }
+    }
+}

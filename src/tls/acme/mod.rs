@@ -1,0 +1,63 @@
+//! Certificates that get and keep themselves (RFC 8555, RFC 8737, RFC 9773).
+//!
+//! One [`Manager`]: a [`queue`] that says who orders next, a [`store`] that survives crashes, an engine ([`managed`])
+//! behind the trait [`issuer::Issuer`], [`challenge`] answers for all workers, a [`canary`] before anything is served.
+//!
+//! Not here yet: dns-01 (so no wildcards), the engine on rustls-acme, certificates on demand, encryption at rest.
+
+pub mod canary;
+pub mod challenge;
+pub mod http;
+pub mod issuer;
+pub mod managed;
+pub mod manager;
+pub mod queue;
+pub mod record;
+pub mod store;
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+pub use challenge::Challenges;
+pub use manager::Manager;
+
+use crate::config::model::{ChallengeKind, HostPattern};
+
+/// A certificate a site wants to have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// The site.
+    pub site: Arc<str>,
+    /// The names it must cover.
+    pub names: Vec<HostPattern>,
+    /// How control may be proven, in order of preference.
+    pub challenge: Vec<ChallengeKind>,
+    /// Who owns the site.
+    pub tenant: Arc<str>,
+}
+
+/// One line of `tidegate certs`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CertificateStatus {
+    /// The site.
+    pub site: Arc<str>,
+    /// Names it must cover.
+    pub names: Vec<String>,
+    /// Engine that issues it: `simple` or `managed`.
+    pub issuer: &'static str,
+    /// The CA that issued it, or is asked next.
+    pub ca: Arc<str>,
+    /// When it expires, in seconds since 1970.
+    pub not_after: Option<u64>,
+    /// When it is to be renewed, in seconds since 1970.
+    pub renew_at: Option<u64>,
+    /// `valid`, `due`, `ordering`, `failed` or `waiting`.
+    pub state: &'static str,
+    /// The CA's own words about the last failure.
+    pub last_error: Option<String>,
+    /// Failures in a row.
+    pub attempts: u32,
+    /// When the next try may be, in seconds since 1970.
+    pub next_try: Option<u64>,
+}

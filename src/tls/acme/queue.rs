@@ -1,0 +1,487 @@
+//! Who orders next: pure, under a given time (seconds since 1970), so that tests move time by hand.
+//!
+//! Three classes, each worked off completely before the next: certificates about to expire; sites that serve nothing
+//! (or something expired); renewals that are due. Inside a class: soonest expiry first, and among sites without a
+//! certificate those that failed less often, then those that wait longer. What failed is in backoff and in nobody's
+//! way. Each choice looks at every entry once; ten thousand of them take well under a millisecond.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The window of the order budget, in seconds.
+const WINDOW: u64 = 3 * 60 * 60;
+/// Waits after the first failures, in seconds; then a day. (Let's Encrypt's integration guide.)
+const BACKOFF: [u64; 3] = [60, 600, 6000];
+const DAY: u64 = 24 * 60 * 60;
+/// Lifetimes below this renew at half instead of two thirds.
+const SHORT_LIVED: u64 = 10 * DAY;
+/// Longest wait a CA may impose with Retry-After, in seconds; a mistake of the CA must not end renewals.
+const RETRY_AFTER_MAX: u64 = 7 * DAY;
+
+/// Random numbers for jitter; not for secrets.
+#[derive(Debug, Clone)]
+pub struct Dice(u64);
+
+impl Dice {
+    /// A reproducible sequence.
+    pub fn new(seed: u64) -> Dice {
+        Dice(seed)
+    }
+
+    /// From 0 up to, not including, `end`; 0 if `end` is 0. (SplitMix64; the bias is of no matter here.)
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)).checked_rem(end).unwrap_or(0)
+    }
+}
+
+/// What is known of a certificate for timing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lifetime {
+    /// Seconds since 1970.
+    pub not_before: u64,
+    /// Seconds since 1970.
+    pub not_after: u64,
+    /// When it is to be renewed, seconds since 1970.
+    pub renew_at: u64,
+}
+
+/// When to renew: two thirds of the lifetime, half of a short one, or the point chosen in the CA's window (RFC 9773
+/// section 4.2), whichever is earlier. `spread` (any number that belongs to the site) moves it forward by up to a
+/// fiftieth of the lifetime, so that what was issued together is not renewed together.
+pub fn renew_at(not_before: u64, not_after: u64, suggested: Option<u64>, spread: u64) -> u64 {
+    let lifetime = not_after.saturating_sub(not_before);
+    let share = if lifetime < SHORT_LIVED { lifetime / 2 } else { lifetime / 3 * 2 };
+    let early = spread.checked_rem(lifetime / 50).unwrap_or(0);
+    let own = not_before.saturating_add(share).saturating_sub(early);
+    suggested.map_or(own, |suggested| suggested.min(own))
+}
+
+/// When the next try after `attempts` failures in a row may be: 1, 10, 100 minutes, then daily, ±20 %; not before the
+/// CA's Retry-After.
+pub fn next_try(now: u64, attempts: u32, retry_after: Option<Duration>, dice: &mut Dice) -> u64 {
+    let index = usize::try_from(attempts.saturating_sub(1)).unwrap_or(usize::MAX);
+    let wait = BACKOFF.get(index).copied().unwrap_or(DAY);
+    let jittered = wait - wait / 5 + dice.below(wait / 5 * 2 + 1);
+    let asked = retry_after.map_or(0, |after| after.as_secs().min(RETRY_AFTER_MAX));
+    now.saturating_add(jittered.max(asked))
+}
+
+/// Orders left at a CA, as a bucket that refills evenly over three hours.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Bucket {
+    /// Orders that may start now; fractions are refill under way.
+    pub left: f64,
+    /// When `left` was right, seconds since 1970.
+    pub at: u64,
+}
+
+impl Bucket {
+    /// A full one.
+    pub fn full(limit: u32, now: u64) -> Bucket {
+        Bucket { left: f64::from(burst(limit)), at: now }
+    }
+
+    fn refill(&mut self, limit: u32, now: u64) {
+        // A clock set back refills nothing and starts counting from there.
+        let passed = now.saturating_sub(self.at);
+        let added = u32::try_from(passed.min(WINDOW)).map_or(0.0, f64::from) * rate(limit);
+        self.left = (self.left + added).min(f64::from(burst(limit)));
+        self.at = now;
+    }
+
+    fn take(&mut self, limit: u32, now: u64) -> bool {
+        self.refill(limit, now);
+        if self.left < 1.0 {
+            return false;
+        }
+        self.left -= 1.0;
+        true
+    }
+
+    /// When one order will be possible.
+    fn ready_at(&self, limit: u32) -> u64 {
+        let missing = (1.0 - self.left).max(0.0);
+        let seconds =
+            Duration::try_from_secs_f64(missing / rate(limit)).map_or(WINDOW, |wait| wait.as_secs() + 1);
+        self.at.saturating_add(seconds)
+    }
+}
+
+/// Half of the limit may come at once; the other half is the refill, so that no three hours see more than the limit.
+fn burst(limit: u32) -> u32 {
+    (limit / 2).max(1)
+}
+
+/// Orders per second.
+fn rate(limit: u32) -> f64 {
+    f64::from(limit.saturating_sub(burst(limit)).max(1)) / 10_800.0
+}
+
+/// Class, order inside it, and who waits longer.
+type Rank = (u8, u64, u64);
+
+#[derive(Debug, Clone)]
+struct Entry {
+    lifetime: Option<Lifetime>,
+    since: u64,
+    attempts: u32,
+    next_try: u64,
+    forced: bool,
+    running: bool,
+}
+
+/// The scheduler.
+#[derive(Debug)]
+pub struct Queue {
+    entries: HashMap<Arc<str>, Entry>,
+    buckets: Vec<Bucket>,
+    /// Until when a CA wants to hear nothing; same order as `buckets`.
+    holds: Vec<u64>,
+    limit: u32,
+    concurrent: usize,
+    running: usize,
+}
+
+/// What to do now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Order for this site at that CA (an index); [`Queue::finished`] must follow.
+    Start { site: Arc<str>, directory: usize },
+    /// Nothing before this second.
+    Wait(u64),
+    /// Nothing until something changes.
+    Idle,
+}
+
+impl Queue {
+    /// For so many CAs, each with a bucket.
+    pub fn new(buckets: Vec<Bucket>, limit: u32, concurrent: usize) -> Queue {
+        let holds = vec![0; buckets.len()];
+        let concurrent = concurrent.max(1);
+        Queue { entries: HashMap::new(), buckets, holds, limit: limit.max(2), concurrent, running: 0 }
+    }
+
+    /// Changes limits and CAs; entries and running orders stay.
+    pub fn reconfigure(&mut self, buckets: Vec<Bucket>, limit: u32, concurrent: usize) {
+        self.holds = vec![0; buckets.len()];
+        self.buckets = buckets;
+        self.limit = limit.max(2);
+        self.concurrent = concurrent.max(1);
+    }
+
+    /// Adds or updates a site.
+    pub fn put(
+        &mut self,
+        site: &Arc<str>,
+        lifetime: Option<Lifetime>,
+        attempts: u32,
+        next_try: u64,
+        now: u64,
+    ) {
+        let old = self.entries.get(site);
+        let entry = Entry {
+            lifetime,
+            since: old.map_or(now, |old| old.since),
+            attempts,
+            next_try,
+            forced: old.is_some_and(|old| old.forced),
+            running: old.is_some_and(|old| old.running),
+        };
+        self.entries.insert(Arc::clone(site), entry);
+    }
+
+    /// Forgets a site. An order in flight for it still counts until it is finished.
+    pub fn remove(&mut self, site: &str) {
+        self.entries.remove(site);
+    }
+
+    /// Orders at the next opportunity, whatever its backoff or lifetime. `false`: not known here.
+    pub fn force(&mut self, site: &str) -> bool {
+        self.entries.get_mut(site).map(|entry| entry.forced = true).is_some()
+    }
+
+    /// Chooses. `Start` has taken from the budget and counts as running.
+    pub fn next(&mut self, now: u64) -> Step {
+        if self.running >= self.concurrent || self.buckets.is_empty() {
+            return Step::Idle;
+        }
+        let mut best: Option<(Rank, &Arc<str>)> = None;
+        let mut wake = u64::MAX;
+        for (site, entry) in self.entries.iter().filter(|(_, entry)| !entry.running) {
+            let from = entry.from();
+            if from > now {
+                wake = wake.min(from);
+                continue;
+            }
+            let rank = entry.rank(now);
+            if best.is_none_or(|(other, name)| (rank, site) < (other, name)) {
+                best = Some((rank, site));
+            }
+        }
+        let Some((_, site)) = best else {
+            return if wake == u64::MAX { Step::Idle } else { Step::Wait(wake) };
+        };
+        let site = Arc::clone(site);
+        let attempts = self.entries.get(&site).map_or(0, |entry| entry.attempts);
+        match self.directory(attempts, now) {
+            Ok(directory) => {
+                if let Some(entry) = self.entries.get_mut(&site) {
+                    entry.running = true;
+                }
+                self.running += 1;
+                Step::Start { site, directory }
+            }
+            Err(when) => Step::Wait(when.min(wake).max(now + 1)),
+        }
+    }
+
+    /// Two tries at each CA in turn; one on hold or without budget is waited for, never skipped: the second CA is for
+    /// failures, not for haste.
+    fn directory(&mut self, attempts: u32, now: u64) -> Result<usize, u64> {
+        let turn = usize::try_from(attempts / 2).unwrap_or(0);
+        let index = turn.checked_rem(self.buckets.len()).unwrap_or(0);
+        let hold = self.holds.get(index).copied().unwrap_or(0);
+        if hold > now {
+            return Err(hold);
+        }
+        let Some(bucket) = self.buckets.get_mut(index) else { return Err(now.saturating_add(WINDOW)) };
+        match bucket.take(self.limit, now) {
+            true => Ok(index),
+            false => Err(bucket.ready_at(self.limit)),
+        }
+    }
+
+    /// An order ended; `put` says what is known of the site since.
+    pub fn finished(&mut self, site: &str) {
+        self.running = self.running.saturating_sub(1);
+        if let Some(entry) = self.entries.get_mut(site) {
+            entry.running = false;
+            entry.forced = false;
+        }
+    }
+
+    /// A CA wants to hear nothing until then.
+    pub fn hold(&mut self, directory: usize, until: u64) {
+        if let Some(hold) = self.holds.get_mut(directory) {
+            *hold = (*hold).max(until);
+        }
+    }
+
+    /// The bucket of a CA, for storing.
+    pub fn bucket(&self, directory: usize) -> Option<Bucket> {
+        self.buckets.get(directory).copied()
+    }
+
+    /// Whole orders that could start now at a CA.
+    pub fn left(&self, directory: usize, now: u64) -> u32 {
+        let Some(mut bucket) = self.bucket(directory) else { return 0 };
+        bucket.refill(self.limit, now);
+        // Counted off instead of cast: a cast of a fraction would be a lint's exception.
+        (0..self.limit).take_while(|n| f64::from(n + 1) <= bucket.left).fold(0, |count, _| count + 1)
+    }
+
+    /// Until when a CA is not asked; 0 if it is.
+    pub fn held_until(&self, directory: usize) -> u64 {
+        self.holds.get(directory).copied().unwrap_or(0)
+    }
+
+    /// Whether an order of a site is in flight.
+    pub fn is_running(&self, site: &str) -> bool {
+        self.entries.get(site).is_some_and(|entry| entry.running)
+    }
+
+    /// Sites in the order they would be taken if time stood still after their earliest moment: (site, earliest
+    /// second).
+    pub fn plan(&self, now: u64) -> Vec<(Arc<str>, u64)> {
+        let mut all: Vec<_> = self.entries.iter().filter(|(_, e)| !e.running).collect();
+        all.sort_by_key(|(site, e)| {
+            let from = e.from().max(now);
+            (from, e.rank(from), Arc::clone(site))
+        });
+        all.into_iter().map(|(site, e)| (Arc::clone(site), e.from().max(now))).collect()
+    }
+}
+
+impl Entry {
+    /// The first second an order may start.
+    fn from(&self) -> u64 {
+        match (self.forced, self.lifetime) {
+            (true, _) => 0,
+            (false, None) => self.next_try,
+            (false, Some(lifetime)) => lifetime.renew_at.max(self.next_try),
+        }
+    }
+
+    /// The smaller the sooner.
+    fn rank(&self, now: u64) -> Rank {
+        match self.lifetime {
+            Some(l) if l.not_after > now => {
+                // The last sixth of its life: half of what is left at the usual moment of renewal.
+                let urgent = l.not_after - now < l.not_after.saturating_sub(l.not_before) / 6;
+                (if urgent { 0 } else { 2 }, l.not_after, self.since)
+            }
+            _ => (1, u64::from(self.attempts), self.since),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: u64 = 1_800_000_000;
+
+    fn queue(limit: u32, concurrent: usize) -> Queue {
+        Queue::new(vec![Bucket::full(limit, NOW)], limit, concurrent)
+    }
+
+    fn life(not_after: u64, renew_at: u64) -> Option<Lifetime> {
+        Some(Lifetime { not_before: not_after - 90 * DAY, not_after, renew_at })
+    }
+
+    fn site(name: &str) -> Arc<str> {
+        name.into()
+    }
+
+    fn starts(queue: &mut Queue, now: u64) -> Vec<String> {
+        let mut found = Vec::new();
+        while let Step::Start { site, .. } = queue.next(now) {
+            found.push(site.to_string());
+        }
+        found
+    }
+
+    #[test]
+    fn the_urgent_goes_first_then_who_serves_nothing_then_the_soonest_expiry() {
+        let mut q = queue(300, 100);
+        q.put(&site("due-late"), life(NOW + 30 * DAY, NOW - 5), 0, 0, NOW);
+        q.put(&site("due-soon"), life(NOW + 20 * DAY, NOW - 1), 0, 0, NOW);
+        q.put(&site("urgent"), life(NOW + 3 * DAY, NOW - 9), 0, 0, NOW);
+        q.put(&site("expired"), life(NOW - 1, NOW - 9), 3, NOW, NOW - 7);
+        q.put(&site("new"), None, 0, 0, NOW);
+        q.put(&site("young"), life(NOW + 80 * DAY, NOW + 50 * DAY), 0, 0, NOW);
+        q.put(&site("backing-off"), None, 1, NOW + 60, NOW);
+        assert_eq!(starts(&mut q, NOW), ["urgent", "new", "expired", "due-soon", "due-late"]);
+        for name in ["urgent", "new", "expired", "due-soon", "due-late"] {
+            q.finished(name);
+            q.remove(name);
+        }
+        assert_eq!(q.next(NOW), Step::Wait(NOW + 60));
+        assert!(q.force("young") && !q.force("nobody"));
+        assert_eq!(starts(&mut q, NOW), ["young"]);
+    }
+
+    #[test]
+    fn no_three_hours_see_more_orders_than_the_limit_and_no_name_starves() {
+        let (limit, concurrent, names) = (300, 10, 10_000);
+        let mut q = queue(limit, concurrent);
+        let mut dice = Dice::new(7);
+        for n in 0..names {
+            // Half have a certificate that expires within the run, the others none; every tenth fails three times.
+            let lifetime = (n % 2 == 0).then(|| life(NOW + 6 * DAY + n, NOW)).flatten();
+            q.put(&site(&format!("s{n}")), lifetime, 0, 0, NOW);
+        }
+        let (mut now, mut begun, mut failures) = (NOW, Vec::new(), HashMap::<String, u32>::new());
+        let (mut served, mut rounds) = (0, 0);
+        while served < names {
+            rounds += 1;
+            assert!(rounds < 200_000, "{served} served");
+            match q.next(now) {
+                Step::Start { site, .. } => {
+                    begun.push(now);
+                    q.finished(&site);
+                    let failed = failures.entry(site.to_string()).or_default();
+                    if site.ends_with('3') && *failed < 3 {
+                        *failed += 1;
+                        let again = next_try(now, *failed, None, &mut dice);
+                        q.put(&site, None, *failed, again, now);
+                    } else {
+                        served += 1;
+                        q.put(&site, life(now + 90 * DAY, now + 60 * DAY), 0, 0, now);
+                    }
+                }
+                Step::Wait(until) => {
+                    assert!(until > now);
+                    now = until;
+                }
+                Step::Idle => panic!("{served} served"),
+            }
+        }
+        for (position, start) in begun.iter().enumerate() {
+            let end = begun.partition_point(|other| *other < start + WINDOW);
+            assert!(end - position <= 300, "{} orders in three hours", end - position);
+        }
+        // 13,000 orders at 300 in 3 h need 130 h; the refill alone gives 150 in 3 h after the burst.
+        assert!(now - NOW < 12 * DAY, "{} hours", (now - NOW) / 3600);
+    }
+
+    #[test]
+    fn at_most_so_many_run_at_once() {
+        let mut q = queue(300, 2);
+        for name in ["a", "b", "c"] {
+            q.put(&site(name), None, 0, 0, NOW);
+        }
+        assert_eq!(starts(&mut q, NOW), ["a", "b"]);
+        assert_eq!(q.next(NOW), Step::Idle);
+        // A site removed while its order runs frees its place when that ends.
+        q.remove("a");
+        q.finished("a");
+        assert_eq!(starts(&mut q, NOW), ["c"]);
+    }
+
+    #[test]
+    fn after_two_failures_the_second_ca_is_asked_and_a_hold_is_kept() {
+        let mut q = Queue::new(vec![Bucket::full(300, NOW); 2], 300, 9);
+        for (attempts, want) in [(0, 0), (1, 0), (2, 1), (3, 1), (4, 0)] {
+            let name = site(&format!("s{attempts}"));
+            q.put(&name, None, attempts, 0, NOW);
+            assert_eq!(q.next(NOW), Step::Start { site: name.clone(), directory: want });
+            q.finished(&name);
+            q.remove(&name);
+        }
+        q.hold(0, NOW + 500);
+        q.put(&site("a"), None, 0, 0, NOW);
+        assert_eq!(q.next(NOW), Step::Wait(NOW + 500));
+        assert!(matches!(q.next(NOW + 500), Step::Start { directory: 0, .. }));
+    }
+
+    #[test]
+    fn waits_grow_with_jitter_and_obey_the_ca() {
+        let mut dice = Dice::new(1);
+        for (attempts, base) in [(1, 60), (2, 600), (3, 6000), (4, DAY), (400, DAY)] {
+            let all: Vec<u64> = (0..200).map(|_| next_try(NOW, attempts, None, &mut dice) - NOW).collect();
+            assert!(all.iter().all(|w| (base * 4 / 5..=base * 6 / 5).contains(w)), "{attempts}: {all:?}");
+            assert!(all.iter().any(|w| *w != all[0]));
+        }
+        let asked = Some(Duration::from_secs(5000));
+        assert_eq!(next_try(NOW, 1, asked, &mut dice), NOW + 5000);
+        assert_eq!(next_try(NOW, 1, Some(Duration::MAX), &mut dice), NOW + RETRY_AFTER_MAX);
+    }
+
+    #[test]
+    fn renewal_is_at_two_thirds_or_half_or_earlier_if_the_ca_says_so() {
+        assert_eq!(renew_at(0, 90 * DAY, None, 0), 60 * DAY);
+        assert_eq!(renew_at(0, 6 * DAY, None, 0), 3 * DAY);
+        assert_eq!(renew_at(0, 90 * DAY, Some(5), 0), 5);
+        assert_eq!(renew_at(0, 90 * DAY, Some(80 * DAY), 0), 60 * DAY);
+        for spread in [1, 999, u64::MAX] {
+            let at = renew_at(0, 90 * DAY, None, spread);
+            assert!((58 * DAY..=60 * DAY).contains(&at), "{at}");
+        }
+        // Nonsense from a CA: never a panic.
+        assert_eq!(renew_at(9, 3, None, 7), 9);
+    }
+
+    #[test]
+    fn a_clock_set_back_neither_refills_nor_locks_up() {
+        let mut bucket = Bucket::full(2, NOW);
+        assert!(bucket.take(2, NOW) && !bucket.take(2, NOW - 5 * DAY));
+        assert!(bucket.ready_at(2) <= NOW - 5 * DAY + WINDOW + 1);
+        assert!(bucket.take(2, NOW));
+    }
+}

@@ -1,0 +1,146 @@
+//! What is written into the store: certificates, failures, budgets; JSON inside the store's checksum.
+
+use std::sync::Arc;
+
+use rustls_pki_types::CertificateDer;
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::queue::{Bucket, Lifetime};
+use super::store::{Key, Kind, Store, StoreError, Version};
+use crate::tls::pem::{self, Identity};
+
+/// A certificate with its key.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Certificate {
+    /// Whose it is.
+    pub site: Arc<str>,
+    /// Names it was ordered for.
+    pub names: Vec<String>,
+    /// URL of the CA's directory.
+    pub directory: Arc<str>,
+    /// What the settings called the CA.
+    pub ca: Arc<str>,
+    /// Which engine got it.
+    pub engine: String,
+    /// PEM, leaf first.
+    pub chain: String,
+    /// PEM, PKCS #8.
+    pub key: String,
+    /// Seconds since 1970, like all times here.
+    pub issued_at: u64,
+    /// Beginning of validity.
+    pub not_before: u64,
+    /// End of validity.
+    pub not_after: u64,
+    /// What the CA suggested (RFC 9773), and the second chosen in it.
+    pub suggested: Option<Suggested>,
+    /// When it is to be renewed.
+    pub renew_at: u64,
+}
+
+/// A window of renewal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Suggested {
+    /// First second.
+    pub start: u64,
+    /// Last second.
+    pub end: u64,
+    /// Chosen at random between them, once per window.
+    pub chosen: u64,
+}
+
+/// What went wrong for a site, so that backoff survives restarts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Whose.
+    pub site: Arc<str>,
+    /// Names that were wanted; other names start afresh.
+    pub names: Vec<String>,
+    /// Failures in a row.
+    pub attempts: u32,
+    /// Seconds since 1970.
+    pub next_try: u64,
+    /// One word.
+    pub reason: String,
+    /// The CA's own words, and what to do.
+    pub message: String,
+}
+
+/// A certificate in memory.
+pub struct Held {
+    /// As stored.
+    pub record: Certificate,
+    /// Which content of the store it is.
+    pub version: Version,
+    /// Ready to be served.
+    pub identity: Arc<Identity>,
+    /// When the CA is to be asked about renewal; seconds since 1970.
+    pub ask_at: u64,
+}
+
+impl Held {
+    /// Parses a record.
+    pub fn new(record: Certificate, version: Version) -> Result<Held, String> {
+        let parsed = pem::from_bytes(record.chain.as_bytes(), record.key.as_bytes());
+        let identity = Arc::new(parsed.map_err(|e| e.message)?);
+        Ok(Held { record, version, identity, ask_at: 0 })
+    }
+
+    /// Whether it serves all these names.
+    pub fn covers(&self, names: &[String]) -> bool {
+        names.iter().all(|name| pem::names_cover(&self.identity, name))
+    }
+
+    /// For the queue.
+    pub fn lifetime(&self) -> Lifetime {
+        let Certificate { not_before, not_after, renew_at, .. } = self.record;
+        Lifetime { not_before, not_after, renew_at }
+    }
+
+    /// The site's own certificate.
+    pub fn leaf(&self) -> Option<CertificateDer<'static>> {
+        self.identity.key.cert.first().cloned()
+    }
+}
+
+/// Reads the certificate of a place. The error is a sentence: what cannot be read is never taken for absent.
+pub fn load(store: &dyn Store, place: &Key) -> Result<Option<Held>, String> {
+    let Some(stored) = store.load(place).map_err(|e| e.to_string())? else { return Ok(None) };
+    let record = serde_json::from_slice::<Certificate>(&stored.bytes).map_err(|e| {
+        format!("A stored certificate cannot be read: {e}. Was it written by a newer version?")
+    })?;
+    let site = Arc::clone(&record.site);
+    let held = Held::new(record, stored.version);
+    held.map(Some).map_err(|e| format!("The stored certificate of {site} cannot be used: {e}"))
+}
+
+/// Reads all failures; one that cannot be read is no reason to stop, and counts as none.
+pub fn failures(store: &dyn Store) -> Result<Vec<Failure>, StoreError> {
+    let mut found = Vec::new();
+    for place in store.list(Kind::Failure)? {
+        match store.load(&place).map(|stored| stored.map(|s| serde_json::from_slice::<Failure>(&s.bytes))) {
+            Ok(Some(Ok(failure))) => found.push(failure),
+            Ok(None) => {}
+            Ok(Some(Err(error))) => tracing::warn!("a stored failure cannot be read: {error}"),
+            Err(error) => tracing::warn!("{error}"),
+        }
+    }
+    Ok(found)
+}
+
+/// Reads the budget at a CA; one that cannot be read counts as used up, so that nothing is overspent.
+pub fn budget(store: &dyn Store, directory: &str, limit: u32, now: u64) -> Bucket {
+    let stored = store.load(&Key::new(Kind::Budget, directory));
+    match stored.map(|stored| stored.map(|s| serde_json::from_slice::<Bucket>(&s.bytes))) {
+        Ok(None) => Bucket::full(limit, now),
+        Ok(Some(Ok(bucket))) => bucket,
+        Ok(Some(Err(_))) | Err(_) => Bucket { left: 0.0, at: now },
+    }
+}
+
+/// As bytes that are wiped when dropped.
+pub fn bytes(record: &impl Serialize) -> Zeroizing<Vec<u8>> {
+    // Strings and numbers always have a JSON form; an empty record would be refused when read.
+    Zeroizing::new(serde_json::to_vec(record).unwrap_or_default())
+}

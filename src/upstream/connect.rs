@@ -1,0 +1,256 @@
+//! Making a connection to an endpoint: name, TCP, TLS, the HTTP/1.1 handshake, all under one deadline.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::Body;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::task::AbortHandle;
+use tokio_rustls::{TlsConnector, TlsStream};
+
+use crate::base::address::EndpointAddress;
+use crate::net::stream::Stream;
+use crate::net::timer::{Timer, Wheel};
+
+/// Everything needed to reach an endpoint; borrowed from the snapshot.
+pub struct Target<'a> {
+    /// Where.
+    pub address: &'a EndpointAddress,
+    /// With TLS, and the name expected in the certificate.
+    pub tls: Option<(&'a Arc<ClientConfig>, &'a ServerName<'static>)>,
+    /// Deadline for all of it.
+    pub timeout: Duration,
+    /// Bytes a response head may have.
+    pub head_max: usize,
+    /// The worker's timers.
+    pub wheel: &'a Wheel,
+}
+
+/// Why a connection could not be made.
+#[derive(Debug)]
+pub enum ConnectError {
+    /// Nobody listens there.
+    Refused,
+    /// The name has no address.
+    Name(String),
+    /// Any other failure of the network.
+    Network(io::Error),
+    /// TLS failed; the certificate is wrong, most often.
+    Tls(io::Error),
+    /// The deadline passed.
+    Timeout(Duration),
+}
+
+impl fmt::Display for ConnectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ConnectError::Refused => f.write_str("connection refused: nothing listens on that port"),
+            ConnectError::Name(why) => write!(f, "the name could not be resolved: {why}"),
+            ConnectError::Network(why) => write!(f, "connecting failed: {why}"),
+            ConnectError::Tls(why) => write!(f, "TLS handshake failed: {why}"),
+            ConnectError::Timeout(after) => write!(f, "no connection within {after:?}"),
+        }
+    }
+}
+
+/// A live HTTP/1.1 connection to an endpoint.
+pub struct Connection<B> {
+    /// Where requests go in.
+    pub sender: http1::SendRequest<B>,
+    /// What the task that drives the connection tells.
+    pub ending: Rc<Ending>,
+    /// The settings it was made with: a reload that changes them must not reuse it.
+    pub tls: Option<Arc<ClientConfig>>,
+    /// For the deadlines of whatever request it carries.
+    pub timer: Timer,
+    task: AbortHandle,
+}
+
+impl<B> Drop for Connection<B> {
+    /// hyper would go on sending a request's body after its answer, to an endpoint that may never read it.
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// How a connection ended, as its driving task saw it.
+#[derive(Default)]
+pub struct Ending {
+    /// The bare stream and what was read beyond the head, when the endpoint switched protocols.
+    upgraded: RefCell<Option<(Stream, Bytes)>>,
+    over: Cell<bool>,
+    notify: tokio::sync::Notify,
+}
+
+impl Ending {
+    /// Waits for the stream of an upgraded connection. `None` if it ended in another way.
+    pub async fn upgraded(&self) -> Option<(Stream, Bytes)> {
+        // Registered before the check, so that an ending between the two is not missed.
+        let notified = self.notify.notified();
+        if !self.over.get() {
+            notified.await;
+        }
+        self.upgraded.borrow_mut().take()
+    }
+}
+
+/// Connects to an endpoint.
+///
+/// # Errors
+/// [`ConnectError`] says which step failed. The request was not sent in any of these cases.
+pub async fn connect<B>(target: Target<'_>) -> Result<Connection<B>, ConnectError>
+where
+    B: Body<Data = Bytes> + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let head_max = target.head_max;
+    let timeout = target.timeout;
+    let timer = target.wheel.timer();
+    let tls = target.tls.map(|(config, _)| config.clone());
+    let connected = Cell::new(false);
+    let stream = tokio::time::timeout(timeout, open(target, &connected)).await.map_err(|_| {
+        // Something answers there, but not TLS.
+        let silent = || io::Error::new(io::ErrorKind::TimedOut, "no answer to the TLS handshake");
+        if connected.get() { ConnectError::Tls(silent()) } else { ConnectError::Timeout(timeout) }
+    })??;
+    let (sender, connection) = http1::Builder::new()
+        .max_buf_size(head_max.max(MIN_BUFFER))
+        .max_header_size(head_max)
+        .handshake(TokioIo::new(Patient { io: stream, deaf: false }))
+        .await
+        .map_err(|error| ConnectError::Network(io::Error::other(error)))?;
+    let ending = Rc::new(Ending::default());
+    let task = tokio::task::spawn_local(drive(connection, ending.clone())).abort_handle();
+    Ok(Connection { sender, ending, tls, timer, task })
+}
+
+/// hyper refuses smaller buffers.
+const MIN_BUFFER: usize = 8192;
+
+async fn drive<B>(mut connection: http1::Connection<TokioIo<Patient>, B>, ending: Rc<Ending>)
+where
+    B: Body<Data = Bytes> + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    // The error of a broken connection reaches whoever waits for the response; here it only means the end.
+    let result = std::future::poll_fn(|cx| connection.poll_without_shutdown(cx)).await;
+    if result.is_ok() {
+        let parts = connection.into_parts();
+        // Kept for an upgrade; if nobody asks, it is closed when the last holder of `ending` goes.
+        *ending.upgraded.borrow_mut() = Some((parts.io.into_inner().io, parts.read_buf));
+    }
+    ending.over.set(true);
+    ending.notify.notify_waiters();
+}
+
+/// A stream to an endpoint that may stop listening before it has answered: many refuse a large body, say why, and close
+/// (RFC 9112 section 9.5). Failing at the first write that meets the closed door would lose their answer, so writes
+/// then go nowhere, and reading tells how it ended.
+struct Patient {
+    io: Stream,
+    deaf: bool,
+}
+
+impl Patient {
+    fn heard<T>(&mut self, result: Poll<io::Result<T>>, all: T) -> Poll<io::Result<T>> {
+        match result {
+            Poll::Ready(Err(error))
+                if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) =>
+            {
+                self.deaf = true;
+                Poll::Ready(Ok(all))
+            }
+            other => other,
+        }
+    }
+}
+
+impl AsyncRead for Patient {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Patient {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if this.deaf {
+            return Poll::Ready(Ok(buf.len()));
+        }
+        let result = Pin::new(&mut this.io).poll_write(cx, buf);
+        this.heard(result, buf.len())
+    }
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let all = bufs.iter().map(|buf| buf.len()).sum();
+        if this.deaf {
+            return Poll::Ready(Ok(all));
+        }
+        let result = Pin::new(&mut this.io).poll_write_vectored(cx, bufs);
+        this.heard(result, all)
+    }
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.deaf {
+            return Poll::Ready(Ok(()));
+        }
+        let result = Pin::new(&mut this.io).poll_flush(cx);
+        this.heard(result, ())
+    }
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+    }
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
+
+async fn open(target: Target<'_>, connected: &Cell<bool>) -> Result<Stream, ConnectError> {
+    let tcp = match target.address {
+        EndpointAddress::Socket(address) => tcp_connect(*address).await?,
+        EndpointAddress::Name(name, port) => tcp_connect_by_name(name, *port).await?,
+    };
+    connected.set(true);
+    // Small requests must not wait for an acknowledgement of the previous one.
+    let _ = tcp.set_nodelay(true);
+    let Some((config, name)) = target.tls else { return Ok(Stream::Plain(tcp)) };
+    let connector = TlsConnector::from(config.clone());
+    let tls = connector.connect(name.clone(), tcp).await.map_err(ConnectError::Tls)?;
+    Ok(Stream::Tls(Box::new(TlsStream::Client(tls))))
+}
+
+async fn tcp_connect(address: std::net::SocketAddr) -> Result<TcpStream, ConnectError> {
+    TcpStream::connect(address).await.map_err(|error| match error.kind() {
+        io::ErrorKind::ConnectionRefused => ConnectError::Refused,
+        _ => ConnectError::Network(error),
+    })
+}
+
+async fn tcp_connect_by_name(name: &str, port: u16) -> Result<TcpStream, ConnectError> {
+    let addresses =
+        tokio::net::lookup_host((name, port)).await.map_err(|e| ConnectError::Name(e.to_string()))?;
+    let mut last = ConnectError::Name("it has no address".to_owned());
+    for address in addresses {
+        match tcp_connect(address).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}

@@ -1,0 +1,70 @@
+//! Layer 2, craft `upstream`: where requests go.
+//!
+//! A [`Service`] is compiled at reload and lives in the snapshot. Its [`Endpoint`]s live in the [`Registry`] beside the
+//! snapshot, so that what is known about a backend (up or down, in flight, latency) outlives every reload.
+//!
+//! [`connect`] makes connections, [`pool`] keeps idle ones for one worker. The rest is pure: it takes times and random bits and returns choices: [`endpoint`], [`registry`], [`balance`].
+
+pub mod balance;
+pub mod connect;
+pub mod endpoint;
+pub mod pool;
+pub mod registry;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::base::clock::Millis;
+use crate::config::model;
+pub use balance::{Balancer, Tried, Weighted};
+pub use endpoint::{Availability, Endpoint, Health, InFlight};
+pub use registry::Registry;
+
+/// A compiled service.
+#[derive(Debug)]
+pub struct Service {
+    /// `site/route-label`, unique in the config.
+    pub name: Arc<str>,
+    /// The endpoints in the order written.
+    pub endpoints: Box<[Weighted]>,
+    /// How one is chosen.
+    pub balancer: Balancer,
+    /// Deadline for connecting.
+    pub connect_timeout: Duration,
+    /// Deadline for the first byte of the answer.
+    pub timeout: Duration,
+    /// The active health check, if any.
+    pub health: Option<model::Health>,
+}
+
+impl Service {
+    /// Compiles a service; its endpoints are taken from the registry, or made there.
+    pub fn compile(service: &model::Service, registry: &Registry) -> Service {
+        let endpoints: Box<[Weighted]> = service
+            .backends
+            .iter()
+            .map(|backend| Weighted {
+                endpoint: registry.obtain(&service.name, &backend.value.address, backend.value.tls),
+                weight: backend.value.weight,
+            })
+            .collect();
+        if service.health.is_none() {
+            // Nobody would ever take back what a health check that is now gone once said.
+            endpoints.iter().for_each(|weighted| weighted.endpoint.forget_health());
+        }
+        Service {
+            name: Arc::clone(&service.name),
+            balancer: Balancer::compile(service.balance, &endpoints),
+            endpoints,
+            connect_timeout: service.connect_timeout,
+            timeout: service.timeout,
+            health: service.health.clone(),
+        }
+    }
+
+    /// Chooses an endpoint; see [`Balancer::choose`]. The index is for [`Tried`].
+    pub fn choose(&self, now: Millis, random: u64, tried: &Tried) -> Option<(usize, &Arc<Endpoint>)> {
+        let at = self.balancer.choose(&self.endpoints, now, random, tried)?;
+        self.endpoints.get(at).map(|weighted| (at, &weighted.endpoint))
+    }
+}

@@ -1,0 +1,110 @@
+//! Idle connections to endpoints: one pool per worker, so that taking one costs no lock and no other core.
+//!
+//! The price is that idle connections multiply by the number of workers: at most `upstream_idle` (256) per endpoint
+//! and worker are kept, and each for at most `upstream_idle` seconds. Pools are found by the endpoint's slot, a
+//! small number given at reload, not by name or address.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ClientConfig;
+
+use crate::base::clock::Millis;
+use crate::upstream::connect::Connection;
+use crate::upstream::endpoint::Endpoint;
+
+/// The pools of one worker.
+pub struct Pools<B> {
+    slots: RefCell<Vec<Slot<B>>>,
+}
+
+/// How many idle connections are kept, and for how long; read anew each time, so that a reload changes it.
+#[derive(Debug, Clone, Copy)]
+pub struct Keep {
+    /// Connections per endpoint.
+    pub count: usize,
+    /// Time without a request.
+    pub time: Duration,
+}
+
+impl<B> Default for Pools<B> {
+    fn default() -> Pools<B> {
+        Pools { slots: RefCell::default() }
+    }
+}
+
+struct Slot<B> {
+    /// Which endpoint this is the pool of; slots are reused for other endpoints.
+    endpoint: u64,
+    /// The most recently used last: warm connections are used again, cold ones age out.
+    idle: Vec<Idle<B>>,
+}
+
+struct Idle<B> {
+    connection: Connection<B>,
+    expires: Millis,
+}
+
+impl<B> Pools<B> {
+    /// A connection that looked alive a moment ago, made with the same TLS settings; the warmest first.
+    pub fn take(&self, endpoint: &Endpoint, tls: Option<&Arc<ClientConfig>>) -> Option<Connection<B>> {
+        let mut slots = self.slots.borrow_mut();
+        let slot = slots.get_mut(index(endpoint))?;
+        if slot.endpoint != endpoint.id {
+            return None;
+        }
+        while let Some(idle) = slot.idle.pop() {
+            if !idle.connection.sender.is_closed() && same(idle.connection.tls.as_ref(), tls) {
+                return Some(idle.connection);
+            }
+        }
+        None
+    }
+
+    /// Puts a connection back after its answer was read to the end.
+    pub fn give(&self, endpoint: &Endpoint, connection: Connection<B>, now: Millis, keep: Keep) {
+        if connection.sender.is_closed() {
+            return;
+        }
+        let mut slots = self.slots.borrow_mut();
+        let wanted = index(endpoint) + 1;
+        if slots.len() < wanted {
+            slots.resize_with(wanted, || Slot { endpoint: u64::MAX, idle: Vec::new() });
+        }
+        let Some(slot) = slots.get_mut(index(endpoint)) else { return };
+        if slot.endpoint != endpoint.id {
+            *slot = Slot { endpoint: endpoint.id, idle: Vec::new() };
+        }
+        if slot.idle.len() < keep.count {
+            slot.idle.push(Idle { connection, expires: now.after(keep.time) });
+        }
+    }
+
+    /// Closes what has been idle too long or died. Called about once a second.
+    pub fn sweep(&self, now: Millis) {
+        for slot in self.slots.borrow_mut().iter_mut().filter(|slot| !slot.idle.is_empty()) {
+            slot.idle.retain(|idle| idle.expires > now && !idle.connection.sender.is_closed());
+            if slot.idle.is_empty() {
+                slot.idle = Vec::new();
+            }
+        }
+    }
+
+    /// Closes everything idle, at the end of a drain.
+    pub fn clear(&self) {
+        self.slots.borrow_mut().clear();
+    }
+}
+
+fn index(endpoint: &Endpoint) -> usize {
+    endpoint.slot as usize
+}
+
+fn same(a: Option<&Arc<ClientConfig>>, b: Option<&Arc<ClientConfig>>) -> bool {
+    match (a, b) {
+        (None, None) => true,
+        (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+        _ => false,
+    }
+}

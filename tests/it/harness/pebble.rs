@@ -1,0 +1,162 @@
+//! Let's Encrypt's test authority, Pebble, and its name server, as processes of their own.
+//!
+//! Everything Pebble knows (accounts, orders, its root) is in its memory: one that is started again is a new authority
+//! behind the old address.
+
+use std::net::{TcpListener, UdpSocket};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+use super::tls::Ca;
+use super::tool::{self, Helper};
+use super::{proxy, wait_for};
+
+/// An authority that validates on the ports given.
+pub struct Pebble {
+    folder: tempfile::TempDir,
+    ports: Ports,
+    environment: Vec<(&'static str, &'static str)>,
+    process: Option<Helper>,
+    _names: Helper,
+    log: Arc<Mutex<String>>,
+    roots: String,
+}
+
+/// Ports of one test, free a moment ago.
+#[derive(Debug, Clone, Copy)]
+pub struct Ports {
+    /// Where the proxy is to listen.
+    pub http: u16,
+    pub https: u16,
+    directory: u16,
+    management: u16,
+    names: u16,
+    names_management: u16,
+}
+
+impl Ports {
+    /// Pebble and the proxy must know each other's ports before they start, so port zero will not do. All are held at
+    /// once, so that none comes twice.
+    pub fn free() -> Ports {
+        let held: [TcpListener; 6] = std::array::from_fn(|_| TcpListener::bind("127.0.0.1:0").unwrap());
+        let [http, https, directory, management, names, names_management] =
+            held.each_ref().map(|socket| socket.local_addr().unwrap().port());
+        UdpSocket::bind(("127.0.0.1", names)).expect("the UDP port beside the TCP one");
+        Ports { http, https, directory, management, names, names_management }
+    }
+}
+
+impl Pebble {
+    /// Whether both programs are there; otherwise the test is skipped.
+    #[must_use]
+    pub fn is_here() -> bool {
+        tool::requires("pebble", &["-v"]) && tool::requires("pebble-challtestsrv", &["-v"])
+    }
+
+    /// Starts both; `environment` are Pebble's switches.
+    pub async fn start(ports: Ports, environment: &[(&'static str, &'static str)]) -> Pebble {
+        let folder = tempfile::tempdir().unwrap();
+        let ca = Ca::new("pebble's own listener");
+        let pair = ca.leaf(&["localhost", "127.0.0.1"]);
+        let put = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        put("listener-ca.pem", &ca.pem);
+        put("cert.pem", &pair.cert);
+        put("key.pem", &pair.key);
+        let config = serde_json::json!({ "pebble": {
+            "listenAddress": format!("127.0.0.1:{}", ports.directory),
+            "managementListenAddress": format!("127.0.0.1:{}", ports.management),
+            "certificate": folder.path().join("cert.pem"),
+            "privateKey": folder.path().join("key.pem"),
+            "httpPort": ports.http,
+            "tlsPort": ports.https,
+            "ocspResponderURL": "",
+            "externalAccountBindingRequired": false,
+        }});
+        put("pebble.json", &config.to_string());
+        let mut pebble = Pebble {
+            folder,
+            ports,
+            environment: environment.to_vec(),
+            process: None,
+            _names: names(ports),
+            log: Arc::default(),
+            roots: String::new(),
+        };
+        pebble.start_again().await;
+        pebble
+    }
+
+    /// Starts Pebble, as a new authority, and adds its root to [`Pebble::roots`].
+    pub async fn start_again(&mut self) {
+        let mut child = Command::new("pebble")
+            .arg("-config")
+            .arg(self.folder.path().join("pebble.json"))
+            .args(["-dnsserver", &format!("127.0.0.1:{}", self.ports.names)])
+            .env("PEBBLE_VA_NOSLEEP", "1")
+            .envs(self.environment.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("spawn pebble");
+        self.log = proxy::collect(child.stdout.take().unwrap());
+        self.process = Some(Helper(child));
+        let url = format!("https://127.0.0.1:{}/roots/0", self.ports.management);
+        let args = crate::args!["--silent", "--fail", "--cacert", self.listener_ca(), url];
+        let root = wait_for("pebble's root", || async {
+            let output = tool::run("curl", &args).await;
+            output.status.success().then(|| tool::text(&output.stdout))
+        })
+        .await;
+        wait_for("pebble's directory", || async {
+            let args = crate::args!["--silent", "--fail", "--cacert", self.listener_ca(), self.directory()];
+            tool::run("curl", &args).await.status.success().then_some(())
+        })
+        .await;
+        self.roots.push_str(&root);
+        std::fs::write(self.roots_file(), &self.roots).unwrap();
+    }
+
+    /// Ends Pebble; what it knew is lost.
+    pub fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// The address of the ACME directory.
+    pub fn directory(&self) -> String {
+        format!("https://127.0.0.1:{}/dir", self.ports.directory)
+    }
+    /// The CA of Pebble's own listener: what `[acme] ca_file` is for.
+    pub fn listener_ca(&self) -> String {
+        self.folder.path().join("listener-ca.pem").display().to_string()
+    }
+    /// The roots of all authorities so far, as a file for curl.
+    pub fn roots_file(&self) -> String {
+        self.folder.path().join("roots.pem").display().to_string()
+    }
+    pub fn roots(&self) -> &str {
+        &self.roots
+    }
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+    /// Orders made with the Pebble that runs now.
+    pub fn orders(&self) -> usize {
+        self.log().matches("Added order").count()
+    }
+}
+
+/// The name server: every name is at 127.0.0.1.
+fn names(ports: Ports) -> Helper {
+    let child = Command::new("pebble-challtestsrv")
+        .args(["-dns01", &format!("127.0.0.1:{}", ports.names)])
+        .args(["-management", &format!("127.0.0.1:{}", ports.names_management)])
+        .args(["-defaultIPv4", "127.0.0.1", "-defaultIPv6", ""])
+        .args(["-http01", "", "-https01", "", "-tlsalpn01", ""])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("spawn pebble-challtestsrv");
+    Helper(child)
+}

@@ -1,0 +1,37 @@
+//! The one integration binary: a real `tidegate` process between scripted origins and strict clients.
+//!
+//! Each file is a topic, each test a story: origin, proxy, client, act, assert. Ports are always zero, nothing
+//! sleeps to wait for an effect, and what a missing program makes impossible is skipped aloud (and fails in CI).
+//! The harness is in `harness/`; the heavy stories (`containers`, `load`, `bytes`, `idle`, `clients`) drive real
+//! programs and take some seconds each.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "tests stop at the first surprise, and say why they skip"
+)]
+#![allow(dead_code, unused_imports, reason = "the harness offers more than the topics use")]
+
+mod harness;
+
+mod acme;
+mod admin;
+mod bytes;
+mod clients;
+mod containers;
+mod idle;
+mod limits;
+mod load;
+mod observe;
+mod regression;
+mod regression_control;
+mod reload;
+mod request;
+mod routing;
+mod selftest;
+mod tls;
+mod upstream;
