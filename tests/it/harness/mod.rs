@@ -19,7 +19,7 @@ pub use wire::{Head, Reply, Wire};
 
 /// How long anything asynchronous may take before a test gives up. Generous: machines are shared; nothing waits
 /// this long unless it fails.
-pub const DEADLINE: Duration = Duration::from_secs(20);
+pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Awaits with the deadline.
 pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
