@@ -150,6 +150,9 @@ pub(super) fn collect(pipe: impl std::io::Read + Send + 'static) -> Arc<Mutex<St
     text
 }
 
+/// Access records shown when a story fails.
+const LAST_RECORDS: usize = 10;
+
 impl Proxy {
     /// Settings that suit tests: one worker, port zero everywhere, state and logs in a temporary folder.
     pub fn builder() -> ProxyBuilder {
@@ -240,7 +243,10 @@ impl Proxy {
     }
 
     fn everything(&self) -> String {
-        format!("--- stdout\n{}--- stderr\n{}", self.stdout(), self.stderr())
+        let log = std::fs::read_to_string(self.path().join("access.log")).unwrap_or_default();
+        let last: Vec<&str> = log.lines().rev().take(LAST_RECORDS).collect();
+        let last: String = last.into_iter().rev().map(|line| format!("{line}\n")).collect();
+        format!("--- stdout\n{}--- stderr\n{}--- last access records\n{last}", self.stdout(), self.stderr())
     }
 
     /// Path of the internal CA's certificate.
