@@ -194,8 +194,14 @@ impl Delivery {
 enum Source {
     /// One piece that we made.
     Piece(Option<Bytes>),
-    /// From a backend.
-    Upstream { incoming: Incoming, lease: RefCell<Option<Lease>>, stall_after: Duration, stalled: bool },
+    /// From a backend; `first` was read before the head was passed on.
+    Upstream {
+        first: Option<Bytes>,
+        incoming: Incoming,
+        lease: RefCell<Option<Lease>>,
+        stall_after: Duration,
+        stalled: bool,
+    },
 }
 
 impl ResponseBody {
@@ -211,15 +217,16 @@ impl ResponseBody {
         ResponseBody { source: Source::Piece(piece), context: Some(context), delivery }
     }
 
-    /// A body that streams from a backend; `stall_after` bounds its silences.
+    /// A body that streams from a backend, `first` ahead of it; `stall_after` bounds its silences.
     pub fn upstream(
+        first: Option<Bytes>,
         incoming: Incoming,
         lease: Lease,
         stall_after: Duration,
         context: Box<Context>,
     ) -> ResponseBody {
         let lease = RefCell::new(Some(lease));
-        let source = Source::Upstream { incoming, lease, stall_after, stalled: false };
+        let source = Source::Upstream { first, incoming, lease, stall_after, stalled: false };
         let delivery = Delivery::of(&context);
         ResponseBody { source, context: Some(context), delivery }
     }
@@ -267,8 +274,11 @@ impl Body for ResponseBody {
                 };
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
-            Source::Upstream { incoming, lease, stall_after, stalled } => {
-                let polled = Pin::new(incoming).poll_frame(cx);
+            Source::Upstream { first, incoming, lease, stall_after, stalled } => {
+                let polled = match first.take() {
+                    Some(first) => Poll::Ready(Some(Ok(Frame::data(first)))),
+                    None => Pin::new(incoming).poll_frame(cx),
+                };
                 if let (Poll::Pending, Some(lease)) = (&polled, lease.get_mut().as_ref()) {
                     if !std::mem::replace(stalled, true) {
                         lease.timer().set(*stall_after);
@@ -304,14 +314,19 @@ impl Body for ResponseBody {
     fn is_end_stream(&self) -> bool {
         match &self.source {
             Source::Piece(piece) => piece.is_none(),
-            Source::Upstream { incoming, .. } => incoming.is_end_stream(),
+            Source::Upstream { first, incoming, .. } => first.is_none() && incoming.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.source {
             Source::Piece(piece) => SizeHint::with_exact(piece.as_ref().map_or(0, |b| b.len() as u64)),
-            Source::Upstream { incoming, .. } => incoming.size_hint(),
+            Source::Upstream { first: None, incoming, .. } => incoming.size_hint(),
+            // Read ahead only where the length is known, of which the rest is left in `incoming`.
+            Source::Upstream { first: Some(first), incoming, .. } => {
+                let rest = incoming.size_hint().exact().unwrap_or_default();
+                SizeHint::with_exact(rest + first.len() as u64)
+            }
         }
     }
 }

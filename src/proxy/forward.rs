@@ -1,18 +1,24 @@
 //! Step 7: choose an endpoint, send, perhaps retry.
 //!
 //! A request is sent again only when nothing can have happened to it: it was never sent (the connection failed, or a
-//! pooled one turned out dead), or it is idempotent, has no body, and no byte of an answer came. Never twice to the
-//! same endpoint while another lives, and never more than `TRIES_MAX` times.
+//! pooled one turned out dead), or it is idempotent, has no body, and nothing of an answer was passed on. Never twice
+//! to the same endpoint while another lives, and never more than `TRIES_MAX` times.
+//!
+//! Backends write head and body one after the other. The head of an answer to a request that may be repeated is held
+//! until the body's first byte (at most `HEAD_HOLD`), so that a backend that dies between the two costs nobody anything.
 
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 
 use crate::base::clock;
 use crate::base::outcome::Outcome;
@@ -33,6 +39,8 @@ use crate::upstream::pool::Keep;
 
 /// Endpoints tried for one request.
 const TRIES_MAX: u32 = 3;
+/// Longest that a head waits for the first byte of a body whose length it announced.
+const HEAD_HOLD: Duration = Duration::from_millis(200);
 
 /// A request ready to be sent.
 pub struct Outgoing {
@@ -80,6 +88,8 @@ impl Lease {
 /// An answer from a backend on its way out.
 pub struct Forwarded {
     response: Response<Incoming>,
+    /// The first piece of the body, where it was waited for.
+    first: Option<Bytes>,
     /// `None` when the connection went into a tunnel.
     lease: Option<Lease>,
 }
@@ -87,7 +97,7 @@ pub struct Forwarded {
 impl Forwarded {
     /// The answer as the client gets it.
     pub fn into_response(self, mut context: Box<Context>) -> Response<ResponseBody> {
-        let Forwarded { response, lease } = self;
+        let Forwarded { response, first, lease } = self;
         let (mut parts, incoming) = response.into_parts();
         fields::clean_response(&mut parts.headers, parts.status == StatusCode::SWITCHING_PROTOCOLS);
         if let Some(route) = context.route() {
@@ -100,7 +110,7 @@ impl Forwarded {
             Some(lease) => {
                 context.expect(Outcome::Served);
                 let stall = context.snapshot.server.timeouts.tunnel;
-                ResponseBody::upstream(incoming, lease, stall, context)
+                ResponseBody::upstream(first, incoming, lease, stall, context)
             }
             None => switching(context),
         };
@@ -148,8 +158,13 @@ pub async fn run(
             worker.shard.add(Counter::Retries, 1);
         }
         let exchange = Exchange { worker: &worker, service, index, endpoint: &chosen.endpoint };
-        match exchange.send(context, request).await {
-            Ok((response, lease)) => return arrived(context, response, lease, upgrading).await,
+        let sent = match exchange.send(context, request).await {
+            Ok((response, lease)) if saved.0.is_some() => exchange.begun(response, lease).await,
+            Ok((response, lease)) => Ok((response, None, lease)),
+            Err(failure) => Err(failure),
+        };
+        match sent {
+            Ok((response, first, lease)) => return arrived(context, response, first, lease, upgrading).await,
             Err(failure) => {
                 last = failure.outcome;
                 let again = failure.unsent.or_else(|| if failure.answered { None } else { saved.restore() });
@@ -167,11 +182,12 @@ pub async fn run(
 async fn arrived(
     context: &mut Context,
     response: Response<Incoming>,
+    first: Option<Bytes>,
     lease: Lease,
     upgrading: bool,
 ) -> Result<Answer, Outcome> {
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        return Ok(Answer::Forwarded(Box::new(Forwarded { response, lease: Some(lease) })));
+        return Ok(Answer::Forwarded(Box::new(Forwarded { response, first, lease: Some(lease) })));
     }
     // Nobody asked: bytes behind such an answer would be taken for the next one (RFC 9110 section 15.2.2).
     if !upgrading {
@@ -181,7 +197,7 @@ async fn arrived(
     let (upstream, early) = lease.connection.ending.upgraded().await.ok_or(Outcome::UpstreamClosed)?;
     let tunnel = Tunnel { upstream, early, lease, context: None };
     *context.connection.tunnel.borrow_mut() = Some(tunnel);
-    Ok(Answer::Forwarded(Box::new(Forwarded { response, lease: None })))
+    Ok(Answer::Forwarded(Box::new(Forwarded { response, first: None, lease: None })))
 }
 
 /// A try that failed.
@@ -324,6 +340,34 @@ impl Exchange<'_> {
             None => {
                 self.endpoint.note_failure(Outcome::UpstreamTimeout.row().sentence);
                 Err(Failure { outcome: Outcome::UpstreamTimeout, unsent: None, answered: true })
+            }
+        }
+    }
+
+    /// Waits for the first byte of a body with a known length: until then the request can go to another endpoint.
+    async fn begun(
+        &self,
+        mut response: Response<Incoming>,
+        lease: Lease,
+    ) -> Result<(Response<Incoming>, Option<Bytes>, Lease), Failure> {
+        if response.body().size_hint().exact().is_none_or(|length| length == 0) {
+            return Ok((response, None, lease));
+        }
+        lease.timer().set(HEAD_HOLD);
+        let first = std::future::poll_fn(|cx| match Pin::new(response.body_mut()).poll_frame(cx) {
+            Poll::Pending if lease.timer().poll_expired(cx).is_ready() => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(frame) => Poll::Ready(frame),
+        })
+        .await;
+        lease.timer().clear();
+        match first {
+            Some(Ok(frame)) => Ok((response, frame.into_data().ok(), lease)),
+            None => Ok((response, None, lease)),
+            Some(Err(error)) => {
+                self.log("backend failed a request", &error.to_string());
+                lease.fail(Outcome::UpstreamTruncated);
+                Err(Failure { outcome: Outcome::UpstreamTruncated, unsent: None, answered: false })
             }
         }
     }

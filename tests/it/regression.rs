@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::harness::client::empty;
+use crate::harness::wire::Framing;
 use crate::harness::{Answer, Gate, Origin, Proxy, Wire, within};
 
 const SITE: &str = "shop.test";
@@ -237,4 +238,58 @@ async fn a_body_that_broke_off_into_nonsense_was_taken_for_a_client_that_left() 
     wire.finish().await;
     assert_eq!(wire.closed().await, b"", "one answer, not two");
     assert_eq!(proxy.records(1).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_backend_that_died_between_head_and_body_cost_an_idempotent_request() {
+    // A container killed after its write of the head, before that of the body.
+    let dying = Origin::scripted(|mut x| async move {
+        x.write("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n").await.ok()?;
+        None
+    })
+    .await;
+    let living = Origin::saying("apple").await;
+    let backends =
+        format!("backends = [\"{}\", \"{}\"]\nbalance = \"round_robin\"", dying.address(), living.address());
+    let proxy = Proxy::with_site(SITE, &backends).await;
+    let mut h1 = proxy.wire(SITE).await;
+    let mut h2 = proxy.h2(SITE).await;
+    for _ in 0..5 {
+        let reply = h1.get(SITE, "/").await;
+        assert_eq!((reply.status, reply.text().as_str()), (200, "apple"));
+        assert_eq!(h2.get("/").await.status, 200);
+    }
+    assert!(dying.count() > 0, "the dying backend was never asked");
+    // What may have had an effect is not repeated.
+    let posts = || dying.requests().iter().filter(|r| r.method() == "POST").count();
+    while posts() == 0 {
+        let mut wire = proxy.wire(SITE).await;
+        wire.send(format!("POST / HTTP/1.1\r\nHost: {SITE}\r\nContent-Length: 1\r\n\r\nx")).await;
+        let answered = wire.try_reply_to("POST").await;
+        assert_eq!(answered.is_err(), posts() == 1, "{answered:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_head_whose_body_takes_long_is_passed_on_before_it() {
+    let gate = Gate::default();
+    let opened = gate.clone();
+    let origin = Origin::scripted(move |mut x| {
+        let gate = gate.clone();
+        async move {
+            x.write("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n").await.ok()?;
+            gate.pass().await;
+            x.write("apple").await.ok()?;
+            Some(x)
+        }
+    })
+    .await;
+    let proxy = Proxy::with_site(SITE, &origin.backends()).await;
+    let mut wire = proxy.wire(SITE).await;
+    wire.send(get("/", "")).await;
+    let head = within("the head alone", wire.reply_head()).await.unwrap();
+    assert_eq!(head.status, 200);
+    opened.open();
+    let (body, _) = within("the body", wire.body(Framing::Length(5))).await.unwrap();
+    assert_eq!(body, b"apple");
 }
