@@ -1,4 +1,11 @@
 //! The manager: wants, holds, orders. One loop starts what the queue chooses; each order is a task of its own.
+//!
+//! [`order`]: one order, and how it ended. [`suggest`]: when CAs want certificates renewed. [`inner`]: what is
+//! remembered, and what follows from it.
+
+mod inner;
+mod order;
+mod suggest;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -8,30 +15,19 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
+use self::order::Ended;
 use super::http::Client;
-use super::issuer::{IssueError, Issuer, Job, Reason};
-use super::managed::{Managed, off};
-use super::queue::{self, Bucket, Dice, Queue, Step};
-use super::record::{self, Certificate, Failure, Held, Suggested};
-use super::store::{Expect, FolderStore, Key, Kind, Lock, Store, StoreError};
-use super::{CertificateStatus, Challenges, Wanted, canary};
+use super::managed::Managed;
+use super::queue::{Bucket, Dice, Queue, Step};
+use super::record::{self, Failure, Held};
+use super::store::{FolderStore, Key, Kind, Store, StoreError};
+use super::{CertificateStatus, Challenges, Wanted};
 use crate::base::clock;
 use crate::config::model::{self, AcmeEngine, Directory, HostPattern};
 use crate::tls::pem::Identity;
 
 /// Longest sleep of the loop: the wall clock may be set meanwhile.
 const NAP: Duration = Duration::from_secs(30);
-/// How long a site's lock outlives us; longer than an order.
-const LEASE: Duration = Duration::from_secs(600);
-/// Renewal information is asked for at least twice a day (RFC 9773 section 4.3), and at most once a minute; seconds.
-const ASK_MAX: u64 = 12 * 60 * 60;
-const ASK_MIN: u64 = 60;
-/// After an answer that could not be used; seconds.
-const ASK_AFTER_ERROR: u64 = 60 * 60;
-/// Longest pause a whole CA may ask for; seconds.
-const HOLD_MAX: u64 = 3 * 60 * 60;
-/// Most certificates asked about in one round.
-const ASK_BATCH: usize = 32;
 
 /// Gets certificates and keeps them.
 pub struct Manager {
@@ -53,14 +49,6 @@ struct Inner {
     damaged: HashMap<Key, String>,
     /// Orders by how they ended: `issued`, or the word of a reason.
     ended: BTreeMap<&'static str, u64>,
-}
-
-/// How an order ended.
-struct Ended {
-    site: Arc<str>,
-    directory: usize,
-    names: Vec<String>,
-    outcome: Result<Held, IssueError>,
 }
 
 impl Manager {
@@ -239,291 +227,8 @@ impl Manager {
         }
     }
 
-    /// One order, from the site's lock to the stored certificate.
-    async fn work(
-        &self,
-        job: &Job,
-        engine: Arc<Managed>,
-        old: Option<super::store::Version>,
-        bucket: Option<Bucket>,
-    ) -> Result<Held, IssueError> {
-        if let Some(wildcard) = job.names.iter().find(|name| name.starts_with('*')) {
-            let message = format!("{wildcard} needs a dns-01 challenge, which this version does not do.");
-            return Err(IssueError::new(Reason::Rejected, message));
-        }
-        let (store, site, budget) =
-            (Arc::clone(&self.store), Arc::clone(&job.site), Arc::clone(&job.directory.url));
-        let place = Key::new(Kind::Certificate, &site);
-        let (lock, found) = off({
-            let (place, site) = (place.clone(), Arc::clone(&site));
-            move || {
-                let lock = store.lock(&format!("site {site}"), LEASE)?;
-                // Written before every order: a store that cannot be written would lose what is ordered.
-                store.save(&Key::new(Kind::Budget, &budget), &record::bytes(&bucket), &Expect::Any, None)?;
-                Ok((lock, record::load(store.as_ref(), &place)))
-            }
-        })
-        .await?;
-        let Some(lock) = lock else {
-            return Err(IssueError::new(
-                Reason::Store,
-                format!("Another process orders for {site} just now."),
-            ));
-        };
-        let found = found.map_err(|e| IssueError::new(Reason::Store, e))?;
-        let expect = match found {
-            // Somebody else was faster: what lies there is taken, and nothing ordered.
-            Some(found)
-                if Some(&found.version) != old.as_ref()
-                    && found.covers(&job.names)
-                    && found.record.renew_at > now() =>
-            {
-                return Ok(found);
-            }
-            Some(found) => Expect::Is(found.version),
-            None => Expect::Absent,
-        };
-        let issued = engine.issue(job).await?;
-        let checked = canary::check(&issued.chain, &issued.key, &job.names, now())
-            .map_err(|e| IssueError::new(Reason::Canary, e))?;
-        let (not_before, not_after) = (checked.not_before, checked.identity.not_after);
-        let record = Certificate {
-            site: Arc::clone(&site),
-            names: job.names.clone(),
-            directory: Arc::clone(&job.directory.url),
-            ca: Arc::clone(&job.directory.name),
-            engine: engine.name().to_owned(),
-            chain: issued.chain,
-            key: issued.key.to_string(),
-            issued_at: now(),
-            not_before,
-            not_after,
-            suggested: None,
-            renew_at: queue::renew_at(not_before, not_after, None, spread(&site)),
-        };
-        let lock: Arc<dyn Lock> = Arc::from(lock);
-        let version = self.write(place, record::bytes(&record), expect, Some(lock)).await?;
-        Held::new(record, version).map_err(|e| IssueError::new(Reason::Canary, e))
-    }
-
-    async fn write(
-        &self,
-        place: Key,
-        bytes: zeroize::Zeroizing<Vec<u8>>,
-        expect: Expect,
-        lock: Option<Arc<dyn Lock>>,
-    ) -> Result<super::store::Version, IssueError> {
-        let store = Arc::clone(&self.store);
-        off(move || store.save(&place, &bytes, &expect, lock.as_deref())).await
-    }
-
-    /// Takes note of how an order ended; the site, if it has a new certificate.
-    async fn finish(&self, ended: Ended) -> Option<Arc<str>> {
-        let Ended { site, directory, names, outcome } = ended;
-        let place = Key::new(Kind::Failure, &site);
-        let word = outcome.as_ref().map_or_else(|error| error.kind.word(), |_| "issued");
-        *self.lock().ended.entry(word).or_default() += 1;
-        match outcome {
-            Ok(held) => {
-                tracing::info!(%site, ca = %held.record.ca, not_after = held.record.not_after, "certificate issued");
-                let had_failed = {
-                    let mut inner = self.lock();
-                    inner.held.insert(Arc::clone(&site), held);
-                    let had_failed = inner.failures.remove(&site).is_some();
-                    inner.queue.finished(&site);
-                    inner.enqueue(&site);
-                    had_failed
-                };
-                if had_failed {
-                    let store = Arc::clone(&self.store);
-                    if let Err(error) = off(move || store.delete(&place, &Expect::Any)).await {
-                        tracing::warn!(%site, "{error}");
-                    }
-                }
-                Some(site)
-            }
-            Err(error) => {
-                tracing::warn!(%site, reason = error.kind.word(), "no certificate: {error}");
-                let failure = self.lock().failed(&site, names, directory, &error);
-                // In memory it holds in any case; a store that fails is told about by the next order.
-                if let Err(error) = self.write(place, record::bytes(&failure), Expect::Any, None).await {
-                    tracing::warn!(%site, "{error}");
-                }
-                None
-            }
-        }
-    }
-
-    /// Asks CAs when they want certificates renewed (RFC 9773), for ever.
-    async fn ask_for_ever(self: Arc<Self>) {
-        loop {
-            for site in self.to_ask() {
-                self.ask(&site).await;
-            }
-            tokio::time::sleep(NAP).await;
-        }
-    }
-
-    fn to_ask(&self) -> Vec<Arc<str>> {
-        let inner = self.lock();
-        let now = now();
-        // RFC 9773 section 4.3: not for what has expired.
-        let due = |held: &&Held| held.ask_at <= now && held.record.not_after > now;
-        let sites = inner.wanted.keys().filter(|site| inner.held.get(*site).as_ref().is_some_and(due));
-        sites.take(ASK_BATCH).cloned().collect()
-    }
-
-    async fn ask(&self, site: &Arc<str>) {
-        let (engine, directory, leaf) = {
-            let mut inner = self.lock();
-            let Some(held) = inner.held.get_mut(site) else { return };
-            held.ask_at = now().saturating_add(ASK_MAX);
-            let (url, leaf) = (Arc::clone(&held.record.directory), held.leaf());
-            let directory = inner.settings.directories.iter().find(|d| d.url == url).cloned();
-            (Arc::clone(&inner.engine), directory, leaf)
-        };
-        let (Some(directory), Some(leaf)) = (directory, leaf) else { return };
-        let found = engine.suggest(&directory, &leaf).await;
-        let write = {
-            let mut inner = self.lock();
-            let Inner { held, dice, .. } = &mut *inner;
-            // A new certificate may have come meanwhile.
-            let Some(held) = held.get_mut(site).filter(|held| held.leaf().as_ref() == Some(&leaf)) else {
-                return;
-            };
-            let window = match found {
-                Ok(Some(window)) => window,
-                Ok(None) => return,
-                Err(error) => {
-                    held.ask_at = now().saturating_add(ASK_AFTER_ERROR);
-                    tracing::debug!(%site, "no renewal information: {error}");
-                    return;
-                }
-            };
-            held.ask_at = now().saturating_add(window.ask_again.clamp(ASK_MIN, ASK_MAX));
-            let same = held.record.suggested.is_some_and(|s| (s.start, s.end) == (window.start, window.end));
-            if same {
-                return;
-            }
-            let chosen = window.start + dice.below(window.end - window.start);
-            held.record.suggested = Some(Suggested { start: window.start, end: window.end, chosen });
-            let Certificate { not_before, not_after, .. } = held.record;
-            held.record.renew_at = queue::renew_at(not_before, not_after, Some(chosen), spread(site));
-            let write = (record::bytes(&held.record), held.version.clone());
-            inner.enqueue(site);
-            write
-        };
-        self.wake.notify_one();
-        let place = Key::new(Kind::Certificate, site);
-        match self.write(place, write.0, Expect::Is(write.1.clone()), None).await {
-            Ok(version) => {
-                if let Some(held) = self.lock().held.get_mut(site).filter(|held| held.version == write.1) {
-                    held.version = version;
-                }
-            }
-            // Asked for again after a restart; nothing is lost.
-            Err(error) => tracing::debug!(%site, "{error}"),
-        }
-    }
-
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Inner {
-    /// Tells the queue what is known of a wanted site.
-    fn enqueue(&mut self, site: &Arc<str>) {
-        let Some(wanted) = self.wanted.get(site) else { return };
-        if self.damaged.contains_key(&Key::new(Kind::Certificate, site)) {
-            return;
-        }
-        let names = texts(&wanted.names);
-        let lifetime = self.held.get(site).filter(|held| held.covers(&names)).map(Held::lifetime);
-        let failure = self.failures.get(site).filter(|failure| failure.names == names);
-        let (attempts, next_try) = failure.map_or((0, 0), |failure| (failure.attempts, failure.next_try));
-        self.queue.put(site, lifetime, attempts, next_try, now());
-    }
-
-    fn job(&self, site: &Arc<str>, directory: usize) -> Option<Job> {
-        let wanted = self.wanted.get(site)?;
-        let directory = self.settings.directories.get(directory)?.clone();
-        let attempts = self.failures.get(site).map_or(0, |failure| failure.attempts);
-        let mut challenges = match wanted.challenge.is_empty() {
-            true => self.settings.challenges.clone(),
-            false => wanted.challenge.clone(),
-        };
-        // What failed may work another way: port 443 can end at a CDN while port 80 does not, or the reverse.
-        let turn = usize::try_from(attempts).unwrap_or(0).checked_rem(challenges.len()).unwrap_or(0);
-        challenges.rotate_left(turn);
-        let held = self.held.get(site).filter(|held| held.record.directory == directory.url);
-        Some(Job {
-            site: Arc::clone(site),
-            names: texts(&wanted.names),
-            challenges,
-            replaces: held.and_then(Held::leaf),
-            profile: self.settings.profile.clone(),
-            directory,
-        })
-    }
-
-    fn failed(
-        &mut self,
-        site: &Arc<str>,
-        names: Vec<String>,
-        directory: usize,
-        error: &IssueError,
-    ) -> Failure {
-        let before = self.failures.get(site).filter(|failure| failure.names == names);
-        let attempts = before.map_or(0, |failure| failure.attempts).saturating_add(1);
-        let next_try = queue::next_try(now(), attempts, error.retry_after, &mut self.dice);
-        // The account's limit and a CA out of order concern every site; other limits are those of the name.
-        let whole = error.kind == Reason::Network
-            || (error.kind == Reason::RateLimited && error.message.contains("new orders"));
-        if let Some(after) = error.retry_after.filter(|_| whole) {
-            self.queue.hold(directory, now().saturating_add(after.as_secs().min(HOLD_MAX)));
-        }
-        let failure = Failure {
-            site: Arc::clone(site),
-            names,
-            attempts,
-            next_try,
-            reason: error.kind.word().to_owned(),
-            message: error.to_string(),
-        };
-        self.failures.insert(Arc::clone(site), failure.clone());
-        self.queue.finished(site);
-        self.enqueue(site);
-        failure
-    }
-
-    fn describe(&self, wanted: &Wanted, now: u64) -> CertificateStatus {
-        let names = texts(&wanted.names);
-        let held = self.held.get(&wanted.site).filter(|held| held.covers(&names));
-        let failure = self.failures.get(&wanted.site).filter(|failure| failure.names == names);
-        let damage = self.damaged.get(&Key::new(Kind::Certificate, &wanted.site));
-        let valid = held.is_some_and(|held| held.record.not_after > now);
-        let due = held.is_some_and(|held| held.record.renew_at <= now);
-        let state = match (self.queue.is_running(&wanted.site), damage.is_some() || failure.is_some()) {
-            (true, _) => "ordering",
-            (false, true) => "failed",
-            (false, false) if valid && !due => "valid",
-            (false, false) if valid => "due",
-            (false, false) => "waiting",
-        };
-        let next = self.settings.directories.first().map(|d| Arc::clone(&d.name)).unwrap_or_default();
-        CertificateStatus {
-            site: Arc::clone(&wanted.site),
-            names,
-            issuer: self.engine.name(),
-            ca: held.map_or(next, |held| Arc::clone(&held.record.ca)),
-            not_after: held.map(|held| held.record.not_after),
-            renew_at: held.map(|held| held.record.renew_at),
-            state,
-            last_error: damage.cloned().or_else(|| failure.map(|failure| failure.message.clone())),
-            attempts: failure.map_or(0, |failure| failure.attempts),
-            next_try: failure.map(|failure| failure.next_try),
-        }
     }
 }
 

@@ -1,0 +1,41 @@
+//! The settings of `[acme]` and of what stands in it.
+
+use super::Fallback::{Required, Value, Words};
+use super::{Id, Kind, Section, row};
+
+/// Certificate authorities asked one after the other.
+pub const DIRECTORIES_MAX: usize = 4;
+/// Names of one automatic certificate: what Let's Encrypt signs at once.
+pub const ACME_NAMES_MAX: usize = 100;
+
+const DIRECTORY_SHORT: &str =
+    "\"letsencrypt\", \"letsencrypt-staging\", \"zerossl\" or the https:// address of an ACME directory";
+
+#[rustfmt::skip]
+pub(super) static ACME: Section = Section {
+    id: Id::Acme,
+    title: "[acme]",
+    doc: "Certificates that get and keep themselves. With this section, every site whose names a public authority would sign has one, unless it says `certificate` or `certificates`. By writing it you accept the terms of the authorities you name. How to begin: certificates.md.",
+    settings: &[
+        row("email", Kind::Text(320), Required, "Where the authority may write to about your account."),
+        row("directory", Kind::ShortOrTables(DIRECTORY_SHORT, Id::Directory, DIRECTORIES_MAX, true), Value(r#""letsencrypt""#), "Who signs. With several, the next one is asked when one fails again and again."),
+        row("challenges", Kind::Texts(8), Value(r#"["tls-alpn-01", "http-01"]"#), "How control over a name is proven, in order of preference: `\"tls-alpn-01\"` needs port 443, `\"http-01\"` port 80, as the public reaches them."),
+        row("ca_file", Kind::Path, Words("the system's roots alone"), "PEM file of one more root to trust when talking to the directory: for an authority of your own."),
+        row("profile", Kind::Text(64), Words("the authority's default"), "Profile asked for where the authority offers it, such as `\"shortlived\"`."),
+        row("orders", Kind::Count(1, 100_000), Value("300"), "Orders in three hours for each account: Let's Encrypt refuses more than 300."),
+        row("concurrent", Kind::Count(1, 100), Value("4"), "Orders in flight at once."),
+        row("engine", Kind::Word(&["auto", "managed"]), Value(r#""auto""#), "Which engine orders: `\"managed\"` is instant-acme, and in this version the only one. `tidegate certs` shows which."),
+    ],
+};
+
+#[rustfmt::skip]
+pub(super) static DIRECTORY: Section = Section {
+    id: Id::Directory,
+    title: "{ url = \"…\", … }",
+    doc: "One certificate authority, in the long form.",
+    settings: &[
+        row("url", Kind::Text(2_048), Required, "`\"letsencrypt\"`, `\"letsencrypt-staging\"`, `\"zerossl\"` or the address of an ACME directory."),
+        row("eab_id", Kind::Text(1_024), Words("none"), "Key identifier of an external account binding, where the authority asks for one (ZeroSSL does)."),
+        row("eab_key", Kind::Text(1_024), Words("none"), "Its MAC key as the authority shows it (base64url). `config show` does not print it."),
+    ],
+};

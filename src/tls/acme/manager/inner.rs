@@ -1,0 +1,112 @@
+//! What the manager remembers, and what follows from it: jobs, waits after failures, the lines of `certs`.
+
+use std::sync::Arc;
+
+use super::{Inner, now, texts};
+use crate::tls::acme::issuer::{IssueError, Issuer, Job, Reason};
+use crate::tls::acme::queue;
+use crate::tls::acme::record::{Failure, Held};
+use crate::tls::acme::store::{Key, Kind};
+use crate::tls::acme::{CertificateStatus, Wanted};
+
+/// Longest pause a whole CA may ask for; seconds.
+const HOLD_MAX: u64 = 3 * 60 * 60;
+
+impl Inner {
+    /// Tells the queue what is known of a wanted site.
+    pub(super) fn enqueue(&mut self, site: &Arc<str>) {
+        let Some(wanted) = self.wanted.get(site) else { return };
+        if self.damaged.contains_key(&Key::new(Kind::Certificate, site)) {
+            return;
+        }
+        let names = texts(&wanted.names);
+        let lifetime = self.held.get(site).filter(|held| held.covers(&names)).map(Held::lifetime);
+        let failure = self.failures.get(site).filter(|failure| failure.names == names);
+        let (attempts, next_try) = failure.map_or((0, 0), |failure| (failure.attempts, failure.next_try));
+        self.queue.put(site, lifetime, attempts, next_try, now());
+    }
+
+    /// What is to be ordered for a site, with the challenge whose turn it is first.
+    pub(super) fn job(&self, site: &Arc<str>, directory: usize) -> Option<Job> {
+        let wanted = self.wanted.get(site)?;
+        let directory = self.settings.directories.get(directory)?.clone();
+        let attempts = self.failures.get(site).map_or(0, |failure| failure.attempts);
+        let mut challenges = match wanted.challenge.is_empty() {
+            true => self.settings.challenges.clone(),
+            false => wanted.challenge.clone(),
+        };
+        // What failed may work another way: port 443 can end at a CDN while port 80 does not, or the reverse.
+        let turn = usize::try_from(attempts).unwrap_or(0).checked_rem(challenges.len()).unwrap_or(0);
+        challenges.rotate_left(turn);
+        let held = self.held.get(site).filter(|held| held.record.directory == directory.url);
+        Some(Job {
+            site: Arc::clone(site),
+            names: texts(&wanted.names),
+            challenges,
+            replaces: held.and_then(Held::leaf),
+            profile: self.settings.profile.clone(),
+            directory,
+        })
+    }
+
+    /// Takes note of a failure: when the next try is, and whether the whole CA is left alone.
+    pub(super) fn failed(
+        &mut self,
+        site: &Arc<str>,
+        names: Vec<String>,
+        directory: usize,
+        error: &IssueError,
+    ) -> Failure {
+        let before = self.failures.get(site).filter(|failure| failure.names == names);
+        let attempts = before.map_or(0, |failure| failure.attempts).saturating_add(1);
+        let next_try = queue::next_try(now(), attempts, error.retry_after, &mut self.dice);
+        // The account's limit and a CA out of order concern every site; other limits are those of the name.
+        let whole = error.kind == Reason::Network
+            || (error.kind == Reason::RateLimited && error.message.contains("new orders"));
+        if let Some(after) = error.retry_after.filter(|_| whole) {
+            self.queue.hold(directory, now().saturating_add(after.as_secs().min(HOLD_MAX)));
+        }
+        let failure = Failure {
+            site: Arc::clone(site),
+            names,
+            attempts,
+            next_try,
+            reason: error.kind.word().to_owned(),
+            message: error.to_string(),
+        };
+        self.failures.insert(Arc::clone(site), failure.clone());
+        self.queue.finished(site);
+        self.enqueue(site);
+        failure
+    }
+
+    /// The line of `tidegate certs`.
+    pub(super) fn describe(&self, wanted: &Wanted, now: u64) -> CertificateStatus {
+        let names = texts(&wanted.names);
+        let held = self.held.get(&wanted.site).filter(|held| held.covers(&names));
+        let failure = self.failures.get(&wanted.site).filter(|failure| failure.names == names);
+        let damage = self.damaged.get(&Key::new(Kind::Certificate, &wanted.site));
+        let valid = held.is_some_and(|held| held.record.not_after > now);
+        let due = held.is_some_and(|held| held.record.renew_at <= now);
+        let state = match (self.queue.is_running(&wanted.site), damage.is_some() || failure.is_some()) {
+            (true, _) => "ordering",
+            (false, true) => "failed",
+            (false, false) if valid && !due => "valid",
+            (false, false) if valid => "due",
+            (false, false) => "waiting",
+        };
+        let next = self.settings.directories.first().map(|d| Arc::clone(&d.name)).unwrap_or_default();
+        CertificateStatus {
+            site: Arc::clone(&wanted.site),
+            names,
+            issuer: self.engine.name(),
+            ca: held.map_or(next, |held| Arc::clone(&held.record.ca)),
+            not_after: held.map(|held| held.record.not_after),
+            renew_at: held.map(|held| held.record.renew_at),
+            state,
+            last_error: damage.cloned().or_else(|| failure.map(|failure| failure.message.clone())),
+            attempts: failure.map_or(0, |failure| failure.attempts),
+            next_try: failure.map(|failure| failure.next_try),
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! One order, from the site's lock to the stored certificate, and what is noted of its end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use zeroize::Zeroizing;
+
+use super::{Manager, now, spread};
+use crate::tls::acme::canary;
+use crate::tls::acme::issuer::{IssueError, Issuer, Job, Reason};
+use crate::tls::acme::managed::{Managed, off};
+use crate::tls::acme::queue::{self, Bucket};
+use crate::tls::acme::record::{self, Certificate, Held};
+use crate::tls::acme::store::{Expect, Key, Kind, Lock, Version};
+
+/// How long a site's lock outlives us; longer than an order.
+const LEASE: Duration = Duration::from_secs(600);
+
+/// How an order ended.
+pub(super) struct Ended {
+    pub(super) site: Arc<str>,
+    pub(super) directory: usize,
+    pub(super) names: Vec<String>,
+    pub(super) outcome: Result<Held, IssueError>,
+}
+
+impl Manager {
+    /// One order, from the site's lock to the stored certificate.
+    pub(super) async fn work(
+        &self,
+        job: &Job,
+        engine: Arc<Managed>,
+        old: Option<Version>,
+        bucket: Option<Bucket>,
+    ) -> Result<Held, IssueError> {
+        if let Some(wildcard) = job.names.iter().find(|name| name.starts_with('*')) {
+            let message = format!("{wildcard} needs a dns-01 challenge, which this version does not do.");
+            return Err(IssueError::new(Reason::Rejected, message));
+        }
+        let (store, site, budget) =
+            (Arc::clone(&self.store), Arc::clone(&job.site), Arc::clone(&job.directory.url));
+        let place = Key::new(Kind::Certificate, &site);
+        let (lock, found) = off({
+            let (place, site) = (place.clone(), Arc::clone(&site));
+            move || {
+                let lock = store.lock(&format!("site {site}"), LEASE)?;
+                // Written before every order: a store that cannot be written would lose what is ordered.
+                store.save(&Key::new(Kind::Budget, &budget), &record::bytes(&bucket), &Expect::Any, None)?;
+                Ok((lock, record::load(store.as_ref(), &place)))
+            }
+        })
+        .await?;
+        let Some(lock) = lock else {
+            return Err(IssueError::new(
+                Reason::Store,
+                format!("Another process orders for {site} just now."),
+            ));
+        };
+        let found = found.map_err(|e| IssueError::new(Reason::Store, e))?;
+        let expect = match found {
+            // Somebody else was faster: what lies there is taken, and nothing ordered.
+            Some(found)
+                if Some(&found.version) != old.as_ref()
+                    && found.covers(&job.names)
+                    && found.record.renew_at > now() =>
+            {
+                return Ok(found);
+            }
+            Some(found) => Expect::Is(found.version),
+            None => Expect::Absent,
+        };
+        let issued = engine.issue(job).await?;
+        let checked = canary::check(&issued.chain, &issued.key, &job.names, now())
+            .map_err(|e| IssueError::new(Reason::Canary, e))?;
+        let (not_before, not_after) = (checked.not_before, checked.identity.not_after);
+        let record = Certificate {
+            site: Arc::clone(&site),
+            names: job.names.clone(),
+            directory: Arc::clone(&job.directory.url),
+            ca: Arc::clone(&job.directory.name),
+            engine: engine.name().to_owned(),
+            chain: issued.chain,
+            key: issued.key.to_string(),
+            issued_at: now(),
+            not_before,
+            not_after,
+            suggested: None,
+            renew_at: queue::renew_at(not_before, not_after, None, spread(&site)),
+        };
+        let lock: Arc<dyn Lock> = Arc::from(lock);
+        let version = self.write(place, record::bytes(&record), expect, Some(lock)).await?;
+        Held::new(record, version).map_err(|e| IssueError::new(Reason::Canary, e))
+    }
+
+    pub(super) async fn write(
+        &self,
+        place: Key,
+        bytes: Zeroizing<Vec<u8>>,
+        expect: Expect,
+        lock: Option<Arc<dyn Lock>>,
+    ) -> Result<Version, IssueError> {
+        let store = Arc::clone(&self.store);
+        off(move || store.save(&place, &bytes, &expect, lock.as_deref())).await
+    }
+
+    /// Takes note of how an order ended; the site, if it has a new certificate.
+    pub(super) async fn finish(&self, ended: Ended) -> Option<Arc<str>> {
+        let Ended { site, directory, names, outcome } = ended;
+        let place = Key::new(Kind::Failure, &site);
+        let word = outcome.as_ref().map_or_else(|error| error.kind.word(), |_| "issued");
+        *self.lock().ended.entry(word).or_default() += 1;
+        match outcome {
+            Ok(held) => {
+                tracing::info!(%site, ca = %held.record.ca, not_after = held.record.not_after, "certificate issued");
+                let had_failed = {
+                    let mut inner = self.lock();
+                    inner.held.insert(Arc::clone(&site), held);
+                    let had_failed = inner.failures.remove(&site).is_some();
+                    inner.queue.finished(&site);
+                    inner.enqueue(&site);
+                    had_failed
+                };
+                if had_failed {
+                    let store = Arc::clone(&self.store);
+                    if let Err(error) = off(move || store.delete(&place, &Expect::Any)).await {
+                        tracing::warn!(%site, "{error}");
+                    }
+                }
+                Some(site)
+            }
+            Err(error) => {
+                tracing::warn!(%site, reason = error.kind.word(), "no certificate: {error}");
+                let failure = self.lock().failed(&site, names, directory, &error);
+                // In memory it holds in any case; a store that fails is told about by the next order.
+                if let Err(error) = self.write(place, record::bytes(&failure), Expect::Any, None).await {
+                    tracing::warn!(%site, "{error}");
+                }
+                None
+            }
+        }
+    }
+}
