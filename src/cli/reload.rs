@@ -10,6 +10,8 @@ use super::{EXIT_OK, EXIT_PROBLEM, Format, client, colour, print, print_json};
 
 /// Names shown of each list; the JSON has all.
 const NAMES_MAX: usize = 20;
+/// Problems shown, errors first; the JSON has all. One cause can concern thousands of sites.
+const PROBLEMS_MAX: usize = 50;
 
 pub(super) fn reload(socket: &Path, format: Format) -> Result<u8, String> {
     let report = client::ask(socket, Method::POST, "/reload", client::RELOAD_TIME_MAX)?;
@@ -27,8 +29,14 @@ fn has_problem(report: &Value) -> bool {
 
 fn render(report: &Value, paint: Paint) -> String {
     let mut out = String::new();
-    for diagnostic in list(report, "diagnostics") {
+    let mut problems: Vec<&Value> = list(report, "diagnostics").iter().collect();
+    // Stable: the order of the files stays inside each severity.
+    problems.sort_by_key(|diagnostic| text(diagnostic, "severity") != "error");
+    for diagnostic in problems.iter().take(PROBLEMS_MAX) {
         out += &diagnostic_lines(diagnostic, paint);
+    }
+    if let Some(more) = problems.len().checked_sub(PROBLEMS_MAX).filter(|more| *more > 0) {
+        out += &format!("… and {more} more: `tidegate check` shows all\n");
     }
     let generation = number(report, "generation");
     let changed = report.get("changed").and_then(Value::as_bool).unwrap_or_default();
@@ -109,6 +117,18 @@ mod tests {
              updated          a.example\n  quarantined      b.example\n  needs a restart  server.workers\n"
         );
         assert!(has_problem(&report));
+    }
+
+    #[test]
+    fn of_ten_thousand_warnings_a_screenful_is_shown_and_no_error_is_hidden_by_them() {
+        let problem = |severity: &str, n: usize| json!({ "severity": severity, "code": "c", "message": format!("m{n}.") });
+        let mut all: Vec<_> = (0..10_000).map(|n| problem("warning", n)).collect();
+        all.push(problem("error", 10_000));
+        let text = render(&json!({ "generation": 8, "changed": false, "diagnostics": all }), Paint(false));
+        assert!(text.starts_with("error[c]: m10000.\nwarning[c]: m0.\n"), "{text}");
+        assert!(text.contains("m48.\n… and 9951 more: `tidegate check` shows all\n"), "{text}");
+        let few = json!({ "generation": 8, "changed": false, "diagnostics": [problem("warning", 1)] });
+        assert!(!render(&few, Paint(false)).contains('…'));
     }
 
     #[test]

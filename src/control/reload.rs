@@ -234,11 +234,18 @@ impl Control {
     /// Says which certificates end soon and are not ours to renew.
     pub fn warn_of_expiry(&self) {
         // Automatic ones have their own warnings, from whoever renews them.
-        for site in self.cell.load().sites.iter().filter(|site| site.source == Source::Files) {
+        let snapshot = self.cell.load();
+        let files = snapshot.sites.iter().filter(|site| site.source == Source::Files);
+        let ending = |site: &Arc<Site>| {
             let expiry = site.identity.as_ref().and_then(|identity| choose::expiry(identity.not_after));
-            if let Some(message) = expiry {
-                tracing::warn!(site = &*site.name, "{message}");
-            }
+            Some((site.name.clone(), expiry?))
+        };
+        let (ending, more) = some(files.filter_map(ending));
+        for (site, message) in ending {
+            tracing::warn!(site = &*site, "{message}");
+        }
+        if more > 0 {
+            tracing::warn!("the certificates of {more} more sites end soon: `tidegate certs` lists them");
         }
         let ca = &self.residents.ca;
         if choose::expiry(ca.not_after()).is_some() {
@@ -350,9 +357,21 @@ fn keep(server: &Server, state: &State, view: &View) -> bool {
     saved.is_ok()
 }
 
+/// Lines of one kind that one event writes into the log: one cause can concern thousands of sites.
+const LINES_MAX: usize = 50;
+
+/// What is told, and how many more there are.
+fn some<T>(mut all: impl Iterator<Item = T>) -> (Vec<T>, usize) {
+    (all.by_ref().take(LINES_MAX).collect(), all.count())
+}
+
 fn log(report: &Report, reason: &str) {
-    for diagnostic in report.diagnostics.iter().filter(|diagnostic| diagnostic.is_error()) {
+    let (errors, more) = some(report.diagnostics.iter().filter(|diagnostic| diagnostic.is_error()));
+    for diagnostic in errors {
         tracing::error!("{}{}", told(diagnostic), help(diagnostic));
+    }
+    if more > 0 {
+        tracing::error!("… and {more} more errors: `tidegate check` shows all");
     }
     for setting in &report.restart_needed {
         tracing::warn!("`{setting}` changed but needs a restart; the old value stays in force");
