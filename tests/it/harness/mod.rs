@@ -1,6 +1,7 @@
 //! The test house: a real Tidegate process, scripted backends and strict clients, all on loopback and port zero.
 
 pub mod client;
+pub mod front;
 pub mod origin;
 pub mod pebble;
 pub mod proxy;
@@ -12,6 +13,7 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 pub use client::H2;
+pub use front::Front;
 pub use origin::{Answer, Exchange, Origin, Received};
 pub use pebble::Pebble;
 pub use proxy::{Proxy, ProxyBuilder};

@@ -219,6 +219,18 @@ impl Origin {
         Origin::start(None, Arc::new(move |exchange| Box::pin(script(exchange)))).await
     }
 
+    /// The same over TLS.
+    pub async fn scripted_tls<F>(
+        config: Arc<rustls::ServerConfig>,
+        script: impl Fn(Exchange) -> F + Send + Sync + 'static,
+    ) -> Origin
+    where
+        F: Future<Output = Option<Exchange>> + Send + 'static,
+    {
+        let tls = Some(TlsAcceptor::from(config));
+        Origin::start(tls, Arc::new(move |exchange| Box::pin(script(exchange)))).await
+    }
+
     async fn start(tls: Option<TlsAcceptor>, script: Script) -> Origin {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind the origin");
         let address = listener.local_addr().expect("origin address");

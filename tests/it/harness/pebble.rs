@@ -3,13 +3,15 @@
 //! Everything Pebble knows (accounts, orders, its root) is in its memory: one that is started again is a new authority
 //! behind the old address.
 
-use std::net::{TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
-use super::tls::Ca;
+use tokio::net::TcpStream;
+
+use super::tls::{Ca, Pair};
 use super::tool::{self, Helper};
-use super::{proxy, wait_for};
+use super::{Wire, proxy, wait_for};
 
 /// An authority that validates on the ports given.
 pub struct Pebble {
@@ -55,6 +57,15 @@ impl Pebble {
 
     /// Starts both; `environment` are Pebble's switches.
     pub async fn start(ports: Ports, environment: &[(&'static str, &'static str)]) -> Pebble {
+        Pebble::start_with(ports, environment, &[]).await
+    }
+
+    /// The same with more members of its configuration.
+    pub async fn start_with(
+        ports: Ports,
+        environment: &[(&'static str, &'static str)],
+        members: &[(&str, serde_json::Value)],
+    ) -> Pebble {
         let folder = tempfile::tempdir().unwrap();
         let ca = Ca::new("pebble's own listener");
         let pair = ca.leaf(&["localhost", "127.0.0.1"]);
@@ -62,7 +73,7 @@ impl Pebble {
         put("listener-ca.pem", &ca.pem);
         put("cert.pem", &pair.cert);
         put("key.pem", &pair.key);
-        let config = serde_json::json!({ "pebble": {
+        let mut config = serde_json::json!({ "pebble": {
             "listenAddress": format!("127.0.0.1:{}", ports.directory),
             "managementListenAddress": format!("127.0.0.1:{}", ports.management),
             "certificate": folder.path().join("cert.pem"),
@@ -72,6 +83,9 @@ impl Pebble {
             "ocspResponderURL": "",
             "externalAccountBindingRequired": false,
         }});
+        for (name, value) in members {
+            config["pebble"][*name] = value.clone();
+        }
         put("pebble.json", &config.to_string());
         let mut pebble = Pebble {
             folder,
@@ -120,6 +134,24 @@ impl Pebble {
     /// Ends Pebble; what it knew is lost.
     pub fn kill(&mut self) {
         self.process = None;
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        ([127, 0, 0, 1], self.ports.directory).into()
+    }
+    /// The certificate of its listener and the key.
+    pub fn listener_pair(&self) -> Pair {
+        let read = |name: &str| std::fs::read_to_string(self.folder.path().join(name)).unwrap();
+        Pair { cert: read("cert.pem"), key: read("key.pem") }
+    }
+    /// Lets the name server say that a name is at another address.
+    pub async fn point(&self, name: &str, address: &str) {
+        let body = serde_json::json!({ "host": name, "addresses": [address] }).to_string();
+        let server: SocketAddr = ([127, 0, 0, 1], self.ports.names_management).into();
+        wait_for("the name server", || async { TcpStream::connect(server).await.ok() }).await;
+        let reply = Wire::plain(server).await.post("localhost", "/add-a", &body).await;
+        assert_eq!(reply.status, 200, "{}", reply.text());
     }
 
     /// The address of the ACME directory.

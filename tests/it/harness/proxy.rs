@@ -178,7 +178,8 @@ impl Proxy {
         Proxy::builder().site(name, toml).start().await
     }
 
-    async fn await_ready(&mut self) {
+    /// Waits until the process says that it serves.
+    pub async fn await_ready(&mut self) {
         let start = Instant::now();
         while !self.stdout().lines().any(|line| line.starts_with("ready")) {
             if let Some(status) = self.child.try_wait().expect("wait") {
@@ -201,13 +202,23 @@ impl Proxy {
 
     /// Stops with SIGKILL and starts again in the same folder.
     pub async fn restart(&mut self) {
+        self.kill();
+        self.begin();
+        self.await_ready().await;
+    }
+
+    /// Stops with SIGKILL.
+    pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+
+    /// Starts a process that has ended again in the same folder, and waits for nothing.
+    pub fn begin(&mut self) {
+        assert!(!self.stderr().contains("panicked at"), "the proxy panicked\n{}", self.everything());
         let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().expect("folder"));
         let config = folder.path().join("tidegate.toml");
-        let mut fresh = spawn(folder, &config);
-        fresh.await_ready().await;
-        *self = fresh;
+        *self = spawn(folder, &config);
     }
 
     fn address_of(&self, kind: &str) -> SocketAddr {
