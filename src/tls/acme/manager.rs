@@ -213,7 +213,7 @@ impl Manager {
             };
             let job = inner.job(&site, directory);
             let bucket = inner.queue.bucket(directory);
-            let (engine, old) = (Arc::clone(&inner.engine), inner.held.get(&site).map(|h| h.version.clone()));
+            let (engine, old) = (Arc::clone(&inner.engine), inner.held.get(&site).and_then(Held::leaf));
             drop(inner);
             let Some(job) = job else {
                 self.lock().queue.finished(&site);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls_pki_types::CertificateDer;
 use zeroize::Zeroizing;
 
 use super::{Manager, now, spread};
@@ -30,7 +31,7 @@ impl Manager {
         &self,
         job: &Job,
         engine: Arc<Managed>,
-        old: Option<Version>,
+        old: Option<CertificateDer<'static>>,
         bucket: Option<Bucket>,
     ) -> Result<Held, IssueError> {
         if let Some(wildcard) = job.names.iter().find(|name| name.starts_with('*')) {
@@ -57,18 +58,14 @@ impl Manager {
             ));
         };
         let found = found.map_err(|e| IssueError::new(Reason::Store, e))?;
-        let expect = match found {
-            // Somebody else was faster: what lies there is taken, and nothing ordered.
-            Some(found)
-                if Some(&found.version) != old.as_ref()
-                    && found.covers(&job.names)
-                    && found.record.renew_at > now() =>
-            {
-                return Ok(found);
-            }
-            Some(found) => Expect::Is(found.version),
-            None => Expect::Absent,
-        };
+        // Somebody else was faster: what lies there is taken, and nothing ordered.
+        if let Some(found) = found
+            && found.leaf() != old
+            && found.covers(&job.names)
+            && found.record.renew_at > now()
+        {
+            return Ok(found);
+        }
         let issued = engine.issue(job).await?;
         let checked = canary::check(&issued.chain, &issued.key, &job.names, now())
             .map_err(|e| IssueError::new(Reason::Canary, e))?;
@@ -88,7 +85,9 @@ impl Manager {
             renew_at: queue::renew_at(not_before, not_after, None, spread(&site)),
         };
         let lock: Arc<dyn Lock> = Arc::from(lock);
-        let version = self.write(place, record::bytes(&record), expect, Some(lock)).await?;
+        // The lock fences off other orders, and nothing else may keep a certificate that was issued from being stored:
+        // what was read before may have been written again since, with the CA's newest window in it.
+        let version = self.write(place, record::bytes(&record), Expect::Any, Some(lock)).await?;
         Held::new(record, version).map_err(|e| IssueError::new(Reason::Canary, e))
     }
 
