@@ -130,7 +130,9 @@ impl Manager {
         }
         inner.engine = engine(settings, &self.store, &self.challenges)?;
         let buckets = buckets(settings, self.store.as_ref(), now());
-        inner.queue.reconfigure(buckets, settings.orders_per_3h, settings.concurrent);
+        let before = |new: &Directory| inner.settings.directories.iter().position(|old| old.url == new.url);
+        let before: Vec<_> = settings.directories.iter().map(before).collect();
+        inner.queue.reconfigure(buckets, &before, settings.orders_per_3h, settings.concurrent);
         inner.settings = settings.clone();
         drop(inner);
         self.wake.notify_one();

@@ -5,7 +5,7 @@
 //! certificate those that failed less often, then those that wait longer. What failed is in backoff and in nobody's
 //! way. Each choice looks at every entry once; ten thousand of them take well under a millisecond.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -145,6 +145,8 @@ pub struct Queue {
     limit: u32,
     concurrent: usize,
     running: usize,
+    /// Removed while their order was in flight: whoever comes back is still being ordered for.
+    gone: HashSet<Arc<str>>,
 }
 
 /// What to do now.
@@ -163,13 +165,24 @@ impl Queue {
     pub fn new(buckets: Vec<Bucket>, limit: u32, concurrent: usize) -> Queue {
         let holds = vec![0; buckets.len()];
         let concurrent = concurrent.max(1);
-        Queue { entries: HashMap::new(), buckets, holds, limit: limit.max(2), concurrent, running: 0 }
+        let (entries, gone) = (HashMap::new(), HashSet::new());
+        Queue { entries, buckets, holds, limit: limit.max(2), concurrent, running: 0, gone }
     }
 
-    /// Changes limits and CAs; entries and running orders stay.
-    pub fn reconfigure(&mut self, buckets: Vec<Bucket>, limit: u32, concurrent: usize) {
-        self.holds = vec![0; buckets.len()];
-        self.buckets = buckets;
+    /// Changes limits and CAs; entries and running orders stay. `before` says where each CA stood until now: what is
+    /// left of its budget, and the pause it asked for, are kept.
+    pub fn reconfigure(
+        &mut self,
+        buckets: Vec<Bucket>,
+        before: &[Option<usize>],
+        limit: u32,
+        concurrent: usize,
+    ) {
+        let was = |index: usize| before.get(index).copied().flatten();
+        let hold = |index| was(index).map_or(0, |old| self.held_until(old));
+        self.holds = (0..buckets.len()).map(hold).collect();
+        let kept = |(index, fresh)| was(index).and_then(|old| self.bucket(old)).unwrap_or(fresh);
+        self.buckets = buckets.into_iter().enumerate().map(kept).collect();
         self.limit = limit.max(2);
         self.concurrent = concurrent.max(1);
     }
@@ -190,14 +203,18 @@ impl Queue {
             attempts,
             next_try,
             forced: old.is_some_and(|old| old.forced),
-            running: old.is_some_and(|old| old.running),
+            running: old.map_or_else(|| self.gone.remove(site), |old| old.running),
         };
         self.entries.insert(Arc::clone(site), entry);
     }
 
     /// Forgets a site. An order in flight for it still counts until it is finished.
     pub fn remove(&mut self, site: &str) {
-        self.entries.remove(site);
+        if let Some((name, entry)) = self.entries.remove_entry(site)
+            && entry.running
+        {
+            self.gone.insert(name);
+        }
     }
 
     /// Orders at the next opportunity, whatever its backoff or lifetime. `false`: not known here.
@@ -259,6 +276,7 @@ impl Queue {
     /// An order ended; `put` says what is known of the site since.
     pub fn finished(&mut self, site: &str) {
         self.running = self.running.saturating_sub(1);
+        self.gone.remove(site);
         if let Some(entry) = self.entries.get_mut(site) {
             entry.running = false;
             entry.forced = false;
@@ -288,6 +306,11 @@ impl Queue {
     /// Until when a CA is not asked; 0 if it is.
     pub fn held_until(&self, directory: usize) -> u64 {
         self.holds.get(directory).copied().unwrap_or(0)
+    }
+
+    /// How many orders are in flight.
+    pub fn in_flight(&self) -> usize {
+        self.running
     }
 
     /// Whether an order of a site is in flight.
@@ -432,6 +455,38 @@ mod tests {
         q.remove("a");
         q.finished("a");
         assert_eq!(starts(&mut q, NOW), ["c"]);
+    }
+
+    #[test]
+    fn a_site_that_goes_and_comes_back_within_its_order_is_not_started_twice() {
+        let mut q = queue(300, 9);
+        q.put(&site("a"), None, 0, 0, NOW);
+        assert_eq!(starts(&mut q, NOW), ["a"]);
+        for _ in 0..3 {
+            q.remove("a");
+            q.put(&site("a"), None, 0, 0, NOW);
+            assert!(q.is_running("a") && starts(&mut q, NOW).is_empty());
+        }
+        q.finished("a");
+        assert_eq!((starts(&mut q, NOW), q.in_flight()), (vec!["a".to_owned()], 1));
+        // Gone for good: it is as if it had never been there.
+        q.remove("a");
+        q.finished("a");
+        q.put(&site("a"), None, 0, 0, NOW);
+        assert!(!q.is_running("a") && q.in_flight() == 0);
+    }
+
+    #[test]
+    fn other_settings_make_nobody_forget_a_pause_or_a_budget() {
+        let mut q = Queue::new(vec![Bucket::full(4, NOW); 2], 4, 9);
+        q.put(&site("a"), None, 0, 0, NOW);
+        assert_eq!(starts(&mut q, NOW), ["a"]);
+        q.hold(0, NOW + 500);
+        // A new CA comes first, the second one goes.
+        let fresh = vec![Bucket::full(4, NOW); 2];
+        q.reconfigure(fresh, &[None, Some(0)], 4, 2);
+        assert_eq!([q.held_until(0), q.held_until(1)], [0, NOW + 500]);
+        assert_eq!([q.left(0, NOW), q.left(1, NOW)], [2, 1]);
     }
 
     #[test]
