@@ -82,6 +82,15 @@ pub async fn run(control: Arc<Control>, reload: impl AsyncFn(&'static str)) {
 }
 
 impl Control {
+    /// Orders nothing any more, and waits for what is in flight: a certificate that was issued and not stored would be
+    /// lost.
+    pub async fn finish_orders(&self, deadline: Duration) {
+        let Some(manager) = self.residents.acme.manager() else { return };
+        manager.stop();
+        // What takes longer is ordered again by the next process.
+        let _ = tokio::time::timeout(deadline, manager.idle()).await;
+    }
+
     /// The answer to `GET /certs`: the certificate of every site.
     pub fn certificates(&self) -> Value {
         let snapshot = self.cell.load();

@@ -90,8 +90,10 @@ pub fn run(path: &Path, ready: impl FnOnce(&Started)) -> Result<(), StartError> 
         let mut ends = serve(control.clone(), control_sockets, || ready(&started)).await?;
         // Whoever takes our place may begin while we finish.
         drop(state_lock);
+        let drain = control.server().drain;
+        let finishing = async { tokio::join!(fleet.drain(drain), control.finish_orders(drain)) };
         tokio::select! {
-            () = fleet.drain(control.server().drain) => {}
+            ((), ()) = finishing => {}
             // Who asks twice does not want to wait.
             () = ends.asked() => tracing::warn!("asked again to stop: what is in flight is cut"),
         }

@@ -9,6 +9,7 @@ mod suggest;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ use crate::tls::pem::Identity;
 
 /// Longest sleep of the loop: the wall clock may be set meanwhile.
 const NAP: Duration = Duration::from_secs(30);
+/// How long [`Manager::idle`] waits between two looks.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Gets certificates and keeps them.
 pub struct Manager {
@@ -35,6 +38,7 @@ pub struct Manager {
     challenges: Arc<Challenges>,
     inner: Mutex<Inner>,
     wake: Notify,
+    stopping: AtomicBool,
 }
 
 struct Inner {
@@ -94,7 +98,8 @@ impl Manager {
         let settings = settings.clone();
         let (wanted, ended) = (BTreeMap::new(), BTreeMap::new());
         let inner = Inner { settings, engine, queue, dice, wanted, held, failures, damaged, ended };
-        Ok(Arc::new(Manager { store, challenges, inner: Mutex::new(inner), wake: Notify::new() }))
+        let (inner, wake, stopping) = (Mutex::new(inner), Notify::new(), AtomicBool::new(false));
+        Ok(Arc::new(Manager { store, challenges, inner, wake, stopping }))
     }
 
     /// The full set of wanted certificates, after each reload; replaces the former.
@@ -120,6 +125,31 @@ impl Manager {
         let inner = self.lock();
         let held = inner.held.get(site)?;
         held.covers(&texts(names)).then(|| Arc::clone(&held.identity))
+    }
+
+    /// The stored certificate that covers some of the names: it serves those until the one for all is there, which may
+    /// be never, if one of them cannot be validated.
+    pub fn partial_identity(&self, site: &str, names: &[HostPattern]) -> Option<Arc<Identity>> {
+        let inner = self.lock();
+        let held = inner.held.get(site)?;
+        texts(names).iter().any(|name| held.covers_name(name)).then(|| Arc::clone(&held.identity))
+    }
+
+    /// Starts no order any more; those in flight go on. A failure is not noted from now on, because it says more about
+    /// our end than about the site.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits until no order is in flight.
+    pub async fn idle(&self) {
+        while self.lock().queue.in_flight() > 0 {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    fn stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
     }
 
     /// Takes over changed settings. Errors: they ask for what cannot be; the old ones stay in force.
@@ -205,7 +235,7 @@ impl Manager {
 
     /// Starts what the queue chooses; says how long to sleep at most.
     fn start(self: &Arc<Self>, orders: &mut JoinSet<Ended>) -> Duration {
-        loop {
+        while !self.stopping() {
             let mut inner = self.lock();
             let now = now();
             let (site, directory) = match inner.queue.next(now) {
@@ -227,6 +257,7 @@ impl Manager {
                 Ended { site, directory, names: job.names, outcome }
             });
         }
+        NAP
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

@@ -89,7 +89,12 @@ impl Held {
 
     /// Whether it serves all these names.
     pub fn covers(&self, names: &[String]) -> bool {
-        names.iter().all(|name| pem::names_cover(&self.identity, name))
+        names.iter().all(|name| self.covers_name(name))
+    }
+
+    /// Whether it serves this one.
+    pub fn covers_name(&self, name: &str) -> bool {
+        pem::names_cover(&self.identity, name)
     }
 
     /// For the queue.

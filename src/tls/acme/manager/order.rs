@@ -127,6 +127,12 @@ impl Manager {
                 }
                 Some(site)
             }
+            Err(error) if self.stopping() => {
+                // We closed our listeners, so the CA saw no proof: the next process owes it no wait for that.
+                tracing::info!(%site, "an order ended because the process does: {error}");
+                self.lock().queue.finished(&site);
+                None
+            }
             Err(error) => {
                 tracing::warn!(%site, reason = error.kind.word(), "no certificate: {error}");
                 let failure = self.lock().failed(&site, names, directory, &error);
