@@ -117,11 +117,15 @@ fn identity(input: &Input<'_>, residents: &Residents) -> Result<Found, Box<Diagn
             Ok((Some(found), Source::Files))
         }
         Certificate::Acme { until_issued } => {
-            let issued = residents.acme.manager().and_then(|manager| manager.identity(&site.name, &hosts));
-            // Hosts were added: the certificate for those before serves until the one for all is there.
+            let manager = residents.acme.manager();
+            let issued = manager.as_ref().and_then(|manager| manager.identity(&site.name, &hosts));
+            // Hosts were added: the certificate for those before serves until the one for all is there. A process that
+            // starts meanwhile finds it in the store.
             let former = || {
                 let former = input.current.filter(|current| current.source == Source::Acme);
-                former.and_then(|current| current.identity.clone())
+                let stored =
+                    || manager.as_ref().and_then(|manager| manager.partial_identity(&site.name, &hosts));
+                former.and_then(|current| current.identity.clone()).or_else(stored)
             };
             match (issued.or_else(former), until_issued) {
                 (Some(issued), _) => Ok((Some(issued), Source::Acme)),
