@@ -10,9 +10,9 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD};
 use instant_acme::{
-    Account, AccountCredentials, AuthorizationStatus, CertificateIdentifier, ChallengeType, Error,
-    ExternalAccountKey, Identifier, Key as AccountKey, NewAccount, NewOrder, Order, OrderStatus, Problem,
-    RetryPolicy,
+    Account, AccountCredentials, AuthorizationStatus, CertificateIdentifier, ChallengeStatus, ChallengeType,
+    Error, ExternalAccountKey, Identifier, Key as AccountKey, NewAccount, NewOrder, Order, OrderStatus,
+    Problem, RetryPolicy,
 };
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -36,6 +36,9 @@ const POLLING: RetryPolicy = RetryPolicy::new()
     .timeout(Duration::from_secs(120));
 /// Each call is made again so often when the CA refuses its nonce; instant-acme tries three times each.
 const NONCE_ROUNDS: u32 = 6;
+/// A call of an order is made again so often when its connection breaks, with a pause that doubles.
+const STUMBLES_MAX: u32 = 3;
+const STUMBLE_PAUSE: Duration = Duration::from_millis(500);
 /// How long a loaded account, and with it the CA's directory and clock, is used without asking again.
 const ACCOUNT_FRESH: Duration = Duration::from_secs(600);
 /// How far the CA's clock may be from ours, in seconds.
@@ -50,6 +53,23 @@ macro_rules! persist {
         loop {
             match $call.await {
                 Err(error) if round < NONCE_ROUNDS && is(&error, "badNonce") => round += 1,
+                other => break other,
+            }
+        }
+    }};
+}
+
+/// The same while the network or the CA stumbles: for calls that may be made twice. An order that exists is worth more
+/// patience than a new one costs.
+macro_rules! insist {
+    ($notes:expr, $call:expr) => {{
+        let mut round = 0;
+        loop {
+            match persist!($call) {
+                Err(error) if round < STUMBLES_MAX && is_fleeting(&error, $notes) => {
+                    tokio::time::sleep(STUMBLE_PAUSE * 2u32.pow(round)).await;
+                    round += 1;
+                }
                 other => break other,
             }
         }
@@ -138,7 +158,7 @@ impl Managed {
         // Taken back when this function ends or is dropped, whatever happens.
         let _published = self.prove(&mut order, job, notes).await?;
         if order.state().status == OrderStatus::Pending {
-            let status = persist!(order.poll_ready(&POLLING));
+            let status = insist!(notes, order.poll_ready(&POLLING));
             if !matches!(status, Ok(OrderStatus::Ready)) {
                 return Err(why(&mut order, status.err(), notes).await);
             }
@@ -150,8 +170,14 @@ impl Managed {
         params.distinguished_name = DistinguishedName::new();
         let key = KeyPair::generate().map_err(|e| failed(&e))?;
         let request = params.serialize_request(&key).map_err(|e| failed(&e))?;
-        persist!(order.finalize_csr(request.der())).map_err(said)?;
-        let chain = persist!(order.poll_certificate(&POLLING)).map_err(said)?;
+        if let Err(error) = insist!(notes, order.finalize_csr(request.der())) {
+            // The CA may have done it and the answer got lost: then it refuses to do it again.
+            let state = insist!(notes, async { order.refresh().await.map(|state| state.status) });
+            if !matches!(state, Ok(OrderStatus::Processing | OrderStatus::Valid)) {
+                return Err(said(error));
+            }
+        }
+        let chain = insist!(notes, order.poll_certificate(&POLLING)).map_err(said)?;
         Ok(Issued { chain, key: Zeroizing::new(key.serialize_pem()) })
     }
 
@@ -176,11 +202,9 @@ impl Managed {
                 renewal = renewal.profile(wanted);
             }
             match persist!(account.new_order(&renewal)) {
-                Err(Error::Unsupported(_)) => {}
-                // RFC 9773 section 5: replaced already, so it is an order like any other.
-                Err(error) if is(&error, "alreadyReplaced") => {}
-                // A certificate the CA does not know any more must not stand in the way of the next.
-                Err(Error::Api(problem)) if matches!(problem.status, Some(404)) => {}
+                Err(error) if is_about_replacing(&error) => {
+                    tracing::debug!(site = %job.site, "ordered without `replaces`: {error}");
+                }
                 other => return other,
             }
         }
@@ -191,9 +215,12 @@ impl Managed {
     async fn prove(&self, order: &mut Order, job: &Job, notes: &Notes) -> Result<Vec<Published>, IssueError> {
         let mut published = Vec::new();
         for round in 1..=NONCE_ROUNDS {
-            match self.prove_once(order, job, &mut published).await {
+            match self.prove_once(order, job, round > 1, &mut published).await {
                 Ok(()) => break,
                 Err(Failed::Ca(error)) if round < NONCE_ROUNDS && is(&error, "badNonce") => {}
+                Err(Failed::Ca(error)) if round <= STUMBLES_MAX && is_fleeting(&error, notes) => {
+                    tokio::time::sleep(STUMBLE_PAUSE * 2u32.pow(round)).await;
+                }
                 Err(Failed::Ca(error)) => return Err(explain(&error, notes)),
                 Err(Failed::Us(error)) => return Err(error),
             }
@@ -205,11 +232,16 @@ impl Managed {
         &self,
         order: &mut Order,
         job: &Job,
+        again: bool,
         published: &mut Vec<Published>,
     ) -> Result<(), Failed> {
         let mut authorizations = order.authorizations();
         while let Some(authorization) = authorizations.next().await {
             let mut authorization = authorization?;
+            if again {
+                // The CA may have been told, and its answer got lost.
+                authorization.refresh().await?;
+            }
             match authorization.status {
                 AuthorizationStatus::Pending => {}
                 // Proven not long ago (RFC 8555 section 7.4).
@@ -228,6 +260,9 @@ impl Managed {
                 return Err(Failed::Us(IssueError::new(Reason::Rejected, message)));
             };
             let Some(mut challenge) = authorization.challenge(wire(kind)) else { continue };
+            if again && challenge.status != ChallengeStatus::Pending {
+                continue;
+            }
             let proof = challenge.key_authorization();
             let answer = match kind {
                 ChallengeKind::Http01 => self.challenges.publish_http01(&challenge.token, proof.as_str()),
@@ -444,6 +479,34 @@ async fn why(order: &mut Order, error: Option<Error>, notes: &Notes) -> IssueErr
 fn is(error: &Error, kind: &str) -> bool {
     let Error::Api(problem) = error else { return false };
     problem.r#type.as_deref().and_then(|t| t.strip_prefix("urn:ietf:params:acme:error:")) == Some(kind)
+}
+
+/// Whether a refusal may have been for `replaces`: it is then an order like any other (RFC 9773 section 5). Replaced
+/// already; not one of this account's, or of none of these names; not known any more: CAs call these `malformed`,
+/// `unauthorized` or 404. A CA that does not reflect the wish as it must has not understood it.
+fn is_about_replacing(error: &Error) -> bool {
+    match error {
+        Error::Unsupported(_) => true,
+        Error::Api(problem) => {
+            let kinds = ["alreadyReplaced", "malformed", "unauthorized"];
+            kinds.iter().any(|kind| is(error, kind)) || matches!(problem.status, Some(404 | 409))
+        }
+        Error::Other(inner) => inner.to_string().starts_with("replaces field mismatch"),
+        _ => false,
+    }
+}
+
+/// Whether the next try may be luckier: no answer, half of one, or a server that is out of order and does not say for
+/// how long.
+fn is_fleeting(error: &Error, notes: &Notes) -> bool {
+    match error {
+        _ if notes.retry_after().is_some() => false,
+        Error::Api(problem) => problem.status.is_some_and(|status| status >= 500),
+        Error::Json(_) => true,
+        // What the HTTP client says.
+        Error::Other(_) => true,
+        _ => false,
+    }
 }
 
 fn explain(error: &Error, notes: &Notes) -> IssueError {
