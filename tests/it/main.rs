@@ -19,6 +19,11 @@
 mod harness;
 
 mod acme;
+mod acme_challenge;
+mod acme_flight;
+mod acme_kill;
+mod acme_renewal;
+mod acme_rough;
 mod admin;
 mod bytes;
 mod clients;
