@@ -56,10 +56,13 @@ pub(super) fn renew(socket: &Path, format: Format, name: &str) -> Result<u8, Str
 /// 0: needs a person; 1: on its way; 2: well.
 fn rank(row: &Value, now: u64) -> u8 {
     let expired = row.get("not_after").and_then(Value::as_u64).is_some_and(|end| end <= now);
+    // A name that no site says and that has no certificate may have been made up by a stranger.
+    let made_up = row.get("on_demand").and_then(Value::as_bool).unwrap_or(false)
+        && !row.get("not_after").is_some_and(Value::is_u64);
     match text(row, "state") {
-        "failed" => 0,
+        "failed" if !made_up => 0,
         _ if expired => 0,
-        "valid" => 2,
+        "valid" | "unused" => 2,
         _ => 1,
     }
 }
@@ -201,6 +204,12 @@ mod tests {
         assert_eq!(rank(&row("a", "waiting", None, None), NOW), 1);
         assert_eq!(rank(&row("a", "valid", Some(NOW + 1), None), NOW), 2);
         assert_eq!(rank(&json!({}), NOW), 1);
+        let mut failed = row("a", "failed", None, Some("no A record"));
+        assert_eq!(rank(&failed, NOW), 0);
+        failed["on_demand"] = true.into();
+        assert_eq!(rank(&failed, NOW), 1, "a stranger may have made the name up");
+        failed["not_after"] = (NOW + 9).into();
+        assert_eq!(rank(&failed, NOW), 0);
     }
 
     #[test]

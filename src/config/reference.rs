@@ -142,6 +142,7 @@ fn name(id: Id) -> &'static str {
         Id::Redirect => "redirect",
         Id::Respond => "respond",
         Id::Edits => "edits",
+        Id::OnDemand => "on_demand",
     }
 }
 

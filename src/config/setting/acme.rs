@@ -8,6 +8,9 @@ pub const DIRECTORIES_MAX: usize = 4;
 /// Names of one automatic certificate: what Let's Encrypt signs at once.
 pub const ACME_NAMES_MAX: usize = 100;
 
+/// Names and suffixes that one site allows on demand.
+pub const ALLOW_MAX: usize = 10_000;
+
 const DIRECTORY_SHORT: &str =
     "\"letsencrypt\", \"letsencrypt-staging\", \"zerossl\" or the https:// address of an ACME directory";
 
@@ -37,5 +40,17 @@ pub(super) static DIRECTORY: Section = Section {
         row("url", Kind::Text(2_048), Required, "`\"letsencrypt\"`, `\"letsencrypt-staging\"`, `\"zerossl\"` or the address of an ACME directory."),
         row("eab_id", Kind::Text(1_024), Words("none"), "Key identifier of an external account binding, where the authority asks for one (ZeroSSL does)."),
         row("eab_key", Kind::Text(1_024), Words("none"), "Its MAC key as the authority shows it (base64url). `config show` does not print it."),
+    ],
+};
+
+#[rustfmt::skip]
+pub(super) static ON_DEMAND: Section = Section {
+    id: Id::OnDemand,
+    title: "on_demand = { … }",
+    doc: "Names that no site has among its hosts, allowed by the list or by an answer: their certificate is ordered at their first handshake, which waits for it, and renewed as long as somebody asks for them. certificates.md says what keeps strangers from using this up.",
+    settings: &[
+        row("allow", Kind::Texts(ALLOW_MAX), Value("[]"), "Names allowed: `\"shop.de\"`; `\"*.customers.example\"` for one more label; `\".customers.example\"` for every name below it, at any depth. The longest suffix decides whose a name is."),
+        row("ask", Kind::Text(2_048), Words("nobody"), "Asked about every name that no list has: GET with `?domain=NAME`; 200 is yes, 4xx is no, anything else is not now. `http://` only to an address of this machine or a private network. One site alone may have it."),
+        row("orders", Kind::Text(64), Value(r#""60 per 1h""#), "First orders for new names of this site. Half of them may come at once."),
     ],
 };

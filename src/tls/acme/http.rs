@@ -196,7 +196,7 @@ fn date(value: &HeaderValue) -> Option<u64> {
     Some(time.duration_since(UNIX_EPOCH).ok()?.as_secs())
 }
 
-fn tls_config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, String> {
+pub(super) fn tls_config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, String> {
     let mut roots = RootCertStore::empty();
     let (mut added, _) = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if let Some(path) = ca_file {

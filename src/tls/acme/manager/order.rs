@@ -8,6 +8,7 @@ use zeroize::Zeroizing;
 
 use super::{Manager, now, spread};
 use crate::tls::acme::canary;
+use crate::tls::acme::demand::Refusal;
 use crate::tls::acme::issuer::{IssueError, Issuer, Job, Reason};
 use crate::tls::acme::managed::{Managed, off};
 use crate::tls::acme::queue::{self, Bucket};
@@ -83,6 +84,7 @@ impl Manager {
             not_after,
             suggested: None,
             renew_at: queue::renew_at(not_before, not_after, None, spread(&site)),
+            demand: self.lock().demanded(&site),
         };
         let lock: Arc<dyn Lock> = Arc::from(lock);
         // The lock fences off other orders, and nothing else may keep a certificate that was issued from being stored:
@@ -131,11 +133,13 @@ impl Manager {
                 // We closed our listeners, so the CA saw no proof: the next process owes it no wait for that.
                 tracing::info!(%site, "an order ended because the process does: {error}");
                 self.lock().queue.finished(&site);
+                self.demand.refuse(&site, Refusal::Later, Duration::ZERO);
                 None
             }
             Err(error) => {
                 tracing::warn!(%site, reason = error.kind.word(), "no certificate: {error}");
                 let failure = self.lock().failed(&site, names, directory, &error);
+                self.let_go(&site, &failure);
                 // In memory it holds in any case; a store that fails is told about by the next order.
                 if let Err(error) = self.write(place, record::bytes(&failure), Expect::Any, None).await {
                     tracing::warn!(%site, "{error}");
