@@ -20,6 +20,7 @@ mod harness;
 
 mod acme;
 mod acme_challenge;
+mod acme_demand;
 mod acme_flight;
 mod acme_kill;
 mod acme_renewal;
