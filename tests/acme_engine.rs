@@ -248,7 +248,7 @@ impl Running {
 
 fn site(name: &str, hosts: &[&str], challenge: &[ChallengeKind]) -> Wanted {
     let names = hosts.iter().map(|host| HostPattern::Exact((*host).into())).collect();
-    Wanted { site: name.into(), names, challenge: challenge.to_vec(), tenant: name.into() }
+    Wanted { site: name.into(), names, challenge: challenge.to_vec(), tenant: name.into(), on_demand: None }
 }
 
 fn certificates(folder: &Path) {

@@ -12,6 +12,18 @@ pub fn canonical(address: IpAddr) -> IpAddr {
     address.to_canonical()
 }
 
+/// Whether an address belongs to this machine or to a private network: loopback, RFC 1918, RFC 6598, RFC 4193, link
+/// local.
+pub fn is_inner(address: IpAddr) -> bool {
+    match canonical(address) {
+        IpAddr::V4(v4) => {
+            let [first, second, ..] = v4.octets();
+            v4.is_loopback() || v4.is_private() || v4.is_link_local() || (first, second & 0xc0) == (100, 64)
+        }
+        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unique_local() || v6.is_unicast_link_local(),
+    }
+}
+
 /// What limits are kept for: an IPv4 address, or the /64 of an IPv6 address, because one client usually owns a
 /// whole /64 and could otherwise take a new address for each request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

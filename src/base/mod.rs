@@ -4,5 +4,4 @@ pub mod address;
 pub mod clock;
 pub mod outcome;
 pub mod record;
-pub mod secret;
 pub mod unit;

@@ -98,7 +98,7 @@ fn sites(sites: &[Value], now: u64, paint: Paint) -> String {
         };
         table.row([
             (Ink::Plain, text(site, "name").to_owned()),
-            (Ink::Plain, some_of(&texts(site, "hosts"), HOSTS_MAX)),
+            (Ink::Plain, hosts(site)),
             (ink, state.to_owned()),
             (Ink::Plain, number(site, "generation").to_string()),
             (Ink::Plain, number(site, "routes").to_string()),
@@ -110,6 +110,15 @@ fn sites(sites: &[Value], now: u64, paint: Paint) -> String {
     }
     more(&mut table, sites.len(), "--format json shows all, or name a site with --site");
     section(&title, &table, paint)
+}
+
+/// The hosts, and how many names are served on demand.
+fn hosts(site: &Value) -> String {
+    let hosts = some_of(&texts(site, "hosts"), HOSTS_MAX);
+    let Some(demand) = site.get("on_demand").filter(|demand| demand.is_object()) else { return hosts };
+    let names = usize::try_from(number(demand, "names")).unwrap_or(usize::MAX);
+    let joint = if hosts.is_empty() { "" } else { ", " };
+    format!("{hosts}{joint}{} on demand", thousands(names))
 }
 
 pub(super) fn certificate(certificate: &Value, now: u64) -> (Ink, String) {
@@ -246,6 +255,14 @@ mod tests {
         let error = only_site(&mut whole.clone(), "b.exmaple").unwrap_err();
         assert!(error.contains("did you mean `b.example`?"), "{error}");
         assert!(only_site(&mut status(vec![]), "x").is_err());
+    }
+
+    #[test]
+    fn names_on_demand_are_counted_beside_the_hosts() {
+        let of = |said: &[&str], names: Value| hosts(&json!({ "hosts": said, "on_demand": names }));
+        assert_eq!(of(&["a.de"], Value::Null), "a.de");
+        assert_eq!(of(&["a.de"], json!({ "names": 12_345 })), "a.de, 12,345 on demand");
+        assert_eq!(of(&[], json!({ "names": 0 })), "0 on demand");
     }
 
     #[test]

@@ -3,10 +3,6 @@
 //! Nothing here is a runtime type: no socket, certificate or compiled regex. The parser (`parse`) makes these, each
 //! craft's `compile` reads them. Values that can still fail later (files, backends, hosts) carry their [`Origin`].
 
-mod dns;
-
-pub use dns::{Cloudflare, Dns, DnsProvider, Exec, Rfc2136, Route53, SecretSource, TsigAlgorithm};
-
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -138,8 +134,10 @@ pub struct Site {
     pub name: Arc<str>,
     /// Where the site's table begins.
     pub origin: Origin,
-    /// Names served; at least one.
+    /// Names served; at least one, unless `on_demand` is said.
     pub hosts: Vec<Located<HostPattern>>,
+    /// Names that no site has among its hosts, taken at their first handshake.
+    pub on_demand: Option<OnDemand>,
     /// Who owns the site; default: its name.
     pub tenant: Arc<str>,
     /// Where its certificate comes from.
@@ -179,10 +177,72 @@ pub enum Certificate {
 /// What serves a site whose first automatic certificate is not there yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UntilIssued {
+    /// Handshakes wait for a while if its turn is now; otherwise they are refused.
+    Wait,
     /// Nothing: handshakes are refused.
     Refuse,
     /// A certificate of the internal CA, which browsers warn about.
     Internal,
+}
+
+/// `on_demand = { … }`: names whose certificate is ordered at their first handshake.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OnDemand {
+    /// Where it stands.
+    pub origin: Origin,
+    /// Names allowed without a question.
+    pub allow: Vec<Located<Allowed>>,
+    /// Who is asked about every other name.
+    pub ask: Option<Located<AskUrl>>,
+    /// First orders in how long; renewals are not counted here.
+    pub orders: Rate,
+}
+
+/// Names allowed on demand.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Allowed {
+    /// One name, or those with exactly one more label.
+    Host(HostPattern),
+    /// `.example.org` is stored as `example.org`: every name below it, at any depth.
+    Below(Arc<str>),
+}
+
+/// Who is asked whether a name is allowed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AskUrl {
+    /// As written.
+    pub text: Arc<str>,
+    /// `https://`
+    pub tls: bool,
+    /// Where to connect.
+    pub address: EndpointAddress,
+    /// Host and port as the `Host` field carries them.
+    pub authority: Arc<str>,
+    /// Path and query, up to where the name follows.
+    pub target: Arc<str>,
+}
+
+/// What only one site may have.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Claim {
+    /// A host.
+    Host(HostPattern),
+    /// Names on demand.
+    OnDemand(Allowed),
+    /// Every name that nobody else has: `ask`.
+    Ask,
+}
+
+impl Site {
+    /// What this site claims for itself, and where.
+    pub fn claims(&self) -> impl Iterator<Item = (Claim, &Origin)> {
+        let hosts = self.hosts.iter().map(|host| (Claim::Host(host.value.clone()), &host.origin));
+        let demand = self.on_demand.iter().flat_map(|demand| {
+            let allow = demand.allow.iter().map(|a| (Claim::OnDemand(a.value.clone()), &a.origin));
+            allow.chain(demand.ask.iter().map(|ask| (Claim::Ask, &ask.origin)))
+        });
+        hosts.chain(demand)
+    }
 }
 
 /// A matcher inside a site and where it leads.
@@ -385,8 +445,8 @@ pub struct Acme {
     pub profile: Option<String>,
     /// Which engine orders.
     pub engine: AcmeEngine,
-    /// Who writes TXT records; needed for `dns-01`, and so for wildcards.
-    pub dns: Option<Dns>,
+    /// Where TXT records are written; needed for `dns-01`.
+    pub dns: Option<DnsProvider>,
 }
 
 /// One CA.
@@ -437,4 +497,14 @@ pub enum ChallengeKind {
     Http01,
     /// RFC 8555 section 8.4: a TXT record; the only one for wildcards.
     Dns01,
+}
+
+/// Where TXT records for `dns-01` are written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DnsProvider {
+    /// A program called as `command present|cleanup NAME VALUE`; absolute path.
+    Exec {
+        /// The program.
+        command: PathBuf,
+    },
 }

@@ -132,7 +132,6 @@ fn name(id: Id) -> &'static str {
         Id::Demo => "demo",
         Id::Acme => "acme",
         Id::Directory => "directory",
-        Id::Dns => "dns",
         Id::Site => "site",
         Id::Route => "route",
         Id::Certificate => "certificate",
@@ -143,6 +142,7 @@ fn name(id: Id) -> &'static str {
         Id::Redirect => "redirect",
         Id::Respond => "respond",
         Id::Edits => "edits",
+        Id::OnDemand => "on_demand",
     }
 }
 

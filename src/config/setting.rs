@@ -4,9 +4,8 @@
 //! from here. A setting that is not in this table does not exist; one that is in it is documented.
 
 mod acme;
-mod dns;
 
-pub use acme::{ACME_NAMES_MAX, DIRECTORIES_MAX};
+pub use acme::{ACME_NAMES_MAX, ALLOW_MAX, DIRECTORIES_MAX};
 
 use crate::base::unit::{print_duration, print_size};
 use std::time::Duration;
@@ -34,8 +33,8 @@ pub enum Id {
     Acme,
     /// One of `[acme] directory`, long form.
     Directory,
-    /// `[acme.dns]`
-    Dns,
+    /// `on_demand = { … }`
+    OnDemand,
     /// `[site."…"]`
     Site,
     /// `[[site."…".route]]`
@@ -288,8 +287,8 @@ pub static TABLE: &[&Section] = &[
     &DEMO,
     &acme::ACME,
     &acme::DIRECTORY,
-    &dns::DNS,
     &SITE,
+    &acme::ON_DEMAND,
     &ROUTE,
     &CERTIFICATE,
     &BACKEND,
@@ -401,11 +400,12 @@ static SITE: Section = Section {
     title: "[site.\"…\"]",
     doc: "One site. An error here concerns this site only: it keeps its last good version. The site's own `backends`, `redirect` or `respond` answer whatever no route takes, and are the default of its routes.",
     settings: &[
-        row("hosts", Kind::Texts(NAMES_MAX), Words("the site's name"), "Names served. `*.shop.example` takes exactly one more label."),
+        row("hosts", Kind::Texts(NAMES_MAX), Words("the site's name"), "Names served. `*.shop.example` takes exactly one more label. May be empty where `on_demand` is said."),
         row("tenant", Kind::Text(128), Words("the site's name"), "Who owns the site; a label in logs and metrics."),
         row("certificate", Kind::Table(Id::Certificate), Words("see `certificates`"), "PEM files of the site's own certificate."),
         row("certificates", Kind::Word(&["acme", "internal"]), Words("`\"internal\"` where no public authority would sign (`localhost`, `.test`, `.example`, `.internal`, `.local`, IP addresses …); else `\"acme\"`, which needs `[acme]`"), "`\"acme\"`: got from the authority of `[acme]` and renewed. `\"internal\"`: signed by the built-in local authority, for development and inner networks."),
-        row("until_issued", Kind::Word(&["refuse", "internal"]), Value(r#""refuse""#), "What serves before the first automatic certificate is there: nothing (handshakes are refused), or a certificate of the built-in authority, which browsers warn about."),
+        row("until_issued", Kind::Word(&["wait", "refuse", "internal"]), Value(r#""wait""#), "What serves before the first automatic certificate is there. `\"wait\"`: handshakes wait up to 10 s for an order whose turn is now, and are refused otherwise; `\"refuse\"`: they are refused at once; `\"internal\"`: a certificate of the built-in authority, which browsers warn about."),
+        row("on_demand", Kind::Table(Id::OnDemand), Words("no"), "Names whose certificate is got at their first handshake: the custom domains of your customers."),
         row("backends", BACKENDS, Words("none"), "Where requests go."),
         row("balance", Kind::Word(&["p2c", "round_robin"]), Value(r#""p2c""#), "How a backend is chosen: the less loaded of two random ones, or in turn."),
         row("health", Kind::ShortOr(HEALTH_SHORT, Id::Health), Value(r#""off""#), "Active health check of each backend."),

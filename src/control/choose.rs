@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::base::clock;
-use crate::config::model::{self, Certificate, HostPattern, Origin, Server};
+use crate::config::model::{self, Certificate, Claim, Origin, Server};
 use crate::config::{self, Diagnostic, Loaded, SiteEntry};
 use crate::control::last_good::{self, Store};
 use crate::control::{Known, State};
@@ -114,34 +114,32 @@ impl Fallback<'_> {
         let entries: HashMap<&str, &SiteEntry> =
             loaded.sites.iter().map(|entry| (&*entry.name, entry)).collect();
         let broken: HashSet<&Path> = loaded.broken_files.iter().map(|file| &**file).collect();
-        let keeps = |owner: &str, host: &HostPattern| match entries.get(owner).map(|entry| &entry.site) {
-            Some(Some(site)) => site.hosts.iter().any(|claimed| claimed.value == *host),
+        let keeps = |owner: &str, claim: &Claim| match entries.get(owner).map(|entry| &entry.site) {
+            Some(Some(site)) => site.claims().any(|(claimed, _)| claimed == *claim),
             // In error, or in a file that cannot be read: its last good version goes on serving.
             Some(None) => true,
             None => self.state.file(owner).is_some_and(|file| broken.contains(file)),
         };
         let intrudes = |entry: &&SiteEntry| {
-            entry.site.iter().flat_map(|site| &site.hosts).any(|host| {
-                owners
-                    .get(&host.value)
-                    .is_some_and(|owner| **owner != *entry.name && keeps(owner, &host.value))
+            entry.site.iter().flat_map(|site| site.claims()).any(|(claim, _)| {
+                owners.get(&claim).is_some_and(|owner| **owner != *entry.name && keeps(owner, &claim))
             })
         };
         loaded.sites.iter().filter(intrudes).map(|entry| entry.name.clone()).collect()
     }
 
-    /// Who serves each host, or served it before the restart.
-    fn owners(&self, loaded: &Loaded) -> HashMap<HostPattern, &str> {
-        let mut owners: HashMap<HostPattern, &str> = HashMap::new();
+    /// Who serves each host (or takes names on demand), or did so before the restart.
+    fn owners(&self, loaded: &Loaded) -> HashMap<Claim, &str> {
+        let mut owners: HashMap<Claim, &str> = HashMap::new();
         for (name, known) in &self.state.sites {
-            owners.extend(known.site.hosts.iter().map(|host| (host.clone(), &**name)));
+            owners.extend(known.site.claims.iter().map(|claim| (claim.clone(), &**name)));
         }
         // Stored texts are read again only where two sites clash: that is rare, and they may be thousands.
         if loaded.diagnostics.iter().any(|diagnostic| diagnostic.code == config::clash::CODE) {
             for (name, kept) in &self.state.dormant {
                 let (site, _) = config::parse_site(name, &kept.file, &kept.text, self.server);
-                for host in site.into_iter().flat_map(|site| site.hosts) {
-                    owners.entry(host.value).or_insert(name);
+                for (claim, _) in site.iter().flat_map(|site| site.claims()) {
+                    owners.entry(claim).or_insert(name);
                 }
             }
         }
@@ -265,20 +263,20 @@ impl Built {
         if fallen.is_empty() {
             return;
         }
-        let mut owners: HashMap<HostPattern, Arc<str>> = HashMap::new();
+        let mut owners: HashMap<Claim, Arc<str>> = HashMap::new();
         for (name, known) in self.sites.iter().filter(|(name, _)| !fallen.contains(*name)) {
-            owners.extend(known.site.hosts.iter().map(|host| (host.clone(), name.clone())));
+            owners.extend(known.site.claims.iter().map(|claim| (claim.clone(), name.clone())));
         }
         let mut queue: Vec<Arc<str>> = fallen.iter().rev().cloned().collect();
         while let Some(name) = queue.pop() {
-            while let Some((host, owner)) = self.contested(&name, &owners) {
+            while let Some((claim, owner)) = self.contested(&name, &owners) {
                 self.release(&owner, &mut owners);
                 if fallen.contains(&owner) {
                     // Two old versions never served together: the older one does.
                     let age = |name: &str| self.sites.get(name).map(|known| known.age);
                     if age(&owner) < age(&name) {
-                        let hosts = self.sites.get(&owner).map(|known| known.site.hosts.clone());
-                        owners.extend(hosts.into_iter().flatten().map(|host| (host, owner.clone())));
+                        let claims = self.sites.get(&owner).map(|known| known.site.claims.clone());
+                        owners.extend(claims.into_iter().flatten().map(|claim| (claim, owner.clone())));
                         self.sites.remove(&name);
                     } else {
                         self.sites.remove(&owner);
@@ -286,8 +284,8 @@ impl Built {
                     continue;
                 }
                 let message = format!(
-                    "the site `{name}` has errors and goes on serving the host `{}` as it did before",
-                    config::section::host::written(&host)
+                    "the site `{name}` has errors and goes on serving {} as it did before",
+                    config::section::host::claimed(&claim)
                 );
                 let origin = origins.get(&*owner).map_or(Origin::Default, |origin| (*origin).clone());
                 let clash = Diagnostic::error(config::clash::CODE, &origin, message);
@@ -297,28 +295,24 @@ impl Built {
                 fallen.insert(owner.clone());
                 queue.push(owner);
             }
-            let hosts = self.sites.get(&name).map(|known| known.site.hosts.clone());
-            owners.extend(hosts.into_iter().flatten().map(|host| (host, name.clone())));
+            let claims = self.sites.get(&name).map(|known| known.site.claims.clone());
+            owners.extend(claims.into_iter().flatten().map(|claim| (claim, name.clone())));
         }
     }
 
-    /// A host of this site that another one holds.
-    fn contested(
-        &self,
-        name: &Arc<str>,
-        owners: &HashMap<HostPattern, Arc<str>>,
-    ) -> Option<(HostPattern, Arc<str>)> {
-        let hosts = &self.sites.get(name)?.site.hosts;
-        hosts.iter().find_map(|host| {
-            let owner = owners.get(host).filter(|owner| *owner != name)?;
-            Some((host.clone(), owner.clone()))
+    /// A host of this site (or names on demand) that another one holds.
+    fn contested(&self, name: &Arc<str>, owners: &HashMap<Claim, Arc<str>>) -> Option<(Claim, Arc<str>)> {
+        let claims = &self.sites.get(name)?.site.claims;
+        claims.iter().find_map(|claim| {
+            let owner = owners.get(claim).filter(|owner| *owner != name)?;
+            Some((claim.clone(), owner.clone()))
         })
     }
 
-    fn release(&self, name: &Arc<str>, owners: &mut HashMap<HostPattern, Arc<str>>) {
-        for host in self.sites.get(name).into_iter().flat_map(|known| &known.site.hosts) {
-            if owners.get(host) == Some(name) {
-                owners.remove(host);
+    fn release(&self, name: &Arc<str>, owners: &mut HashMap<Claim, Arc<str>>) {
+        for claim in self.sites.get(name).into_iter().flat_map(|known| &known.site.claims) {
+            if owners.get(claim) == Some(name) {
+                owners.remove(claim);
             }
         }
     }
@@ -344,7 +338,7 @@ fn worries(site: &model::Site, identity: &Identity) -> Vec<Diagnostic> {
     if let Some(message) = expiry(identity.not_after) {
         warn("certificate-expires", message, "renew it; Tidegate takes the new file by itself");
     }
-    let written = |host: &HostPattern| config::section::host::written(host);
+    let written = |host: &model::HostPattern| config::section::host::written(host);
     let uncovered = site.hosts.iter().map(|host| written(&host.value));
     let uncovered: Vec<_> = uncovered.filter(|host| !pem::names_cover(identity, host)).collect();
     if let Some(host) = uncovered.first() {

@@ -200,6 +200,7 @@ impl Control {
         if report.changed {
             self.swap(snapshot, old, server);
         }
+        self.settle();
         // After the swap: a slow or full disk keeps no site from its new version.
         state.saved = !to_store || keep(server, state, &view);
         self.view.store(Arc::new(view));
@@ -217,6 +218,33 @@ impl Control {
             tracing::error!("the access log stays where it was: {error}");
         }
         self.residents.hub.set_generation(generation);
+    }
+
+    /// Puts certificates got on demand in force (or takes dropped ones out), without a look at any file: handshakes
+    /// wait for this.
+    pub fn rename(&self) {
+        let _state = lock(&self.state);
+        let started = clock::micros();
+        let old = self.cell.load();
+        let generation = old.generation + 1;
+        match compile::named(&old, generation, &self.residents) {
+            Ok(snapshot) => {
+                let names = snapshot.names.len();
+                self.cell.swap(snapshot);
+                self.residents.hub.set_generation(generation);
+                let micros = clock::micros() - started;
+                tracing::debug!(generation, names, micros, "names on demand in force");
+            }
+            Err(why) => tracing::error!("certificates got on demand are not in force: {why}"),
+        }
+    }
+
+    /// Lets handshakes go on that waited for what is in force now.
+    pub fn settle(&self) {
+        let snapshot = self.cell.load();
+        if let Some(demand) = &snapshot.demand {
+            demand.settle(|id| snapshot.serves(id));
+        }
     }
 
     /// Why a reload is due although nobody changed anything, if one is: a certificate of the internal CA grows old, or
@@ -277,10 +305,9 @@ impl Built {
             self.sites.values().filter(|known| differs(known)).map(|known| known.site.name.clone()).collect();
         let removed: Vec<_> =
             state.sites.keys().filter(|name| !self.sites.contains_key(*name)).cloned().collect();
-        // Secrets are not in the debug output.
-        let server_changed = format!("{:?}", old.server) != format!("{new:?}") || old.server.acme != new.acme;
+        let server_changed = format!("{:?}", old.server) != format!("{new:?}");
         // Sites without any version are answered otherwise than unknown ones, so they are a change too.
-        let down_changed = self.down() != old.unavailable;
+        let down_changed = self.down() != *old.unavailable;
         Report {
             changed: server_changed || down_changed || !updated.is_empty() || !removed.is_empty(),
             updated,

@@ -3,6 +3,7 @@
 //! The decisions (what to order, when, at whom) are the manager's. A new certificate is put in force by a reload:
 //! the site's fingerprint covers its certificate, so that exactly the sites concerned are compiled anew.
 
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,25 +11,22 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
-use crate::config::model::{ChallengeKind, Server};
+use crate::config::model::{ChallengeKind, HostPattern, Server};
 use crate::control::Control;
 use crate::control::status::host_text;
 use crate::snapshot::resident::Residents;
 use crate::snapshot::{Site, Snapshot, Source};
 use crate::telemetry::hub::Reading;
 use crate::telemetry::metric::Metric;
-use crate::tls::acme::{CertificateStatus, Wanted};
+use crate::tls::acme::{CertificateStatus, Wanted, demand};
 
 /// Certificates that come within this time of the first are put in force by one reload.
 const BATCH: Duration = Duration::from_secs(1);
 /// How often it is looked whether a reload has brought `[acme]`.
 const FOLLOW: Duration = Duration::from_millis(500);
 
-/// How long the end of the process waits for TXT records to be removed.
-const FAREWELL: Duration = Duration::from_secs(5);
-
 /// States of a certificate, in the order of the metric.
-const STATES: [&str; 5] = ["valid", "due", "ordering", "failed", "waiting"];
+const STATES: [&str; 6] = ["valid", "due", "unused", "ordering", "failed", "waiting"];
 
 /// Opens the manager, or gives it the settings of a configuration about to be in force.
 pub fn configure(residents: &Residents, server: &Server) {
@@ -42,15 +40,30 @@ pub fn configure(residents: &Residents, server: &Server) {
 pub fn want(residents: &Residents, snapshot: &Snapshot) {
     let Some(manager) = residents.acme.manager() else { return };
     let challenge = snapshot.server.acme.as_ref().map(|acme| possible(&acme.challenges, &snapshot.server));
-    let Some(challenge) = challenge else { return manager.want(Vec::new()) };
-    let automatic = snapshot.sites.iter().filter(|site| site.source.is_automatic());
-    let wanted = automatic.map(|site| Wanted {
+    let Some(challenge) = challenge else {
+        manager.allow(Arc::default(), Vec::new());
+        return manager.want(Vec::new());
+    };
+    manager.allow(snapshot.rules.clone(), challenge.clone());
+    let automatic = snapshot.sites.iter().filter(|site| site.source.is_automatic() && !site.hosts.is_empty());
+    let sites = automatic.map(|site| Wanted {
         site: site.name.clone(),
         names: site.hosts.clone(),
         challenge: challenge.clone(),
         tenant: site.tenant.clone(),
+        on_demand: None,
     });
-    manager.want(wanted.collect());
+    let names = snapshot.names.iter().filter_map(|(name, named)| {
+        let site = snapshot.sites.get(named.position)?;
+        Some(Wanted {
+            site: demand::id(name),
+            names: vec![HostPattern::Exact(name.clone())],
+            challenge: challenge.clone(),
+            tenant: site.tenant.clone(),
+            on_demand: Some(site.name.clone()),
+        })
+    });
+    manager.want(sites.chain(names).collect());
 }
 
 /// The challenges for which there is a listener: an authority asks nobody who does not listen.
@@ -71,17 +84,55 @@ pub async fn run(control: Arc<Control>, reload: impl AsyncFn(&'static str)) {
             None => tokio::time::sleep(FOLLOW).await,
         }
     };
-    let changed = Rc::new(Notify::new());
-    let told = changed.clone();
-    let running = manager.run(move |_| told.notify_one());
+    let told = Rc::new(Told::default());
+    let (tell, demand) = (told.clone(), manager.demand());
+    let running = manager.run(move |id| match demand::name(id) {
+        Some(_) => tell.names.notify_one(),
+        None => {
+            if demand.is_waited_for(id) {
+                tell.urgent.notify_one();
+            }
+            tell.sites.notify_one();
+        }
+    });
     let applying = async {
         loop {
-            changed.notified().await;
-            tokio::time::sleep(BATCH).await;
+            told.sites.notified().await;
+            tokio::select! {
+                () = tokio::time::sleep(BATCH) => {}
+                () = told.urgent.notified() => {}
+            }
             reload("new certificates").await;
+            // Also where nothing changed: what is waited for may have been in force already.
+            control.settle();
         }
     };
-    tokio::join!(running, applying);
+    let naming = async {
+        loop {
+            told.names.notified().await;
+            let control = control.clone();
+            // What came meanwhile is put in force by the same swap, or by the next. A reload may be under way.
+            let done = tokio::task::spawn_blocking(move || {
+                control.rename();
+                control.settle();
+            });
+            if let Err(error) = done.await {
+                tracing::error!("certificates got on demand are not in force: {error}");
+            }
+        }
+    };
+    tokio::join!(running, applying, naming);
+}
+
+/// What the manager told.
+#[derive(Default)]
+struct Told {
+    /// A site has a new certificate.
+    sites: Notify,
+    /// And a handshake waits for it.
+    urgent: Notify,
+    /// Certificates got on demand have come or gone.
+    names: Notify,
 }
 
 impl Control {
@@ -97,12 +148,11 @@ impl Control {
     /// The answer to `GET /certs`: the certificate of every site.
     pub fn certificates(&self) -> Value {
         let snapshot = self.cell.load();
-        let automatic = self.automatic();
-        let rows: Vec<Value> = snapshot
-            .sites
-            .iter()
-            .map(|site| row(site, automatic.get(&*site.name).filter(|_| site.source.is_automatic())))
-            .collect();
+        let (automatic, named) = self.automatic();
+        let fixed = snapshot.sites.iter().filter(|site| !site.hosts.is_empty());
+        let rows =
+            fixed.map(|site| row(site, automatic.get(&*site.name).filter(|_| site.source.is_automatic())));
+        let rows: Vec<Value> = rows.chain(named.iter().filter_map(named_row)).collect();
         json!({
             "automatic": snapshot.server.acme.is_some(),
             "open": self.residents.acme.manager().is_some(),
@@ -111,22 +161,8 @@ impl Control {
     }
 
     /// The answer to `GET /certs/plan`.
-    pub async fn certificate_plan(&self) -> Value {
-        match self.residents.acme.manager() {
-            Some(manager) => manager.forecast().await,
-            None => Value::Null,
-        }
-    }
-
-    /// The last thing: waits a little until what orders have left outside is taken away.
-    pub async fn farewell(&self) {
-        if let Some(manager) = self.residents.acme.manager()
-            && tokio::time::timeout(FAREWELL, manager.cleaned()).await.is_err()
-        {
-            tracing::warn!(
-                "TXT records of orders that were cut are left behind: there was no time to remove them"
-            );
-        }
+    pub fn certificate_plan(&self) -> Value {
+        self.residents.acme.manager().map(|manager| manager.plan()).unwrap_or_default()
     }
 
     /// Orders a site's certificate now.
@@ -137,6 +173,11 @@ impl Control {
         let site = site.to_ascii_lowercase();
         let snapshot = self.cell.load();
         let Some(found) = snapshot.sites.iter().find(|known| *known.name == *site) else {
+            if !snapshot.rules.is_empty()
+                && let Some(manager) = self.residents.acme.manager()
+            {
+                return manager.renew(&demand::id(&site));
+            }
             return Err(format!("there is no site `{site}`: `tidegate certs` lists them"));
         };
         if !found.source.is_automatic() {
@@ -148,16 +189,20 @@ impl Control {
         manager.ok_or("automatic certificates are off: the process log says why")?.renew(&site)
     }
 
-    fn automatic(&self) -> std::collections::HashMap<Arc<str>, CertificateStatus> {
+    /// The automatic certificates of sites, by site, and those of names on demand.
+    fn automatic(&self) -> (HashMap<Arc<str>, CertificateStatus>, Vec<CertificateStatus>) {
         let manager = self.residents.acme.manager();
         let all = manager.map(|manager| manager.status()).unwrap_or_default();
-        all.into_iter().map(|status| (status.site.clone(), status)).collect()
+        let (named, sites): (Vec<_>, Vec<_>) = all.into_iter().partition(|status| status.on_demand);
+        (sites.into_iter().map(|status| (status.site.clone(), status)).collect(), named)
     }
 
     /// Automatic certificates by state, for each scrape.
     pub(super) fn certificate_readings(&self, readings: &mut Vec<Reading>) {
         let Some(manager) = self.residents.acme.manager() else { return };
-        let all = manager.status();
+        let mut all = manager.status();
+        // Names that strangers make up fail; that is counted with the decisions, and no reason for an alert.
+        all.retain(|status| !status.on_demand || status.not_after.is_some() || status.state != "failed");
         for state in STATES {
             let count = all.iter().filter(|status| status.state == state).count();
             readings.push(Reading::new(Metric::CertificateState, &[state], count as f64));
@@ -165,16 +210,30 @@ impl Control {
         for (result, count) in manager.ended() {
             readings.push(Reading::new(Metric::AcmeOrders, &[result], count as f64));
         }
+        for (answer, count) in manager.questions() {
+            readings.push(Reading::new(Metric::OnDemandQuestions, &[answer], count as f64));
+        }
+        let demand = manager.demand();
+        readings.push(Reading::new(Metric::CertificateWaiters, &[], demand.waiters() as f64));
+        readings.push(Reading::new(Metric::CertificateRefusals, &[], demand.refusals() as f64));
     }
 }
 
-/// One line of `tidegate certs`.
+/// One line of `tidegate certs`, for a name on demand.
+fn named_row(kept: &CertificateStatus) -> Option<Value> {
+    let mut row = serde_json::to_value(kept).ok()?;
+    row.as_object_mut()?.insert("source".into(), Source::Acme.as_str().into());
+    Some(row)
+}
+
+/// One line of `tidegate certs`, for a site.
 fn row(site: &Site, kept: Option<&CertificateStatus>) -> Value {
     let not_after = site.identity.as_ref().map(|identity| identity.not_after);
     let mut row = match kept.map(serde_json::to_value) {
         Some(Ok(row)) => row,
         _ => json!({
             "site": site.name,
+            "on_demand": false,
             "names": site.hosts.iter().map(host_text).collect::<Vec<_>>(),
             "issuer": null, "ca": null, "renew_at": null, "last_error": null, "attempts": 0, "next_try": null,
             "state": if not_after.is_some() { "valid" } else { "waiting" },

@@ -20,8 +20,18 @@ impl Control {
         let hub = &self.residents.hub;
         let workers: Vec<Value> =
             (0..self.workers).map(|id| json!({"id": id, "connections": hub.connections(id)})).collect();
-        let mut sites: Vec<Value> =
-            snapshot.sites.iter().map(|site| site_status(site, view.quarantined.get(&site.name))).collect();
+        let mut names = vec![0usize; snapshot.sites.len()];
+        for named in snapshot.names.values() {
+            if let Some(count) = names.get_mut(named.position) {
+                *count += 1;
+            }
+        }
+        let mut sites: Vec<Value> = snapshot
+            .sites
+            .iter()
+            .zip(names)
+            .map(|(site, names)| site_status(site, names, view.quarantined.get(&site.name)))
+            .collect();
         let serving: HashSet<&str> = snapshot.sites.iter().map(|site| &*site.name).collect();
         let down = view.quarantined.iter().filter(|(name, _)| !serving.contains(&***name));
         sites.extend(down.map(|(name, reason)| {
@@ -89,20 +99,23 @@ fn told(origin: &Origin) -> String {
     }
 }
 
-fn site_status(site: &Site, reason: Option<&String>) -> Value {
+/// `names`: how many it serves on demand; `certs` lists them.
+fn site_status(site: &Site, names: usize, reason: Option<&String>) -> Value {
     let hosts: Vec<String> = site.hosts.iter().map(host_text).collect();
     json!({
         "name": site.name,
         "hosts": hosts,
+        "on_demand": site.on_demand.as_ref().map(|_| json!({ "names": names })),
         "state": if reason.is_some() { "quarantined" } else { "active" },
         "serving": true,
         "generation": site.generation,
         "reason": reason,
         "routes": site.routes.len(),
-        "certificate": {
+        // Without hosts there is none: each name on demand has its own.
+        "certificate": (!site.hosts.is_empty()).then(|| json!({
             "source": site.source.as_str(),
             "not_after": site.identity.as_ref().map(|identity| identity.not_after),
-        },
+        })),
     })
 }
 

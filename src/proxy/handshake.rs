@@ -10,12 +10,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::{LazyConfigAcceptor, StartHandshake, TlsStream, server};
 
-use crate::base::clock;
 use crate::base::outcome::Outcome;
 use crate::net::stream::Stream;
 use crate::proxy::accept::Accepted;
-use crate::proxy::{Worker, respond, serve};
-use crate::snapshot::{Site, Snapshot};
+use crate::proxy::{Worker, demand, respond, serve};
 use crate::telemetry::metric::Counter;
 
 /// Handshakes, then serves.
@@ -86,19 +84,16 @@ async fn shake(worker: &Rc<Worker>, tcp: TcpStream) -> Result<server::TlsStream<
     if let Some(config) = challenge(worker, &hello.client_hello()) {
         return answer_challenge(hello, config).await;
     }
-    let snapshot = worker.snapshot();
-    if let Some(refusing) = &snapshot.refusing
-        && let Some(site) = waiting(&snapshot, hello.client_hello().server_name())
+    let mut snapshot = worker.snapshot();
+    if let Some(refusing) = snapshot.refusing.clone()
+        && let Some(name) = hello.client_hello().server_name().map(normal)
     {
-        if site.tell_waiting(clock::now().0 / 1000) {
-            tracing::warn!(
-                site = &*site.name,
-                "a handshake was refused: the certificate is not there yet; `tidegate certs` says how it stands"
-            );
-        }
-        // Ends with an alert, because it finds no certificate.
-        let _ = hello.into_stream(refusing.clone()).await;
-        return Err(Counter::HandshakeNoCertificate);
+        let Some(found) = demand::certificate(worker, snapshot, &name).await else {
+            // Ends with an alert, because it finds no certificate.
+            let _ = hello.into_stream(refusing).await;
+            return Err(Counter::HandshakeNoCertificate);
+        };
+        snapshot = found;
     }
     hello.into_stream(snapshot.tls.clone()).await.map_err(|error| reason(&error, named))
 }
@@ -128,12 +123,6 @@ async fn answer_challenge(
     // The authority has what it wanted and may have gone.
     let _ = tls.shutdown().await;
     Err(Counter::ChallengeTlsAlpn01)
-}
-
-/// The site of this name, if its certificate is not there yet.
-fn waiting<'a>(snapshot: &'a Snapshot, name: Option<&str>) -> Option<&'a Site> {
-    let index = snapshot.hosts.find(&normal(name?))?;
-    snapshot.sites.get(*index).filter(|site| site.identity.is_none()).map(|site| &**site)
 }
 
 /// A server name as hosts are written: lower case, without a dot at its end.

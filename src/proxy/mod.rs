@@ -1,7 +1,7 @@
 //! Layer 4, the data plane: what happens to a request. Read the files in this order.
 //!
 //! 1. [`accept`]: a socket comes in; limits on connections, PROXY protocol.
-//! 2. [`handshake`]: TLS, SNI, ALPN.
+//! 2. [`handshake`]: TLS, SNI, ALPN; [`demand`] for names that have no certificate.
 //! 3. [`serve`]: one connection, many requests; its deadlines; its end. [`guard`] checks raw HTTP/1 bytes first.
 //! 4. [`request`]: THE life of a request, on one screen.
 //! 5. [`normalize`] and [`fields`]: one reading of host and path; hop-by-hop and forwarded fields.
@@ -17,6 +17,7 @@
 pub mod accept;
 pub mod body;
 pub mod context;
+pub mod demand;
 pub mod enforce;
 pub mod fields;
 pub mod forward;

@@ -87,7 +87,8 @@ async fn answer(
     }
     let snapshot = context.snapshot.clone();
     let host = normalize::host(&parts.uri, &parts.headers, parts.version)?;
-    let site_index = *snapshot.hosts.find(&host).ok_or_else(|| unknown_host(context, &host))?;
+    let known = snapshot.find(&host).or_else(|| on_demand(context, &snapshot, &parts, &host));
+    let site_index = known.ok_or_else(|| unknown_host(context, &host))?;
     let site = snapshot.sites.get(site_index).ok_or(Outcome::Internal)?;
     context.site = Some(site_index);
     authorised(context, &snapshot, &host, site_index)?;
@@ -153,6 +154,18 @@ fn within_limits(context: &Context, parts: &Parts) -> Result<(), Outcome> {
     Ok(())
 }
 
+/// The site that takes a host on demand, for plain requests: most often the redirect to the handshake that orders its
+/// certificate. What nobody has allowed yet gets that redirect and nothing else.
+fn on_demand(context: &Context, snapshot: &Snapshot, parts: &Parts, host: &str) -> Option<usize> {
+    if context.connection.sni.is_some() || context.connection.secure {
+        return None;
+    }
+    let owner = snapshot.rules.owner(host)?;
+    let site = snapshot.sites.get(owner.terms.position)?;
+    let redirected = !site.plain_http && !fields::came_secure(&context.connection, &parts.headers);
+    (owner.listed || redirected).then_some(owner.terms.position)
+}
+
 fn unknown_host(context: &Context, host: &str) -> Outcome {
     if context.snapshot.unavailable.contains(host) {
         return Outcome::SiteUnavailable;
@@ -167,6 +180,10 @@ fn authorised(context: &Context, snapshot: &Snapshot, host: &str, site: usize) -
     let Some(sni) = context.connection.sni.as_deref() else { return Ok(()) };
     if sni == host {
         return Ok(());
+    }
+    // Each name on demand has a certificate of its own.
+    if snapshot.names.contains_key(sni) || snapshot.names.contains_key(host) {
+        return Err(Outcome::Misdirected);
     }
     let shown = snapshot.hosts.find(sni).and_then(|&index| snapshot.sites.get(index));
     let wanted = snapshot.sites.get(site);

@@ -8,8 +8,8 @@ use std::sync::atomic::AtomicU64;
 
 use sha2::{Digest, Sha256};
 
-use crate::config::Diagnostic;
 use crate::config::model::{self, Certificate, HostPattern, Located, Origin, UntilIssued};
+use crate::config::{self, Diagnostic};
 use crate::policy::header::HeaderEdits;
 use crate::policy::redirect::Redirect;
 use crate::policy::respond::Respond;
@@ -18,6 +18,7 @@ use crate::route::{HostIndex, Table};
 use crate::snapshot::resident::{Authority, Residents};
 use crate::snapshot::{Action, Route, Service, Site, Snapshot, Source};
 use crate::tls;
+use crate::tls::acme::demand::{Rules, Terms};
 use crate::tls::index::CertificateIndex;
 use crate::tls::pem::{Identity, Which};
 use crate::upstream;
@@ -77,6 +78,9 @@ pub fn site(input: &Input<'_>, residents: &Residents) -> Result<Arc<Site>, Vec<D
                 fingerprint,
                 generation: input.generation,
                 hosts: model.hosts.iter().map(|host| host.value.clone()).collect(),
+                on_demand: model.on_demand.clone().map(Arc::new),
+                claims: model.claims().map(|(claim, _)| claim).collect(),
+                waits: model.certificate == Certificate::Acme { until_issued: UntilIssued::Wait },
                 tenant: model.tenant.clone(),
                 identity,
                 source,
@@ -100,6 +104,10 @@ type Found = (Option<Arc<Identity>>, Source);
 
 fn identity(input: &Input<'_>, residents: &Residents) -> Result<Found, Box<Diagnostic>> {
     let site = input.site;
+    if site.hosts.is_empty() {
+        // Each name on demand has a certificate of its own.
+        return Ok((None, Source::Acme));
+    }
     let hosts: Vec<HostPattern> = site.hosts.iter().map(|host| host.value.clone()).collect();
     let internal = || {
         residents
@@ -130,7 +138,7 @@ fn identity(input: &Input<'_>, residents: &Residents) -> Result<Found, Box<Diagn
             match (issued.or_else(former), until_issued) {
                 (Some(issued), _) => Ok((Some(issued), Source::Acme)),
                 (None, UntilIssued::Internal) => Ok((Some(internal()?), Source::StandIn)),
-                (None, UntilIssued::Refuse) => Ok((None, Source::Acme)),
+                (None, UntilIssued::Wait | UntilIssued::Refuse) => Ok((None, Source::Acme)),
             }
         }
     }
@@ -247,9 +255,60 @@ pub fn assemble(
     let fallback = server.default_certificate.as_ref();
     let fallback = fallback.and_then(|name| sites.iter().find(|site| site.name == name.value));
     let index = CertificateIndex::new(certificates, fallback.and_then(|site| key(site)));
-    let tls = tls::server::server_config(Arc::new(index), residents.ticketer.clone())?;
-    let waiting = sites.iter().any(|site| site.identity.is_none());
-    let refusing = waiting.then(|| tls::server::server_config(Arc::default(), residents.ticketer.clone()));
-    let refusing = refusing.transpose()?;
-    Ok(Snapshot { generation, server, sites, hosts, unavailable, https_port, tls, refusing })
+    let rules = rules(&server, &sites);
+    let waiting = sites.iter().any(|site| site.identity.is_none() && !site.hosts.is_empty());
+    let refusing = (waiting || !rules.is_empty())
+        .then(|| tls::server::server_config(Arc::default(), residents.ticketer.clone()));
+    let certificates = Arc::new(index);
+    let snapshot = Snapshot {
+        generation,
+        server,
+        sites,
+        hosts: Arc::new(hosts),
+        names: Arc::default(),
+        rules: Arc::new(rules),
+        demand: None,
+        unavailable: Arc::new(unavailable),
+        https_port,
+        tls: tls::server::server_config(certificates.clone(), residents.ticketer.clone())?,
+        certificates,
+        refusing: refusing.transpose()?,
+    };
+    named(&snapshot, generation, residents)
+}
+
+fn rules(server: &model::Server, sites: &[Arc<Site>]) -> Rules {
+    let terms = sites.iter().enumerate().filter_map(|(position, site)| {
+        let said = site.on_demand.clone()?;
+        Some(Terms { site: site.name.clone(), tenant: site.tenant.clone(), position, said })
+    });
+    let directories = server.acme.iter().flat_map(|acme| &acme.directories);
+    Rules::new(terms.collect(), directories.into_iter().any(config::section::acme::is_public))
+}
+
+/// The same snapshot with the certificates for names on demand that are there now. Its cost grows with those names
+/// alone.
+///
+/// # Errors
+/// A sentence when the handshake settings cannot be made.
+pub fn named(old: &Snapshot, generation: u64, residents: &Residents) -> Result<Snapshot, String> {
+    let manager = residents.acme.manager();
+    let names =
+        manager.as_ref().map(|manager| manager.named(&old.rules, |name| old.hosts.find(name).is_some()));
+    let names = Arc::new(names.unwrap_or_default());
+    let certificates = Arc::new(old.certificates.with_names(names.clone()));
+    Ok(Snapshot {
+        generation,
+        server: old.server.clone(),
+        sites: old.sites.clone(),
+        hosts: old.hosts.clone(),
+        names,
+        rules: old.rules.clone(),
+        demand: manager.map(|manager| manager.demand()),
+        unavailable: old.unavailable.clone(),
+        https_port: old.https_port,
+        tls: tls::server::server_config(certificates.clone(), residents.ticketer.clone())?,
+        certificates,
+        refusing: old.refusing.clone(),
+    })
 }

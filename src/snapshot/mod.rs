@@ -22,6 +22,8 @@ use crate::policy::respond::Respond;
 use crate::policy::rewrite::Rewrite;
 use crate::route::{HostIndex, Table};
 use crate::telemetry::hub::SeriesId;
+use crate::tls::acme::demand::{self, Demand, Names, Rules};
+use crate::tls::index::CertificateIndex;
 use crate::tls::pem::Identity;
 use crate::upstream;
 
@@ -36,16 +38,40 @@ pub struct Snapshot {
     /// The sites, by name.
     pub sites: Vec<Arc<Site>>,
     /// From a host to its position in `sites`.
-    pub hosts: HostIndex<usize>,
+    pub hosts: Arc<HostIndex<usize>>,
+    /// Names on demand that have a certificate; none of them is a host of a site.
+    pub names: Arc<Names>,
+    /// Which site takes which other names on demand.
+    pub rules: Arc<Rules>,
+    /// Where handshakes wait for a certificate; `None` without `[acme]`.
+    pub demand: Option<Arc<Demand>>,
     /// Names of sites that are configured but have no version that works.
-    pub unavailable: HashSet<Arc<str>>,
+    pub unavailable: Arc<HashSet<Arc<str>>>,
     /// Port of the first HTTPS listener as bound, for redirects; `None` where there is none.
     pub https_port: Option<u16>,
+    /// Certificates by the names they serve.
+    pub certificates: Arc<CertificateIndex>,
     /// The handshake: certificates of all sites.
     pub tls: Arc<ServerConfig>,
-    /// Refuses handshakes for sites whose certificate is not there yet; `None` where every site has one, so that a
-    /// handshake then costs no look.
+    /// Refuses handshakes for names whose certificate is not there yet; `None` where every site has one and none takes
+    /// names on demand, so that a handshake then costs no look.
     pub refusing: Option<Arc<ServerConfig>>,
+}
+
+impl Snapshot {
+    /// The position of the site that serves this host: one of its hosts, or a name on demand that has a certificate.
+    pub fn find(&self, host: &str) -> Option<usize> {
+        let on_demand = || self.names.get(host).map(|named| named.position);
+        self.hosts.find(host).copied().or_else(on_demand)
+    }
+
+    /// Whether a certificate is in force for what [`crate::tls::acme::demand`] knows by this id.
+    pub fn serves(&self, id: &str) -> bool {
+        match demand::name(id) {
+            Some(name) => self.names.contains_key(name),
+            None => self.sites.iter().any(|site| *site.name == *id && site.identity.is_some()),
+        }
+    }
 }
 
 /// A site, compiled.
@@ -58,10 +84,16 @@ pub struct Site {
     pub generation: u64,
     /// Names served.
     pub hosts: Vec<model::HostPattern>,
+    /// Names it takes on demand.
+    pub on_demand: Option<Arc<model::OnDemand>>,
+    /// What no other site may claim beside it.
+    pub claims: Vec<model::Claim>,
     /// Who owns it.
     pub tenant: Arc<str>,
-    /// Certificate and key; `None`: an automatic one that is not there yet.
+    /// Certificate and key; `None`: an automatic one that is not there yet, or no hosts.
     pub identity: Option<Arc<Identity>>,
+    /// Handshakes wait for an automatic certificate that is not there yet.
+    pub waits: bool,
     /// Where the certificate comes from.
     pub source: Source,
     /// When a refused handshake was last told in the log, in seconds of process time plus one; 0 is never.

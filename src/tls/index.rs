@@ -1,6 +1,6 @@
 //! Server name to certificate: exact names first, then `*.example.org` with exactly one more label.
 //!
-//! A lookup costs two hash lookups at most, whatever the number of sites, and allocates nothing. The maps keep the
+//! A lookup costs three hash lookups at most, whatever the number of sites, and allocates nothing. The maps keep the
 //! standard library's seeded SipHash, because the names looked up come from clients.
 
 use std::collections::HashMap;
@@ -11,6 +11,7 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
 use crate::config::model::HostPattern;
+use crate::tls::acme::demand::Names;
 
 /// Longest name that can be asked for, in bytes: RFC 1035 section 2.3.4, 253 characters in text form.
 const NAME_BYTES_MAX: usize = 253;
@@ -18,9 +19,17 @@ const NAME_BYTES_MAX: usize = 253;
 /// All certificates of one configuration, by the names they serve.
 #[derive(Default)]
 pub struct CertificateIndex {
+    hosts: Arc<Hosts>,
+    /// Those got on demand; none of them is a host of a site.
+    names: Arc<Names>,
+    default: Option<Arc<CertifiedKey>>,
+}
+
+/// The certificates of the sites' hosts.
+#[derive(Default)]
+struct Hosts {
     exact: HashMap<Box<str>, Arc<CertifiedKey>>,
     wildcard: HashMap<Box<str>, Arc<CertifiedKey>>,
-    default: Option<Arc<CertifiedKey>>,
 }
 
 impl CertificateIndex {
@@ -30,17 +39,23 @@ impl CertificateIndex {
         pairs: impl IntoIterator<Item = (HostPattern, Arc<CertifiedKey>)>,
         default: Option<Arc<CertifiedKey>>,
     ) -> CertificateIndex {
-        let mut index = CertificateIndex { default, ..CertificateIndex::default() };
+        let mut hosts = Hosts::default();
         for (pattern, key) in pairs {
             match pattern {
-                HostPattern::Exact(name) => index.exact.insert(Box::from(&*name), key),
-                HostPattern::Wildcard(parent) => index.wildcard.insert(Box::from(&*parent), key),
+                HostPattern::Exact(name) => hosts.exact.insert(Box::from(&*name), key),
+                HostPattern::Wildcard(parent) => hosts.wildcard.insert(Box::from(&*parent), key),
             };
         }
-        index
+        CertificateIndex { hosts: Arc::new(hosts), names: Arc::default(), default }
     }
 
-    /// The certificate for a name: exact, else wildcard, else `None` (the default is not considered).
+    /// The same with other names on demand; costs nothing, whatever the number of sites.
+    pub fn with_names(&self, names: Arc<Names>) -> CertificateIndex {
+        CertificateIndex { hosts: self.hosts.clone(), names, default: self.default.clone() }
+    }
+
+    /// The certificate for a name: exact, else wildcard, else one got on demand (which is noted as asked for), else
+    /// `None` (the default is not considered).
     ///
     /// Upper case letters and one trailing dot are forgiven (RFC 6066 section 3 wants neither, RFC 4343 makes case
     /// meaningless).
@@ -66,7 +81,7 @@ impl CertificateIndex {
 
     /// Number of names held.
     pub fn len(&self) -> usize {
-        self.exact.len() + self.wildcard.len()
+        self.hosts.exact.len() + self.hosts.wildcard.len() + self.names.len()
     }
 
     /// Whether no name is held.
@@ -75,14 +90,18 @@ impl CertificateIndex {
     }
 
     fn find_normal(&self, name: &str) -> Option<&Arc<CertifiedKey>> {
-        if let Some(key) = self.exact.get(name) {
+        if let Some(key) = self.hosts.exact.get(name) {
             return Some(key);
         }
         let (label, parent) = name.split_once('.')?;
         if label.is_empty() {
             return None;
         }
-        self.wildcard.get(parent)
+        self.hosts.wildcard.get(parent).or_else(|| {
+            let named = self.names.get(name)?;
+            named.touch();
+            Some(&named.identity.key)
+        })
     }
 }
 
@@ -95,8 +114,9 @@ impl ResolvesServerCert for CertificateIndex {
 impl fmt::Debug for CertificateIndex {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CertificateIndex")
-            .field("exact", &self.exact.len())
-            .field("wildcard", &self.wildcard.len())
+            .field("exact", &self.hosts.exact.len())
+            .field("wildcard", &self.hosts.wildcard.len())
+            .field("names", &self.names.len())
             .field("default", &self.default.is_some())
             .finish()
     }

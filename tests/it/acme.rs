@@ -288,7 +288,7 @@ async fn a_site_without_its_first_certificate_refuses_handshakes_and_says_so_onc
     let refused = proxy.metrics().await;
     let refused = refused.sum("tidegate_tls_handshake_failures_total", &[("reason", "no-certificate")]);
     assert_eq!(refused, 3.0);
-    let line = "a handshake was refused: the certificate is not there yet";
+    let line = "a handshake was refused: the certificate for `new.test` is not there yet";
     wait_until("the log line", || proxy.stderr().contains(line)).await;
     assert_eq!(proxy.stderr().matches(line).count(), 1, "{}", proxy.stderr());
     let site = proxy.site("new.test").await;

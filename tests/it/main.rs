@@ -20,6 +20,7 @@ mod harness;
 
 mod acme;
 mod acme_challenge;
+mod acme_demand;
 mod acme_flight;
 mod acme_kill;
 mod acme_renewal;
@@ -28,7 +29,6 @@ mod admin;
 mod bytes;
 mod clients;
 mod containers;
-mod dns01;
 mod idle;
 mod limits;
 mod load;

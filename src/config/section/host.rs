@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::base::address::EndpointAddress;
-use crate::config::model::HostPattern;
+use crate::config::model::{Allowed, Claim, HostPattern};
 use crate::config::parse::quoted;
 
 /// What is wrong with a name, and what to do.
@@ -170,6 +170,23 @@ pub fn written(host: &HostPattern) -> String {
     match host {
         HostPattern::Exact(name) => name.to_string(),
         HostPattern::Wildcard(parent) => format!("*.{parent}"),
+    }
+}
+
+/// Names allowed on demand, as the operator writes them.
+pub fn allowed(allowed: &Allowed) -> String {
+    match allowed {
+        Allowed::Host(host) => written(host),
+        Allowed::Below(parent) => format!(".{parent}"),
+    }
+}
+
+/// What a site claims, as messages call it.
+pub fn claimed(claim: &Claim) -> String {
+    match claim {
+        Claim::Host(host) => format!("the host `{}`", written(host)),
+        Claim::OnDemand(names) => format!("`{}` on demand", allowed(names)),
+        Claim::Ask => "every name that nobody has (`ask` of `on_demand`)".to_owned(),
     }
 }
 

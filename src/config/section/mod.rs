@@ -1,7 +1,7 @@
 //! One file per group of tables: each reads its tables from the file and gives typed settings of `model`.
 
 pub mod acme;
-pub mod dns;
+pub mod demand;
 pub mod header;
 pub mod host;
 pub mod limit;

@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use super::server::texts;
 use super::service::{self, located_path};
-use super::{acme, host, limit, route};
-use crate::config::model::{Certificate, HostPattern, Located, Origin, Server, Site, UntilIssued};
+use super::{acme, demand, host, limit, route};
+use crate::config::model::{
+    Certificate, ChallengeKind, HostPattern, Located, Origin, Server, Site, UntilIssued,
+};
 use crate::config::parse::{Context, Table, Value, literal, literals, quoted};
 use crate::config::setting::{ACME_NAMES_MAX, Id, Setting};
 
@@ -38,12 +40,14 @@ pub fn read(
     let hosts = hosts(context, &table, name, &origin);
     let tenant = tenant(context, &table, name);
     let certificate = certificate(context, &table, &hosts, server);
+    let on_demand = demand::read(context, &table, server);
     let plain_http = context.flag(&table, "plain_http");
     let limits = limit::read(context, &table);
     let shared = service::read(context, &table, &service::of_server(server));
     let routes = route::read(context, &table, name, &shared, &origin);
     let certificate = certificate.filter(|_| context.errors == 0)?;
-    Some(Site { name: name.clone(), origin, hosts, tenant, certificate, plain_http, routes, limits })
+    let name = name.clone();
+    Some(Site { name, origin, hosts, on_demand, tenant, certificate, plain_http, routes, limits })
 }
 
 /// Names go into file names, labels and logs: nothing there may be surprised by them.
@@ -75,7 +79,11 @@ fn hosts(
             }
         }
     };
+    let may_be_empty = table.has("on_demand");
     let fallback = Located { value: fallback, origin: Origin::Default };
+    let read_hosts = |context: &mut Context<'_>, setting: &'static Setting, value: &Value<'_>| {
+        read_hosts(context, setting, value, may_be_empty)
+    };
     let print =
         |list: &Vec<Located<HostPattern>>| literals(list.iter().map(|host| host::written(&host.value)));
     context.value(table, "hosts", &fallback, read_hosts, print).value
@@ -85,6 +93,7 @@ fn read_hosts(
     context: &mut Context<'_>,
     setting: &'static Setting,
     value: &Value<'_>,
+    may_be_empty: bool,
 ) -> Option<Vec<Located<HostPattern>>> {
     let mut seen = HashSet::new();
     let found = texts(context, setting, value, |context, entry, text| match host::pattern(text) {
@@ -101,7 +110,7 @@ fn read_hosts(
             None
         }
     })?;
-    if value.get_ref().as_array().is_some_and(|array| array.is_empty()) {
+    if !may_be_empty && value.get_ref().as_array().is_some_and(|array| array.is_empty()) {
         context.error(
             "missing",
             value.span(),
@@ -174,6 +183,10 @@ fn issued(
     hosts: &[Located<HostPattern>],
     server: &Server,
 ) -> Option<Certificate> {
+    // Without hosts there is nothing to be covered: each name on demand has a certificate of its own.
+    if hosts.is_empty() && table.has("on_demand") && !table.has("certificates") {
+        return Some(Certificate::Acme { until_issued: until_issued(context, table) });
+    }
     let public = hosts.iter().find(|host| host::public(&host.value));
     // Where nobody can shake hands, no certificate is wanted.
     let default = if public.is_some() && !server.https.is_empty() { "acme" } else { "internal" };
@@ -186,10 +199,7 @@ fn issued(
     if said.value == "internal" {
         return Some(Certificate::Internal);
     }
-    let until_issued = match context.word(table, "until_issued", None).value {
-        "internal" => UntilIssued::Internal,
-        _ => UntilIssued::Refuse,
-    };
+    let until_issued = until_issued(context, table);
     let Some(acme) = &server.acme else {
         let span = host_span(table, public);
         let (span, message) = match public {
@@ -207,7 +217,7 @@ fn issued(
     let public_only = said.origin == Origin::Default || acme.directories.iter().any(acme::is_public);
     let mut good = true;
     for host in hosts {
-        if let Some((message, help)) = cannot_sign(&host.value, public_only, acme.dns.is_some()) {
+        if let Some((message, help)) = cannot_sign(&host.value, public_only, &acme.challenges) {
             context.error("cannot-be-signed", host_span(table, Some(host)), message, help);
             good = false;
         }
@@ -223,12 +233,25 @@ fn issued(
     good.then_some(Certificate::Acme { until_issued })
 }
 
+fn until_issued(context: &mut Context<'_>, table: &Table<'_>) -> UntilIssued {
+    match context.word(table, "until_issued", None).value {
+        "internal" => UntilIssued::Internal,
+        "refuse" => UntilIssued::Refuse,
+        _ => UntilIssued::Wait,
+    }
+}
+
 /// Why no authority will sign this name, and what to do.
-fn cannot_sign(host: &HostPattern, public_only: bool, writes_txt: bool) -> Option<(String, String)> {
+pub(super) fn cannot_sign(
+    host: &HostPattern,
+    public_only: bool,
+    challenges: &[ChallengeKind],
+) -> Option<(String, String)> {
     let name = host::written(host);
-    if matches!(host, HostPattern::Wildcard(_)) && !writes_txt {
-        let help = "write [acme.dns] with provider = \"rfc2136\", \"cloudflare\", \"route53\" or \"exec\" into tidegate.toml; or name each host; or give this site `certificate = { cert = \"…\", key = \"…\" }` or `certificates = \"internal\"`";
-        let why = "an automatic certificate for a wildcard needs the challenge `dns-01`, and so the section `[acme.dns]`";
+    if matches!(host, HostPattern::Wildcard(_)) && !challenges.contains(&ChallengeKind::Dns01) {
+        let help = "name each host, or give this site `certificate = { cert = \"…\", key = \"…\" }` or `certificates = \"internal\"`";
+        let why =
+            "automatic certificates for wildcards need the challenge `dns-01`, which is not in this version";
         return Some((format!("`{name}`: {why}"), help.into()));
     }
     if name.parse::<std::net::IpAddr>().is_ok() {

@@ -8,6 +8,9 @@ pub const DIRECTORIES_MAX: usize = 4;
 /// Names of one automatic certificate: what Let's Encrypt signs at once.
 pub const ACME_NAMES_MAX: usize = 100;
 
+/// Names and suffixes that one site allows on demand.
+pub const ALLOW_MAX: usize = 10_000;
+
 const DIRECTORY_SHORT: &str =
     "\"letsencrypt\", \"letsencrypt-staging\", \"zerossl\" or the https:// address of an ACME directory";
 
@@ -19,9 +22,8 @@ pub(super) static ACME: Section = Section {
     settings: &[
         row("email", Kind::Text(320), Required, "Where the authority may write to about your account."),
         row("directory", Kind::ShortOrTables(DIRECTORY_SHORT, Id::Directory, DIRECTORIES_MAX, true), Value(r#""letsencrypt""#), "Who signs. With several, the next one is asked when one fails again and again."),
-        row("challenges", Kind::Texts(8), Value(r#"["tls-alpn-01", "http-01"]"#), "How control over a name is proven, in order of preference: `\"tls-alpn-01\"` needs port 443, `\"http-01\"` port 80, as the public reaches them; `\"dns-01\"` needs `[acme.dns]`. Wildcards are always proven by `\"dns-01\"`, whatever stands here."),
-        row("dns", Kind::Table(Id::Dns), Words("no `dns-01`, and so no wildcards"), "Who writes TXT records for the challenge `\"dns-01\"`."),
-        row("ca_file", Kind::Path, Words("the system's roots alone"), "PEM file of one more root to trust when talking to the directory (an authority of your own), or to the API of `[acme.dns]`."),
+        row("challenges", Kind::Texts(8), Value(r#"["tls-alpn-01", "http-01"]"#), "How control over a name is proven, in order of preference: `\"tls-alpn-01\"` needs port 443, `\"http-01\"` port 80, as the public reaches them."),
+        row("ca_file", Kind::Path, Words("the system's roots alone"), "PEM file of one more root to trust when talking to the directory: for an authority of your own."),
         row("profile", Kind::Text(64), Words("the authority's default"), "Profile asked for where the authority offers it, such as `\"shortlived\"`."),
         row("orders", Kind::Count(1, 100_000), Value("300"), "Orders in three hours for each account: Let's Encrypt refuses more than 300."),
         row("concurrent", Kind::Count(1, 100), Value("4"), "Orders in flight at once."),
@@ -38,5 +40,17 @@ pub(super) static DIRECTORY: Section = Section {
         row("url", Kind::Text(2_048), Required, "`\"letsencrypt\"`, `\"letsencrypt-staging\"`, `\"zerossl\"` or the address of an ACME directory."),
         row("eab_id", Kind::Text(1_024), Words("none"), "Key identifier of an external account binding, where the authority asks for one (ZeroSSL does)."),
         row("eab_key", Kind::Text(1_024), Words("none"), "Its MAC key as the authority shows it (base64url). `config show` does not print it."),
+    ],
+};
+
+#[rustfmt::skip]
+pub(super) static ON_DEMAND: Section = Section {
+    id: Id::OnDemand,
+    title: "on_demand = { … }",
+    doc: "Names that no site has among its hosts, allowed by the list or by an answer: their certificate is ordered at their first handshake, which waits for it, and renewed as long as somebody asks for them. certificates.md says what keeps strangers from using this up.",
+    settings: &[
+        row("allow", Kind::Texts(ALLOW_MAX), Value("[]"), "Names allowed: `\"shop.de\"`; `\"*.customers.example\"` for one more label; `\".customers.example\"` for every name below it, at any depth. The longest suffix decides whose a name is."),
+        row("ask", Kind::Text(2_048), Words("nobody"), "Asked about every name that no list has: GET with `?domain=NAME`; 200 is yes, 4xx is no, anything else is not now. `http://` only to an address of this machine or a private network. One site alone may have it."),
+        row("orders", Kind::Text(64), Value(r#""60 per 1h""#), "First orders for new names of this site. Half of them may come at once."),
     ],
 };

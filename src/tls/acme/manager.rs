@@ -1,9 +1,9 @@
 //! The manager: wants, holds, orders. One loop starts what the queue chooses; each order is a task of its own.
 //!
 //! [`order`]: one order, and how it ended. [`suggest`]: when CAs want certificates renewed. [`inner`]: what is
-//! remembered, and what follows from it. [`forecast`]: the plan, and what it would fail of.
+//! remembered, and what follows from it. [`demand`]: names that come with a handshake.
 
-mod forecast;
+mod demand;
 mod inner;
 mod order;
 mod suggest;
@@ -16,17 +16,21 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 
 use self::order::Ended;
-use super::dns::{Dns, Ledger};
+use super::demand::memory::Memory;
+use super::demand::{Demand, Rules, ask};
 use super::http::Client;
+use super::issuer::{IssueError, Reason};
 use super::managed::Managed;
 use super::queue::{Bucket, Dice, Queue, Step};
 use super::record::{self, Failure, Held};
 use super::store::{FolderStore, Key, Kind, Store, StoreError};
 use super::{CertificateStatus, Challenges, Wanted};
 use crate::base::clock;
-use crate::config::model::{self, AcmeEngine, Directory, HostPattern};
+use crate::config::model::{self, AcmeEngine, ChallengeKind, Directory, HostPattern};
+use crate::config::section::host;
 use crate::tls::pem::Identity;
 
 /// Longest sleep of the loop: the wall clock may be set meanwhile.
@@ -38,7 +42,7 @@ const LOOK: Duration = Duration::from_millis(50);
 pub struct Manager {
     store: Arc<dyn Store>,
     challenges: Arc<Challenges>,
-    records: Arc<Ledger>,
+    demand: Arc<Demand>,
     inner: Mutex<Inner>,
     wake: Notify,
     stopping: AtomicBool,
@@ -56,6 +60,15 @@ struct Inner {
     damaged: HashMap<Key, String>,
     /// Orders by how they ended: `issued`, or the word of a reason.
     ended: BTreeMap<&'static str, u64>,
+    /// Which sites take names on demand, and how control over those may be proven.
+    rules: Arc<Rules>,
+    possible: Vec<ChallengeKind>,
+    /// What was said about names lately, and how often what.
+    answers: Memory<ask::Answer>,
+    questions: BTreeMap<&'static str, u64>,
+    /// When it was last told that a question had no answer; seconds since 1970.
+    told_unanswered: u64,
+    asking: Option<Arc<rustls::ClientConfig>>,
 }
 
 impl Manager {
@@ -78,8 +91,7 @@ impl Manager {
         store: Arc<dyn Store>,
         challenges: Arc<Challenges>,
     ) -> Result<Arc<Manager>, String> {
-        let records = Arc::<Ledger>::default();
-        let engine = engine(settings, &store, &challenges, &records)?;
+        let engine = engine(settings, &store, &challenges)?;
         let now = now();
         let said = |e: StoreError| e.to_string();
         let (mut held, mut damaged) = (HashMap::new(), HashMap::new());
@@ -100,16 +112,34 @@ impl Manager {
         // Only spreads load; the time at hand is random enough for that.
         let dice = Dice::new(now ^ clock::micros() ^ u64::from(std::process::id()));
         let settings = settings.clone();
-        let (wanted, ended) = (BTreeMap::new(), BTreeMap::new());
-        let inner = Inner { settings, engine, queue, dice, wanted, held, failures, damaged, ended };
-        let (inner, wake, stopping) = (Mutex::new(inner), Notify::new(), AtomicBool::new(false));
-        Ok(Arc::new(Manager { store, challenges, records, inner, wake, stopping }))
+        let inner = Inner {
+            settings,
+            engine,
+            queue,
+            dice,
+            wanted: BTreeMap::new(),
+            held,
+            failures,
+            damaged,
+            ended: BTreeMap::new(),
+            rules: Arc::default(),
+            possible: Vec::new(),
+            answers: Memory::new(demand::ANSWERS_MAX),
+            questions: BTreeMap::new(),
+            told_unanswered: 0,
+            asking: None,
+        };
+        let (inner, demand) = (Mutex::new(inner), Demand::new());
+        let (wake, stopping) = (Notify::new(), AtomicBool::new(false));
+        Ok(Arc::new(Manager { store, challenges, demand, inner, wake, stopping }))
     }
 
     /// The full set of wanted certificates, after each reload; replaces the former.
     pub fn want(&self, wanted: Vec<Wanted>) {
         let mut inner = self.lock();
-        let fresh: BTreeMap<_, _> = wanted.into_iter().map(|w| (Arc::clone(&w.site), w)).collect();
+        let mut fresh: BTreeMap<_, _> = wanted.into_iter().map(|w| (Arc::clone(&w.site), w)).collect();
+        let coming = inner.wanted.values().filter(|wanted| inner.is_coming(wanted));
+        fresh.extend(coming.map(|wanted| (Arc::clone(&wanted.site), wanted.clone())));
         let gone: Vec<_> = inner.wanted.keys().filter(|site| !fresh.contains_key(*site)).cloned().collect();
         for site in gone {
             inner.queue.remove(&site);
@@ -162,12 +192,13 @@ impl Manager {
         if inner.settings == *settings {
             return Ok(());
         }
-        inner.engine = engine(settings, &self.store, &self.challenges, &self.records)?;
+        inner.engine = engine(settings, &self.store, &self.challenges)?;
         let buckets = buckets(settings, self.store.as_ref(), now());
         let before = |new: &Directory| inner.settings.directories.iter().position(|old| old.url == new.url);
         let before: Vec<_> = settings.directories.iter().map(before).collect();
         inner.queue.reconfigure(buckets, &before, settings.orders_per_3h, settings.concurrent);
         inner.settings = settings.clone();
+        inner.asking = None;
         drop(inner);
         self.wake.notify_one();
         Ok(())
@@ -180,19 +211,25 @@ impl Manager {
         if let Some(message) = inner.damaged.get(&Key::new(Kind::Certificate, site)) {
             return Err(message.clone());
         }
+        if let Some(name) = super::demand::name(site) {
+            drop(inner);
+            return self.renew_name(site, name);
+        }
         if !inner.queue.force(site) {
             return Err(format!("No certificate is kept for a site {site:?}. See `tidegate certs`."));
         }
         drop(inner);
+        self.demand.forgive(site);
         self.wake.notify_one();
         Ok(())
     }
 
-    /// Every wanted certificate, by site.
+    /// Every wanted certificate, by site; also those of names on demand whose last order failed.
     pub fn status(&self) -> Vec<CertificateStatus> {
         let inner = self.lock();
         let now = now();
-        inner.wanted.values().map(|wanted| inner.describe(wanted, now)).collect()
+        let wanted = inner.wanted.values().map(|wanted| inner.describe(wanted, now));
+        wanted.chain(inner.describe_failed()).collect()
     }
 
     /// Orders of this process by how they ended: `issued`, or the word of a reason.
@@ -219,10 +256,13 @@ impl Manager {
 
     /// For ever. Calls `changed(site)` after a new certificate passed the canary and was stored.
     pub async fn run(self: Arc<Self>, changed: impl Fn(&str) + 'static) {
-        let mut orders = JoinSet::new();
+        let (mut orders, mut admitting) = (JoinSet::new(), JoinSet::new());
+        let mut tending = tokio::time::interval(demand::TEND);
+        tending.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut asking = Box::pin(Arc::clone(&self).ask_for_ever());
         loop {
             let nap = self.start(&mut orders);
+            self.take_up(&mut admitting);
             tokio::select! {
                 Some(ended) = orders.join_next(), if !orders.is_empty() => {
                     let Ok(ended) = ended else { continue };
@@ -230,6 +270,15 @@ impl Manager {
                         changed(&site);
                     }
                 }
+                Some(admitted) = admitting.join_next(), if !admitting.is_empty() => {
+                    if let Ok(Some(id)) = admitted {
+                        changed(&id);
+                    }
+                }
+                () = self.demand.fresh() => {}
+                _ = tending.tick() => if let Some(id) = self.tend().await {
+                    changed(&id);
+                },
                 () = self.wake.notified() => {}
                 () = tokio::time::sleep(nap) => {}
                 () = &mut asking => {}
@@ -257,17 +306,23 @@ impl Manager {
             };
             let manager = Arc::clone(self);
             orders.spawn(async move {
-                let outcome = manager.work(&job, engine, old, bucket).await;
+                let outcome = match manager.still_allowed(&job.site).await {
+                    Ok(()) => manager.work(&job, engine, old, bucket).await,
+                    Err(why) => Err(IssueError::new(Reason::Rejected, why)),
+                };
                 Ended { site, directory, names: job.names, outcome }
             });
         }
         NAP
     }
 
-    /// Ends when no TXT record of an order stands any more: for the end of the process, after [`Manager::run`] was
-    /// dropped.
-    pub async fn cleaned(&self) {
-        self.records.empty().await;
+    /// Starts looking at what handshakes wait for since the last time.
+    fn take_up(self: &Arc<Self>, admitting: &mut JoinSet<Option<Arc<str>>>) {
+        while admitting.len() < demand::ADMITTING_MAX
+            && let Some(id) = self.demand.take()
+        {
+            admitting.spawn(Arc::clone(self).admit(id));
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -279,7 +334,6 @@ fn engine(
     settings: &model::Acme,
     store: &Arc<dyn Store>,
     challenges: &Arc<Challenges>,
-    records: &Arc<Ledger>,
 ) -> Result<Arc<Managed>, String> {
     if settings.directories.is_empty() {
         return Err("[acme] names no directory, so there is nobody to ask for certificates.".into());
@@ -287,10 +341,11 @@ fn engine(
     if settings.engine == AcmeEngine::Simple {
         return Err("[acme] engine = \"simple\" is not in this version. Leave the line out.".into());
     }
+    if settings.dns.is_some() {
+        return Err("[acme] dns: dns-01 is not in this version. Use tls-alpn-01 or http-01.".into());
+    }
     let client = Client::new(settings.ca_file.as_deref())?;
-    let dns = settings.dns.as_ref().map(|dns| Dns::new(dns, &client, records));
-    let (store, challenges) = (Arc::clone(store), Arc::clone(challenges));
-    Ok(Arc::new(Managed::new(client, store, challenges, dns, settings.email.clone())))
+    Ok(Arc::new(Managed::new(client, Arc::clone(store), Arc::clone(challenges), settings.email.clone())))
 }
 
 fn buckets(settings: &model::Acme, store: &dyn Store, now: u64) -> Vec<Bucket> {
@@ -300,11 +355,7 @@ fn buckets(settings: &model::Acme, store: &dyn Store, now: u64) -> Vec<Bucket> {
 
 /// Names as certificates write them.
 fn texts(names: &[HostPattern]) -> Vec<String> {
-    let text = |name: &HostPattern| match name {
-        HostPattern::Exact(name) => name.to_string(),
-        HostPattern::Wildcard(parent) => format!("*.{parent}"),
-    };
-    names.iter().map(text).collect()
+    names.iter().map(host::written).collect()
 }
 
 /// A number that belongs to a site, the same in every process.

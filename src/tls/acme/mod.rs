@@ -1,19 +1,17 @@
 //! Certificates that get and keep themselves (RFC 8555, RFC 8737, RFC 9773).
 //!
 //! One [`Manager`]: a [`queue`] that says who orders next, a [`store`] that survives crashes, an engine ([`managed`])
-//! behind the trait [`issuer::Issuer`], [`challenge`] answers for all workers, TXT records where [`dns`] writes them, a
-//! [`canary`] before anything is served.
+//! behind the trait [`issuer::Issuer`], [`challenge`] answers for all workers, a [`canary`] before anything is served, and [`demand`], where handshakes wait.
 //!
-//! Not here yet: the engine on rustls-acme, certificates on demand, encryption at rest.
+//! Not here yet: dns-01 (so no wildcards), the engine on rustls-acme, encryption at rest.
 
 pub mod canary;
 pub mod challenge;
-pub mod dns;
+pub mod demand;
 pub mod http;
 pub mod issuer;
 pub mod managed;
 pub mod manager;
-pub mod predict;
 pub mod queue;
 pub mod record;
 pub mod store;
@@ -26,6 +24,7 @@ pub use challenge::Challenges;
 pub use manager::Manager;
 
 use crate::config::model::{ChallengeKind, HostPattern};
+use crate::config::section::host;
 
 /// A certificate a site wants to have.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +37,15 @@ pub struct Wanted {
     pub challenge: Vec<ChallengeKind>,
     /// Who owns the site.
     pub tenant: Arc<str>,
+    /// For a name on demand (`site` is then its id): the site that takes it.
+    pub on_demand: Option<Arc<str>>,
+}
+
+impl Wanted {
+    /// The names as certificates write them.
+    pub fn texts(&self) -> Vec<String> {
+        self.names.iter().map(host::written).collect()
+    }
 }
 
 /// One line of `tidegate certs`.
@@ -45,6 +53,8 @@ pub struct Wanted {
 pub struct CertificateStatus {
     /// The site.
     pub site: Arc<str>,
+    /// The names are no hosts of the site: they were asked for at a handshake.
+    pub on_demand: bool,
     /// Names it must cover.
     pub names: Vec<String>,
     /// Engine that issues it: `simple` or `managed`.
@@ -55,7 +65,7 @@ pub struct CertificateStatus {
     pub not_after: Option<u64>,
     /// When it is to be renewed, in seconds since 1970.
     pub renew_at: Option<u64>,
-    /// `valid`, `due`, `ordering`, `failed` or `waiting`.
+    /// `valid`, `due`, `unused`, `ordering`, `failed` or `waiting`.
     pub state: &'static str,
     /// The CA's own words about the last failure.
     pub last_error: Option<String>,

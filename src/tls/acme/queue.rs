@@ -19,6 +19,9 @@ const SHORT_LIVED: u64 = 10 * DAY;
 /// Longest wait a CA may impose with Retry-After, in seconds; a mistake of the CA must not end renewals.
 const RETRY_AFTER_MAX: u64 = 7 * DAY;
 
+/// Added to the failures of guests, so that they come after everybody else of their class.
+const GUESTS_AFTER: u64 = 1 << 32;
+
 /// Random numbers for jitter; not for secrets.
 #[derive(Debug, Clone)]
 pub struct Dice(u64);
@@ -105,7 +108,12 @@ impl Bucket {
 
     /// When one order will be possible.
     fn ready_at(&self, limit: u32) -> u64 {
-        let missing = (1.0 - self.left).max(0.0);
+        self.ready_for(1.0, limit)
+    }
+
+    /// When there will be so many.
+    fn ready_for(&self, orders: f64, limit: u32) -> u64 {
+        let missing = (orders - self.left).max(0.0);
         let seconds =
             Duration::try_from_secs_f64(missing / rate(limit)).map_or(WINDOW, |wait| wait.as_secs() + 1);
         self.at.saturating_add(seconds)
@@ -133,6 +141,8 @@ struct Entry {
     next_try: u64,
     forced: bool,
     running: bool,
+    /// On demand and without a certificate: has what others leave.
+    guest: bool,
 }
 
 /// The scheduler.
@@ -147,6 +157,19 @@ pub struct Queue {
     running: usize,
     /// Removed while their order was in flight: whoever comes back is still being ordered for.
     gone: HashSet<Arc<str>>,
+    /// Guests whose order runs.
+    guests: HashSet<Arc<str>>,
+}
+
+/// When a site has its turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// Its order runs, or may run as soon as there is a place.
+    Now,
+    /// Not before this second.
+    Later(u64),
+    /// It is not in the queue.
+    Unknown,
 }
 
 /// What to do now.
@@ -165,8 +188,8 @@ impl Queue {
     pub fn new(buckets: Vec<Bucket>, limit: u32, concurrent: usize) -> Queue {
         let holds = vec![0; buckets.len()];
         let concurrent = concurrent.max(1);
-        let (entries, gone) = (HashMap::new(), HashSet::new());
-        Queue { entries, buckets, holds, limit: limit.max(2), concurrent, running: 0, gone }
+        let (entries, gone, guests) = (HashMap::new(), HashSet::new(), HashSet::new());
+        Queue { entries, buckets, holds, limit: limit.max(2), concurrent, running: 0, gone, guests }
     }
 
     /// Changes limits and CAs; entries and running orders stay. `before` says where each CA stood until now: what is
@@ -204,8 +227,33 @@ impl Queue {
             next_try,
             forced: old.is_some_and(|old| old.forced),
             running: old.map_or_else(|| self.gone.remove(site), |old| old.running),
+            guest: old.is_some_and(|old| old.guest),
         };
         self.entries.insert(Arc::clone(site), entry);
+    }
+
+    /// Says whether a site is a guest: its order comes after those of all others that serve nothing, guests have half of
+    /// the places, and leave half of the burst of the budget alone. So whoever makes guests up uses up what is theirs.
+    pub fn set_guest(&mut self, site: &str, guest: bool) {
+        if let Some(entry) = self.entries.get_mut(site) {
+            entry.guest = guest;
+        }
+    }
+
+    /// When a site has its turn, as far as is known now.
+    pub fn turn(&self, site: &str, now: u64) -> Turn {
+        let Some(entry) = self.entries.get(site) else { return Turn::Unknown };
+        if entry.running {
+            return Turn::Now;
+        }
+        let from = entry.from();
+        if from > now {
+            return Turn::Later(from);
+        }
+        match self.ready_at(entry, now) {
+            ready if ready > now => Turn::Later(ready),
+            _ => Turn::Now,
+        }
     }
 
     /// Forgets a site. An order in flight for it still counts until it is finished.
@@ -235,6 +283,16 @@ impl Queue {
                 wake = wake.min(from);
                 continue;
             }
+            if entry.guest && !entry.forced {
+                if self.guests.len() >= self.concurrent.div_ceil(2) {
+                    continue;
+                }
+                let ready = self.ready_at(entry, now);
+                if ready > now {
+                    wake = wake.min(ready);
+                    continue;
+                }
+            }
             let rank = entry.rank(now);
             if best.is_none_or(|(other, name)| (rank, site) < (other, name)) {
                 best = Some((rank, site));
@@ -249,6 +307,9 @@ impl Queue {
             Ok(directory) => {
                 if let Some(entry) = self.entries.get_mut(&site) {
                     entry.running = true;
+                    if entry.guest {
+                        self.guests.insert(Arc::clone(&site));
+                    }
                 }
                 self.running += 1;
                 Step::Start { site, directory }
@@ -273,10 +334,26 @@ impl Queue {
         }
     }
 
+    /// When the CA whose turn it is could be asked for this one.
+    fn ready_at(&self, entry: &Entry, now: u64) -> u64 {
+        let turn = usize::try_from(entry.attempts / 2).unwrap_or(0);
+        let index = turn.checked_rem(self.buckets.len()).unwrap_or(0);
+        let hold = self.holds.get(index).copied().unwrap_or(0);
+        let Some(mut bucket) = self.bucket(index) else { return now.saturating_add(WINDOW) };
+        bucket.refill(self.limit, now);
+        let reserve = if entry.guest { f64::from(burst(self.limit) / 2) } else { 0.0 };
+        if bucket.left >= 1.0 + reserve {
+            hold
+        } else {
+            hold.max(bucket.ready_for(1.0 + reserve, self.limit))
+        }
+    }
+
     /// An order ended; `put` says what is known of the site since.
     pub fn finished(&mut self, site: &str) {
         self.running = self.running.saturating_sub(1);
         self.gone.remove(site);
+        self.guests.remove(site);
         if let Some(entry) = self.entries.get_mut(site) {
             entry.running = false;
             entry.forced = false;
@@ -348,7 +425,7 @@ impl Entry {
                 let urgent = l.not_after - now < l.not_after.saturating_sub(l.not_before) / 6;
                 (if urgent { 0 } else { 2 }, l.not_after, self.since)
             }
-            _ => (1, u64::from(self.attempts), self.since),
+            _ => (1, u64::from(self.attempts) + if self.guest { GUESTS_AFTER } else { 0 }, self.since),
         }
     }
 }
@@ -487,6 +564,60 @@ mod tests {
         q.reconfigure(fresh, &[None, Some(0)], 4, 2);
         assert_eq!([q.held_until(0), q.held_until(1)], [0, NOW + 500]);
         assert_eq!([q.left(0, NOW), q.left(1, NOW)], [2, 1]);
+    }
+
+    #[test]
+    fn guests_come_last_have_half_of_the_places_and_leave_half_of_the_burst() {
+        let mut q = queue(40, 4);
+        for n in 0..30 {
+            let name = site(&format!("@g{n:02}.test"));
+            q.put(&name, None, 0, 0, NOW);
+            q.set_guest(&name, true);
+        }
+        q.put(&site("own"), None, 3, 0, NOW);
+        q.put(&site("due"), life(NOW + 20 * DAY, NOW - 1), 0, 0, NOW);
+        assert_eq!(starts(&mut q, NOW), ["own", "@g00.test", "@g01.test", "due"]);
+        // The burst is 20, guests may take it down to 10: two are gone, two were for others.
+        let mut guests = 2;
+        q.finished("own");
+        q.finished("due");
+        q.remove("own");
+        q.remove("due");
+        let mut running = vec!["@g00.test".to_owned(), "@g01.test".to_owned()];
+        loop {
+            for name in running.drain(..) {
+                q.finished(&name);
+                q.remove(&name);
+            }
+            running = starts(&mut q, NOW);
+            guests += running.len();
+            if running.is_empty() {
+                break;
+            }
+        }
+        assert_eq!((guests, q.left(0, NOW)), (8, 10));
+        assert!(matches!(q.next(NOW), Step::Wait(_)), "{:?}", q.next(NOW));
+        assert!(matches!(q.turn("@g20.test", NOW), Turn::Later(_)));
+        // What others want is ordered all the same, and an operator's word counts for guests too.
+        q.put(&site("late"), None, 0, 0, NOW);
+        assert_eq!((q.turn("late", NOW), starts(&mut q, NOW)), (Turn::Now, vec!["late".to_owned()]));
+        assert!(q.force("@g20.test"));
+        assert_eq!(starts(&mut q, NOW), ["@g20.test"]);
+    }
+
+    #[test]
+    fn a_turn_is_now_later_or_never() {
+        let mut q = queue(4, 1);
+        q.put(&site("first"), None, 0, 0, NOW);
+        q.put(&site("second"), None, 0, 0, NOW);
+        q.put(&site("failed"), None, 1, NOW + 60, NOW);
+        q.put(&site("young"), life(NOW + 80 * DAY, NOW + 50 * DAY), 0, 0, NOW);
+        assert_eq!(starts(&mut q, NOW), ["first"]);
+        assert_eq!((q.turn("first", NOW), q.turn("second", NOW)), (Turn::Now, Turn::Now));
+        assert_eq!((q.turn("failed", NOW), q.turn("nobody", NOW)), (Turn::Later(NOW + 60), Turn::Unknown));
+        assert_eq!(q.turn("young", NOW), Turn::Later(NOW + 50 * DAY));
+        q.hold(0, NOW + 500);
+        assert_eq!((q.turn("first", NOW), q.turn("second", NOW)), (Turn::Now, Turn::Later(NOW + 500)));
     }
 
     #[test]

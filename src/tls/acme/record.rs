@@ -1,6 +1,7 @@
 //! What is written into the store: certificates, failures, budgets; JSON inside the store's checksum.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
@@ -37,6 +38,18 @@ pub struct Certificate {
     pub suggested: Option<Suggested>,
     /// When it is to be renewed.
     pub renew_at: u64,
+    /// For names on demand.
+    #[serde(default)]
+    pub demand: Option<Demanded>,
+}
+
+/// What is kept of a name on demand.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Demanded {
+    /// The site that took it.
+    pub site: Arc<str>,
+    /// Whether somebody asked for it since this certificate was issued.
+    pub asked: bool,
 }
 
 /// A window of renewal.
@@ -77,6 +90,8 @@ pub struct Held {
     pub identity: Arc<Identity>,
     /// When the CA is to be asked about renewal; seconds since 1970.
     pub ask_at: u64,
+    /// Whether somebody asked for it since it was issued; workers raise it. Of use for names on demand only.
+    pub asked: Arc<AtomicBool>,
 }
 
 impl Held {
@@ -84,7 +99,13 @@ impl Held {
     pub fn new(record: Certificate, version: Version) -> Result<Held, String> {
         let parsed = pem::from_bytes(record.chain.as_bytes(), record.key.as_bytes());
         let identity = Arc::new(parsed.map_err(|e| e.message)?);
-        Ok(Held { record, version, identity, ask_at: 0 })
+        let asked = record.demand.as_ref().is_some_and(|demand| demand.asked);
+        Ok(Held { record, version, identity, ask_at: 0, asked: Arc::new(AtomicBool::new(asked)) })
+    }
+
+    /// The site that took this name on demand.
+    pub fn owner(&self) -> Option<&str> {
+        self.record.demand.as_ref().map(|demand| &*demand.site)
     }
 
     /// Whether it serves all these names.

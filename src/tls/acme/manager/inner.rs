@@ -1,6 +1,7 @@
 //! What the manager remembers, and what follows from it: jobs, waits after failures, the lines of `certs`.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::{Inner, now, texts};
 use crate::tls::acme::issuer::{IssueError, Issuer, Job, Reason};
@@ -19,11 +20,24 @@ impl Inner {
         if self.damaged.contains_key(&Key::new(Kind::Certificate, site)) {
             return;
         }
+        // Nobody asked for it yet: it is not renewed, and dropped when it expires.
+        let unused = |held: &Held| !held.asked.load(Ordering::Relaxed);
+        if wanted.on_demand.is_some() && self.held.get(site).is_some_and(unused) {
+            return self.queue.remove(site);
+        }
+        self.put(site);
+    }
+
+    /// Puts a wanted site in the queue.
+    pub(super) fn put(&mut self, site: &Arc<str>) {
+        let Some(wanted) = self.wanted.get(site) else { return };
         let names = texts(&wanted.names);
         let lifetime = self.held.get(site).filter(|held| held.covers(&names)).map(Held::lifetime);
+        let guest = wanted.on_demand.is_some() && lifetime.is_none();
         let failure = self.failures.get(site).filter(|failure| failure.names == names);
         let (attempts, next_try) = failure.map_or((0, 0), |failure| (failure.attempts, failure.next_try));
         self.queue.put(site, lifetime, attempts, next_try, now());
+        self.queue.set_guest(site, guest);
     }
 
     /// What is to be ordered for a site, with the challenge whose turn it is first.
@@ -88,16 +102,19 @@ impl Inner {
         let damage = self.damaged.get(&Key::new(Kind::Certificate, &wanted.site));
         let valid = held.is_some_and(|held| held.record.not_after > now);
         let due = held.is_some_and(|held| held.record.renew_at <= now);
+        let unused = wanted.on_demand.is_some() && held.is_some_and(|h| !h.asked.load(Ordering::Relaxed));
         let state = match (self.queue.is_running(&wanted.site), damage.is_some() || failure.is_some()) {
             (true, _) => "ordering",
             (false, true) => "failed",
+            (false, false) if valid && due && unused => "unused",
             (false, false) if valid && !due => "valid",
             (false, false) if valid => "due",
             (false, false) => "waiting",
         };
         let next = self.settings.directories.first().map(|d| Arc::clone(&d.name)).unwrap_or_default();
         CertificateStatus {
-            site: Arc::clone(&wanted.site),
+            site: Arc::clone(wanted.on_demand.as_ref().unwrap_or(&wanted.site)),
+            on_demand: wanted.on_demand.is_some(),
             names,
             issuer: self.engine.name(),
             ca: held.map_or(next, |held| Arc::clone(&held.record.ca)),

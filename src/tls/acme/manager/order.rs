@@ -8,14 +8,15 @@ use zeroize::Zeroizing;
 
 use super::{Manager, now, spread};
 use crate::tls::acme::canary;
+use crate::tls::acme::demand::Refusal;
 use crate::tls::acme::issuer::{IssueError, Issuer, Job, Reason};
 use crate::tls::acme::managed::{Managed, off};
 use crate::tls::acme::queue::{self, Bucket};
 use crate::tls::acme::record::{self, Certificate, Held};
 use crate::tls::acme::store::{Expect, Key, Kind, Lock, Version};
 
-/// How long a site's lock outlives us; longer than an order, TXT records included.
-const LEASE: Duration = Duration::from_secs(1_200);
+/// How long a site's lock outlives us; longer than an order.
+const LEASE: Duration = Duration::from_secs(600);
 
 /// How an order ended.
 pub(super) struct Ended {
@@ -34,6 +35,10 @@ impl Manager {
         old: Option<CertificateDer<'static>>,
         bucket: Option<Bucket>,
     ) -> Result<Held, IssueError> {
+        if let Some(wildcard) = job.names.iter().find(|name| name.starts_with('*')) {
+            let message = format!("{wildcard} needs a dns-01 challenge, which this version does not do.");
+            return Err(IssueError::new(Reason::Rejected, message));
+        }
         let (store, site, budget) =
             (Arc::clone(&self.store), Arc::clone(&job.site), Arc::clone(&job.directory.url));
         let place = Key::new(Kind::Certificate, &site);
@@ -79,6 +84,7 @@ impl Manager {
             not_after,
             suggested: None,
             renew_at: queue::renew_at(not_before, not_after, None, spread(&site)),
+            demand: self.lock().demanded(&site),
         };
         let lock: Arc<dyn Lock> = Arc::from(lock);
         // The lock fences off other orders, and nothing else may keep a certificate that was issued from being stored:
@@ -127,11 +133,13 @@ impl Manager {
                 // We closed our listeners, so the CA saw no proof: the next process owes it no wait for that.
                 tracing::info!(%site, "an order ended because the process does: {error}");
                 self.lock().queue.finished(&site);
+                self.demand.refuse(&site, Refusal::Later, Duration::ZERO);
                 None
             }
             Err(error) => {
                 tracing::warn!(%site, reason = error.kind.word(), "no certificate: {error}");
                 let failure = self.lock().failed(&site, names, directory, &error);
+                self.let_go(&site, &failure);
                 // In memory it holds in any case; a store that fails is told about by the next order.
                 if let Err(error) = self.write(place, record::bytes(&failure), Expect::Any, None).await {
                     tracing::warn!(%site, "{error}");
