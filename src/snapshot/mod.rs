@@ -69,7 +69,11 @@ impl Snapshot {
     pub fn serves(&self, id: &str) -> bool {
         match demand::name(id) {
             Some(name) => self.names.contains_key(name),
-            None => self.sites.iter().any(|site| *site.name == *id && site.identity.is_some()),
+            // They stand in the order of their names.
+            None => {
+                let found = self.sites.binary_search_by(|site| (*site.name).cmp(id));
+                found.is_ok_and(|at| self.sites.get(at).is_some_and(|site| site.identity.is_some()))
+            }
         }
     }
 }

@@ -455,7 +455,9 @@ async fn one_more_name_beside_ten_thousand_is_served_at_its_first_handshake() {
     }
     let all = proxy.admin("GET", "/certs").await;
     assert_eq!(all["certificates"].as_array().map(Vec::len), Some(NAMES + 2));
+    let start = std::time::Instant::now();
     proxy.reload().await;
+    tool::report(&format!("a reload beside {NAMES} names: {:?}", start.elapsed()));
     let mut wire = handshake(&proxy, &pebble, "new.many.test").await.expect("after a reload");
     assert_eq!(wire.get("new.many.test", "/").await.text(), "customers");
 }
