@@ -4,4 +4,5 @@ pub mod address;
 pub mod clock;
 pub mod outcome;
 pub mod record;
+pub mod secret;
 pub mod unit;

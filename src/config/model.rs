@@ -3,6 +3,10 @@
 //! Nothing here is a runtime type: no socket, certificate or compiled regex. The parser (`parse`) makes these, each
 //! craft's `compile` reads them. Values that can still fail later (files, backends, hosts) carry their [`Origin`].
 
+mod dns;
+
+pub use dns::{Cloudflare, Dns, DnsProvider, Exec, Rfc2136, Route53, SecretSource, TsigAlgorithm};
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -445,8 +449,8 @@ pub struct Acme {
     pub profile: Option<String>,
     /// Which engine orders.
     pub engine: AcmeEngine,
-    /// Where TXT records are written; needed for `dns-01`.
-    pub dns: Option<DnsProvider>,
+    /// Who writes TXT records; needed for `dns-01`, and so for wildcards.
+    pub dns: Option<Dns>,
 }
 
 /// One CA.
@@ -497,14 +501,4 @@ pub enum ChallengeKind {
     Http01,
     /// RFC 8555 section 8.4: a TXT record; the only one for wildcards.
     Dns01,
-}
-
-/// Where TXT records for `dns-01` are written.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum DnsProvider {
-    /// A program called as `command present|cleanup NAME VALUE`; absolute path.
-    Exec {
-        /// The program.
-        command: PathBuf,
-    },
 }

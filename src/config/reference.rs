@@ -132,6 +132,7 @@ fn name(id: Id) -> &'static str {
         Id::Demo => "demo",
         Id::Acme => "acme",
         Id::Directory => "directory",
+        Id::Dns => "dns",
         Id::Site => "site",
         Id::Route => "route",
         Id::Certificate => "certificate",

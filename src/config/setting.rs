@@ -4,6 +4,7 @@
 //! from here. A setting that is not in this table does not exist; one that is in it is documented.
 
 mod acme;
+mod dns;
 
 pub use acme::{ACME_NAMES_MAX, ALLOW_MAX, DIRECTORIES_MAX};
 
@@ -33,6 +34,8 @@ pub enum Id {
     Acme,
     /// One of `[acme] directory`, long form.
     Directory,
+    /// `[acme.dns]`
+    Dns,
     /// `on_demand = { … }`
     OnDemand,
     /// `[site."…"]`
@@ -287,6 +290,7 @@ pub static TABLE: &[&Section] = &[
     &DEMO,
     &acme::ACME,
     &acme::DIRECTORY,
+    &dns::DNS,
     &SITE,
     &acme::ON_DEMAND,
     &ROUTE,

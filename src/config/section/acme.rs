@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::dns;
 use super::server::texts;
 use crate::config::model::{Acme, AcmeEngine, ChallengeKind, Directory, Eab, Located, Origin, Server};
 use crate::config::parse::{Context, Table, Value, literal, literals, nearest, quoted};
@@ -15,8 +16,11 @@ const KNOWN: &[(&str, &str, bool)] = &[
 ];
 
 /// Challenges and their words.
-const CHALLENGES: &[(&str, ChallengeKind)] =
-    &[("tls-alpn-01", ChallengeKind::TlsAlpn01), ("http-01", ChallengeKind::Http01)];
+const CHALLENGES: &[(&str, ChallengeKind)] = &[
+    ("tls-alpn-01", ChallengeKind::TlsAlpn01),
+    ("http-01", ChallengeKind::Http01),
+    ("dns-01", ChallengeKind::Dns01),
+];
 
 /// Reads the section; `None` where it is absent.
 pub fn read(context: &mut Context<'_>, file: &Table<'_>) -> Option<Acme> {
@@ -28,22 +32,13 @@ pub fn read(context: &mut Context<'_>, file: &Table<'_>) -> Option<Acme> {
     let email = email(context, &table);
     let directories = directories(context, &table);
     let challenges = challenges(context, &table);
+    let dns = dns::read(context, &table);
     let ca_file = ca_file(context, &table);
     let profile = profile(context, &table);
     let orders_per_3h = u32::try_from(context.count(&table, "orders")).unwrap_or(u32::MAX);
     let concurrent = usize::try_from(context.count(&table, "concurrent")).unwrap_or(1);
     let engine = engine(context, &table);
-    Some(Acme {
-        directories,
-        email,
-        ca_file,
-        challenges,
-        orders_per_3h,
-        concurrent,
-        profile,
-        engine,
-        dns: None,
-    })
+    Some(Acme { directories, email, ca_file, challenges, orders_per_3h, concurrent, profile, engine, dns })
 }
 
 /// What the listeners must offer so that a challenge can be answered.
@@ -59,7 +54,8 @@ pub fn check(context: &mut Context<'_>, file: &Table<'_>, server: &Server) {
     }
     let table = context.silent(|context| context.table(file, "acme", Id::Acme));
     let message = "no challenge can be answered: there is no listener for any of `challenges`";
-    let help = "give `https` an address for \"tls-alpn-01\", or `http` one for \"http-01\"";
+    let help =
+        "give `https` an address for \"tls-alpn-01\", or `http` one for \"http-01\"; \"dns-01\" needs none";
     context.error("conflict", table.span_of("challenges"), message, help);
 }
 
@@ -246,9 +242,16 @@ fn print_directories(directories: &[Directory]) -> String {
 }
 
 fn challenges(context: &mut Context<'_>, table: &Table<'_>) -> Vec<ChallengeKind> {
-    let fallback = CHALLENGES.iter().map(|(_, kind)| *kind).collect();
+    let fallback = vec![ChallengeKind::TlsAlpn01, ChallengeKind::Http01];
     let fallback = Located { value: fallback, origin: Origin::Default };
-    context.value(table, "challenges", &fallback, read_challenges, |list| print_challenges(list)).value
+    let said =
+        context.value(table, "challenges", &fallback, read_challenges, |list| print_challenges(list)).value;
+    if said.contains(&ChallengeKind::Dns01) && !table.has("dns") {
+        let message = "the challenge `dns-01` needs the section `[acme.dns]`";
+        let help = "write [acme.dns] with provider = \"rfc2136\", \"cloudflare\", \"route53\" or \"exec\", or remove \"dns-01\"";
+        context.error("missing", table.span_of("challenges"), message, help);
+    }
+    said
 }
 
 fn read_challenges(
@@ -256,7 +259,7 @@ fn read_challenges(
     setting: &'static Setting,
     value: &Value<'_>,
 ) -> Option<Vec<ChallengeKind>> {
-    let legal = "write \"tls-alpn-01\" or \"http-01\"";
+    let legal = "write \"tls-alpn-01\", \"http-01\" or \"dns-01\"";
     let mut seen: Vec<ChallengeKind> = Vec::new();
     texts(context, setting, value, |context, entry, text| {
         let found = CHALLENGES.iter().find(|(word, _)| *word == text).map(|(_, kind)| *kind);
@@ -270,10 +273,6 @@ fn read_challenges(
                 );
             }
             Some(kind) => seen.push(kind),
-            None if text == "dns-01" => {
-                let message = "the challenge `dns-01` is not in this version";
-                context.error("not-in-this-version", entry.span(), message, legal);
-            }
             None => {
                 let message = format!("`{}` is not a challenge", quoted(text));
                 context.error("invalid-value", entry.span(), message, legal);

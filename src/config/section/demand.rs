@@ -47,7 +47,7 @@ fn allow(context: &mut Context<'_>, table: &Table<'_>, acme: &Acme) -> Vec<Locat
                 let (Allowed::Host(HostPattern::Exact(name) | HostPattern::Wildcard(name))
                 | Allowed::Below(name)) = &allowed;
                 // Each name is signed alone, also where a pattern allows it.
-                match site::cannot_sign(&HostPattern::Exact(name.clone()), public_only, &acme.challenges) {
+                match site::cannot_sign(&HostPattern::Exact(name.clone()), public_only, acme.dns.is_some()) {
                     Some((message, _)) => Err((message, "remove it from `allow`".to_owned())),
                     None => Ok(allowed),
                 }

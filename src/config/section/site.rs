@@ -7,9 +7,7 @@ use std::sync::Arc;
 use super::server::texts;
 use super::service::{self, located_path};
 use super::{acme, demand, host, limit, route};
-use crate::config::model::{
-    Certificate, ChallengeKind, HostPattern, Located, Origin, Server, Site, UntilIssued,
-};
+use crate::config::model::{Certificate, HostPattern, Located, Origin, Server, Site, UntilIssued};
 use crate::config::parse::{Context, Table, Value, literal, literals, quoted};
 use crate::config::setting::{ACME_NAMES_MAX, Id, Setting};
 
@@ -217,7 +215,7 @@ fn issued(
     let public_only = said.origin == Origin::Default || acme.directories.iter().any(acme::is_public);
     let mut good = true;
     for host in hosts {
-        if let Some((message, help)) = cannot_sign(&host.value, public_only, &acme.challenges) {
+        if let Some((message, help)) = cannot_sign(&host.value, public_only, acme.dns.is_some()) {
             context.error("cannot-be-signed", host_span(table, Some(host)), message, help);
             good = false;
         }
@@ -245,13 +243,12 @@ fn until_issued(context: &mut Context<'_>, table: &Table<'_>) -> UntilIssued {
 pub(super) fn cannot_sign(
     host: &HostPattern,
     public_only: bool,
-    challenges: &[ChallengeKind],
+    writes_txt: bool,
 ) -> Option<(String, String)> {
     let name = host::written(host);
-    if matches!(host, HostPattern::Wildcard(_)) && !challenges.contains(&ChallengeKind::Dns01) {
-        let help = "name each host, or give this site `certificate = { cert = \"…\", key = \"…\" }` or `certificates = \"internal\"`";
-        let why =
-            "automatic certificates for wildcards need the challenge `dns-01`, which is not in this version";
+    if matches!(host, HostPattern::Wildcard(_)) && !writes_txt {
+        let help = "write [acme.dns] with provider = \"rfc2136\", \"cloudflare\", \"route53\" or \"exec\" into tidegate.toml; or name each host; or give this site `certificate = { cert = \"…\", key = \"…\" }` or `certificates = \"internal\"`";
+        let why = "an automatic certificate for a wildcard needs the challenge `dns-01`, and so the section `[acme.dns]`";
         return Some((format!("`{name}`: {why}"), help.into()));
     }
     if name.parse::<std::net::IpAddr>().is_ok() {

@@ -22,8 +22,9 @@ pub(super) static ACME: Section = Section {
     settings: &[
         row("email", Kind::Text(320), Required, "Where the authority may write to about your account."),
         row("directory", Kind::ShortOrTables(DIRECTORY_SHORT, Id::Directory, DIRECTORIES_MAX, true), Value(r#""letsencrypt""#), "Who signs. With several, the next one is asked when one fails again and again."),
-        row("challenges", Kind::Texts(8), Value(r#"["tls-alpn-01", "http-01"]"#), "How control over a name is proven, in order of preference: `\"tls-alpn-01\"` needs port 443, `\"http-01\"` port 80, as the public reaches them."),
-        row("ca_file", Kind::Path, Words("the system's roots alone"), "PEM file of one more root to trust when talking to the directory: for an authority of your own."),
+        row("challenges", Kind::Texts(8), Value(r#"["tls-alpn-01", "http-01"]"#), "How control over a name is proven, in order of preference: `\"tls-alpn-01\"` needs port 443, `\"http-01\"` port 80, as the public reaches them; `\"dns-01\"` needs `[acme.dns]`. Wildcards are always proven by `\"dns-01\"`, whatever stands here."),
+        row("dns", Kind::Table(Id::Dns), Words("no `dns-01`, and so no wildcards"), "Who writes TXT records for the challenge `\"dns-01\"`."),
+        row("ca_file", Kind::Path, Words("the system's roots alone"), "PEM file of one more root to trust when talking to the directory (an authority of your own), or to the API of `[acme.dns]`."),
         row("profile", Kind::Text(64), Words("the authority's default"), "Profile asked for where the authority offers it, such as `\"shortlived\"`."),
         row("orders", Kind::Count(1, 100_000), Value("300"), "Orders in three hours for each account: Let's Encrypt refuses more than 300."),
         row("concurrent", Kind::Count(1, 100), Value("4"), "Orders in flight at once."),
