@@ -40,7 +40,7 @@ async fn route<B>(request: Request<B>, backend: Rc<dyn Backend>) -> Answer {
         "/status" => json(StatusCode::OK, &backend.status()),
         "/config" => json(StatusCode::OK, &backend.config()),
         "/certs" => json(StatusCode::OK, &backend.certificates()),
-        "/certs/plan" => json(StatusCode::OK, &backend.certificate_plan()),
+        "/certs/plan" => json(StatusCode::OK, &backend.certificate_plan().await),
         "/certs/renew" => renew(request.uri().query(), &*backend),
         // A task of its own: a reload that has begun is finished, also when the client hangs up.
         _ => match tokio::task::spawn_local(backend.reload()).await {

@@ -43,8 +43,8 @@ pub trait Backend {
     /// The answer to `GET /certs`.
     fn certificates(&self) -> serde_json::Value;
 
-    /// The answer to `GET /certs/plan`.
-    fn certificate_plan(&self) -> serde_json::Value;
+    /// The answer to `GET /certs/plan`; it takes some seconds, because name servers are asked.
+    fn certificate_plan(&self) -> Pin<Box<dyn Future<Output = serde_json::Value>>>;
 
     /// Orders a site's certificate now; it has not come when this returns.
     ///

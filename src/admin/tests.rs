@@ -62,8 +62,8 @@ impl Backend for Fake {
         json!({ "certificates": [{ "site": "a.example" }] })
     }
 
-    fn certificate_plan(&self) -> Value {
-        json!({ "queue": [] })
+    fn certificate_plan(&self) -> Pin<Box<dyn Future<Output = Value>>> {
+        Box::pin(async { json!({ "queue": [] }) })
     }
 
     fn renew(&self, site: &str) -> Result<(), String> {

@@ -165,7 +165,44 @@ fn render_plan(plan: &Value, now: u64, paint: Paint) -> String {
     }
     let title = |text: &str| paint.paint(Ink::Bold, text);
     let queued = format!("{} in the queue", count(queue.len(), "certificate"));
-    format!("{}\n{}\n{}\n{}", title("budget"), budget.render(paint), title(&queued), rows.render(paint))
+    let expected = render_predictions(plan, paint);
+    format!(
+        "{}\n{}\n{}\n{}{expected}",
+        title("budget"),
+        budget.render(paint),
+        title(&queued),
+        rows.render(paint)
+    )
+}
+
+/// What the next orders would fail of.
+fn render_predictions(plan: &Value, paint: Paint) -> String {
+    let found = list(plan, "predictions");
+    let looked_up = usize::try_from(number(plan, "names_looked_up")).unwrap_or(usize::MAX);
+    let left_out = usize::try_from(number(plan, "names_left_out")).unwrap_or(usize::MAX);
+    if looked_up + left_out == 0 {
+        return String::new();
+    }
+    let mut table = Table::new(&["SITE", "NAME", "EXPECTED"]);
+    for row in found.iter().take(ROWS_MAX) {
+        let ink = if text(row, "severity") == "failure" { Ink::Red } else { Ink::Bold };
+        table.row([
+            (Ink::Plain, text(row, "site").to_owned()),
+            (Ink::Plain, text(row, "name").to_owned()),
+            (ink, text(row, "severity").to_owned()),
+        ]);
+        table.text(ink, &format!("  because: {}", text(row, "message")));
+    }
+    if found.len() > ROWS_MAX {
+        let more = thousands(found.len() - ROWS_MAX);
+        table.text(Ink::Dim, &format!("… and {more} more (--format json shows all)"));
+    }
+    let mut title = format!("{} looked up, {}", count(looked_up, "name"), count(found.len(), "prediction"));
+    if left_out > 0 {
+        title += &format!(" ({} not looked up)", thousands(left_out));
+    }
+    let rows = if found.is_empty() { String::new() } else { table.render(paint) };
+    format!("\n{}\n{rows}", paint.paint(Ink::Bold, &title))
 }
 
 #[cfg(test)]
@@ -224,6 +261,20 @@ mod tests {
              2 certificates in the queue\n  SITE  EARLIEST\n  a.de  now\n  b.de  in 60 minutes\n"
         );
         assert!(render_plan(&json!({}), NOW, Paint(true)).contains("0 certificates"));
+    }
+
+    #[test]
+    fn the_plan_says_what_orders_would_fail_of() {
+        let plan = json!({ "names_looked_up": 2, "names_left_out": 1, "predictions": [
+            { "site": "a.de", "name": "www.a.de", "kind": "caa", "severity": "failure", "message": "CAA forbids it." },
+        ]});
+        assert_eq!(
+            render_predictions(&plan, Paint(false)),
+            "\n2 names looked up, 1 prediction (1 not looked up)\n  SITE  NAME      EXPECTED\n  a.de  www.a.de  failure\n\
+             \x20   because: CAA forbids it.\n"
+        );
+        let well = json!({ "names_looked_up": 2, "names_left_out": 0, "predictions": [] });
+        assert_eq!(render_predictions(&well, Paint(false)), "\n2 names looked up, 0 predictions\n");
     }
 
     #[test]

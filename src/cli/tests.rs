@@ -60,8 +60,8 @@ impl admin::Backend for Fake {
         json!({ "certificates": [{ "site": "b.example", "state": "failed", "last_error": "no A record" }] })
     }
 
-    fn certificate_plan(&self) -> Value {
-        Value::Null
+    fn certificate_plan(&self) -> Pin<Box<dyn Future<Output = Value>>> {
+        Box::pin(async { Value::Null })
     }
 
     fn renew(&self, site: &str) -> Result<(), String> {

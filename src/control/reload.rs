@@ -305,7 +305,8 @@ impl Built {
             self.sites.values().filter(|known| differs(known)).map(|known| known.site.name.clone()).collect();
         let removed: Vec<_> =
             state.sites.keys().filter(|name| !self.sites.contains_key(*name)).cloned().collect();
-        let server_changed = format!("{:?}", old.server) != format!("{new:?}");
+        // Secrets are not in the debug output.
+        let server_changed = format!("{:?}", old.server) != format!("{new:?}") || old.server.acme != new.acme;
         // Sites without any version are answered otherwise than unknown ones, so they are a change too.
         let down_changed = self.down() != *old.unavailable;
         Report {

@@ -25,6 +25,9 @@ const BATCH: Duration = Duration::from_secs(1);
 /// How often it is looked whether a reload has brought `[acme]`.
 const FOLLOW: Duration = Duration::from_millis(500);
 
+/// How long the end of the process waits for TXT records to be removed.
+const FAREWELL: Duration = Duration::from_secs(5);
+
 /// States of a certificate, in the order of the metric.
 const STATES: [&str; 6] = ["valid", "due", "unused", "ordering", "failed", "waiting"];
 
@@ -161,8 +164,22 @@ impl Control {
     }
 
     /// The answer to `GET /certs/plan`.
-    pub fn certificate_plan(&self) -> Value {
-        self.residents.acme.manager().map(|manager| manager.plan()).unwrap_or_default()
+    pub async fn certificate_plan(&self) -> Value {
+        match self.residents.acme.manager() {
+            Some(manager) => manager.forecast().await,
+            None => Value::Null,
+        }
+    }
+
+    /// The last thing: waits a little until what orders have left outside is taken away.
+    pub async fn farewell(&self) {
+        if let Some(manager) = self.residents.acme.manager()
+            && tokio::time::timeout(FAREWELL, manager.cleaned()).await.is_err()
+        {
+            tracing::warn!(
+                "TXT records of orders that were cut are left behind: there was no time to remove them"
+            );
+        }
     }
 
     /// Orders a site's certificate now.

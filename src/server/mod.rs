@@ -102,6 +102,8 @@ pub fn run(path: &Path, ready: impl FnOnce(&Started)) -> Result<(), StartError> 
     let ended = runtime.block_on(local.run_until(ending));
     // A reload that hangs on a slow disk keeps no process from ending.
     drop(local);
+    // Orders that were cut by this take their TXT records away.
+    runtime.block_on(control.farewell());
     runtime.shutdown_background();
     fleet.stop();
     control.access.close();
@@ -347,8 +349,9 @@ impl admin::Backend for Handle {
         self.0.certificates()
     }
 
-    fn certificate_plan(&self) -> serde_json::Value {
-        self.0.certificate_plan()
+    fn certificate_plan(&self) -> std::pin::Pin<Box<dyn Future<Output = serde_json::Value>>> {
+        let control = self.0.clone();
+        Box::pin(async move { control.certificate_plan().await })
     }
 
     fn renew(&self, site: &str) -> Result<(), String> {

@@ -7,6 +7,7 @@ use std::io::Write;
 use std::net::IpAddr;
 
 use crate::base::address::truncated;
+use crate::base::clock;
 use crate::base::outcome::Outcome;
 use crate::base::record::Privacy;
 
@@ -102,7 +103,7 @@ impl Stamp {
     fn at(&mut self, second: u64) -> &Stamp {
         if self.second != Some(second) {
             self.second = Some(second);
-            let (year, month, day) = civil(second / 86_400);
+            let (year, month, day) = clock::civil(second / 86_400);
             let (h, m, s) = (second / 3600 % 24, second / 60 % 60, second % 60);
             let name = MONTHS.get(month as usize - 1).unwrap_or(&"Jan");
             self.rfc3339.clear();
@@ -116,19 +117,6 @@ impl Stamp {
 
 const MONTHS: [&str; 12] =
     ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-
-/// Days since 1970 as year, month and day of the Gregorian calendar. Years are counted from March, so that the
-/// leap day is the last of its year; an era is the 400 years after which the calendar repeats.
-fn civil(days: u64) -> (u64, u64, u64) {
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let march_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * march_month + 2) / 5 + 1;
-    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
-    (year_of_era + era * 400 + u64::from(month <= 2), month, day)
-}
 
 /// One JSON object and a line feed. Written piece by piece: `format!` costs more than all the rest of a record.
 pub(super) fn json(out: &mut Vec<u8>, r: &Record<'_>, worker: usize, privacy: Privacy, stamp: &mut Stamp) {
@@ -331,7 +319,7 @@ mod tests {
             (47_540, (2100, 2, 28)),
             (47_541, (2100, 3, 1)),
         ] {
-            assert_eq!(civil(days), date, "{days}");
+            assert_eq!(clock::civil(days), date, "{days}");
         }
     }
 

@@ -1,9 +1,10 @@
-//! How we talk to a CA: HTTPS over HTTP/1.1, a deadline on every call, answers bounded.
+//! How we talk to a CA, and to the API of a DNS provider: HTTPS over HTTP/1.1, a deadline on every call, answers bounded.
 //!
 //! instant-acme drops what we need of an answer: `Retry-After` of a refusal, and `Date` for the clock guard. Both are
 //! kept here, the first per order ([`Notes`]), the second per client. One connection per call: an order makes about
 //! ten, hours apart from the next.
 
+use std::error::Error as StdError;
 use std::future::Future;
 use std::path::Path;
 use std::pin::Pin;
@@ -15,9 +16,11 @@ use bytes::Bytes;
 use http::header::{CONTENT_TYPE, DATE, HOST, RETRY_AFTER};
 use http::{HeaderValue, Method, Request, Response, Uri};
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Body;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient};
+use rustls::client::Resumption;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::ServerName;
@@ -94,6 +97,17 @@ impl Client {
         (self.0.calls.load(Ordering::Relaxed), self.0.failures.load(Ordering::Relaxed))
     }
 
+    /// One call to somebody else than the CA, as it is answered: neither counted nor noted.
+    ///
+    /// # Errors
+    /// A sentence that names the host: no whole answer came.
+    pub async fn fetch(&self, request: Request<Full<Bytes>>) -> Result<Response<Bytes>, String> {
+        let host = request.uri().host().unwrap_or_default().to_owned();
+        let answered = tokio::time::timeout(CALL_DEADLINE, exchange(&self.0.tls, request)).await;
+        let answered = answered.unwrap_or_else(|_| Err(format!("no answer within {CALL_DEADLINE:?}")));
+        answered.map_err(|why| format!("{host}: {why}"))
+    }
+
     async fn call(&self, request: Request<BodyWrapper<Bytes>>) -> Result<Response<Full<Bytes>>, Error> {
         let notes = NOTES.try_with(Arc::clone).ok();
         self.0.calls.fetch_add(1, Ordering::Relaxed);
@@ -138,10 +152,10 @@ impl HttpClient for Client {
     }
 }
 
-async fn exchange(
-    tls: &Arc<ClientConfig>,
-    request: Request<BodyWrapper<Bytes>>,
-) -> Result<Response<Bytes>, String> {
+async fn exchange<B>(tls: &Arc<ClientConfig>, request: Request<B>) -> Result<Response<Bytes>, String>
+where
+    B: Body<Data = Bytes, Error: Into<Box<dyn StdError + Send + Sync>>> + Send + 'static,
+{
     let (mut parts, body) = request.into_parts();
     // RFC 8555 section 6.1: HTTPS, always.
     if parts.uri.scheme_str() != Some("https") {
@@ -220,5 +234,7 @@ pub(super) fn tls_config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, St
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    // Calls are few. A resumption that meets a server's HelloRetryRequest fails between rustls and itself (0.23.46).
+    config.resumption = Resumption::disabled();
     Ok(Arc::new(config))
 }

@@ -10,9 +10,8 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD};
 use instant_acme::{
-    Account, AccountCredentials, AuthorizationStatus, CertificateIdentifier, ChallengeStatus, ChallengeType,
-    Error, ExternalAccountKey, Identifier, Key as AccountKey, NewAccount, NewOrder, Order, OrderStatus,
-    Problem, RetryPolicy,
+    Account, AccountCredentials, CertificateIdentifier, ChallengeType, Error, ExternalAccountKey, Identifier,
+    Key as AccountKey, NewAccount, NewOrder, Order, OrderStatus, Problem, RetryPolicy,
 };
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -20,14 +19,15 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
-use super::challenge::{Challenges, Published};
+use super::challenge::Challenges;
+use super::dns::Dns;
 use super::http::{self, Client, Notes};
 use super::issuer::{IssueError, Issued, Issuer, Issuing, Job, Reason, Suggesting, Window};
 use super::store::{Expect, Key, Kind, Store, StoreError};
 use crate::base::clock::{self, Millis};
-use crate::config::model::{ChallengeKind, Directory};
+use crate::config::model::Directory;
 
-/// A whole order, from the account to the chain.
+/// A whole order, from the account to the chain; TXT records may need more.
 const ORDER_DEADLINE: Duration = Duration::from_secs(300);
 /// Waiting for the CA to look at the proofs, and to sign.
 const POLLING: RetryPolicy = RetryPolicy::new()
@@ -76,11 +76,15 @@ macro_rules! insist {
     }};
 }
 
+mod prove;
+
 /// The engine.
 pub struct Managed {
     client: Client,
     store: Arc<dyn Store>,
     challenges: Arc<Challenges>,
+    /// Who writes TXT records, if anybody does.
+    dns: Option<Arc<Dns>>,
     email: Option<String>,
     accounts: Mutex<HashMap<Directory, (Millis, Account)>>,
 }
@@ -101,9 +105,15 @@ impl Managed {
         client: Client,
         store: Arc<dyn Store>,
         challenges: Arc<Challenges>,
+        dns: Option<Arc<Dns>>,
         email: Option<String>,
     ) -> Managed {
-        Managed { client, store, challenges, email, accounts: Mutex::new(HashMap::new()) }
+        Managed { client, store, challenges, dns, email, accounts: Mutex::new(HashMap::new()) }
+    }
+
+    /// Calls to the CA, and to whom else the same roots are good for.
+    pub fn client(&self) -> Client {
+        self.client.clone()
     }
 
     /// When the CA suggests to renew a certificate (RFC 9773).
@@ -129,10 +139,18 @@ impl Managed {
     }
 
     async fn ordered(&self, job: &Job) -> Result<Issued, IssueError> {
+        if let Some(wildcard) = job.names.iter().find(|name| name.starts_with("*."))
+            && self.dns.is_none()
+        {
+            let message = format!("{wildcard} needs a dns-01 challenge, and so the section [acme.dns].");
+            return Err(IssueError::new(Reason::Rejected, message));
+        }
         let notes = Arc::new(Notes::default());
         let work = http::noted(Arc::clone(&notes), self.order(job, &notes));
-        let ended = tokio::time::timeout(ORDER_DEADLINE, work).await.unwrap_or_else(|_| {
-            Err(IssueError::new(Reason::Network, format!("The order took longer than {ORDER_DEADLINE:?}.")))
+        let records = self.dns.as_ref().map(|dns| dns.patience()).unwrap_or_default();
+        let deadline = ORDER_DEADLINE + records;
+        let ended = tokio::time::timeout(deadline, work).await.unwrap_or_else(|_| {
+            Err(IssueError::new(Reason::Network, format!("The order took longer than {deadline:?}.")))
         });
         ended.map_err(|mut error| {
             // Also refusals that came before the order, such as 503 for the directory.
@@ -209,69 +227,6 @@ impl Managed {
             }
         }
         persist!(account.new_order(&plain))
-    }
-
-    /// Publishes a proof for each open authorization and tells the CA.
-    async fn prove(&self, order: &mut Order, job: &Job, notes: &Notes) -> Result<Vec<Published>, IssueError> {
-        let mut published = Vec::new();
-        for round in 1..=NONCE_ROUNDS {
-            match self.prove_once(order, job, round > 1, &mut published).await {
-                Ok(()) => break,
-                Err(Failed::Ca(error)) if round < NONCE_ROUNDS && is(&error, "badNonce") => {}
-                Err(Failed::Ca(error)) if round <= STUMBLES_MAX && is_fleeting(&error, notes) => {
-                    tokio::time::sleep(STUMBLE_PAUSE * 2u32.pow(round)).await;
-                }
-                Err(Failed::Ca(error)) => return Err(explain(&error, notes)),
-                Err(Failed::Us(error)) => return Err(error),
-            }
-        }
-        Ok(published)
-    }
-
-    async fn prove_once(
-        &self,
-        order: &mut Order,
-        job: &Job,
-        again: bool,
-        published: &mut Vec<Published>,
-    ) -> Result<(), Failed> {
-        let mut authorizations = order.authorizations();
-        while let Some(authorization) = authorizations.next().await {
-            let mut authorization = authorization?;
-            if again {
-                // The CA may have been told, and its answer got lost.
-                authorization.refresh().await?;
-            }
-            match authorization.status {
-                AuthorizationStatus::Pending => {}
-                // Proven not long ago (RFC 8555 section 7.4).
-                AuthorizationStatus::Valid => continue,
-                _ => continue,
-            }
-            let name = authorization.identifier().to_string();
-            let Some(kind) = choose(&job.challenges, &authorization.challenges) else {
-                let offered: Vec<_> =
-                    authorization.challenges.iter().map(|c| format!("{:?}", c.r#type)).collect();
-                let message = format!(
-                    "For {name} the CA offers {} and the site allows {:?}: there is no common way to prove control.",
-                    offered.join(", "),
-                    job.challenges
-                );
-                return Err(Failed::Us(IssueError::new(Reason::Rejected, message)));
-            };
-            let Some(mut challenge) = authorization.challenge(wire(kind)) else { continue };
-            if again && challenge.status != ChallengeStatus::Pending {
-                continue;
-            }
-            let proof = challenge.key_authorization();
-            let answer = match kind {
-                ChallengeKind::Http01 => self.challenges.publish_http01(&challenge.token, proof.as_str()),
-                _ => self.challenges.publish_tls_alpn01(&name, proof.digest().as_ref()),
-            };
-            published.push(answer.map_err(|e| Failed::Us(IssueError::new(Reason::Other, e)))?);
-            challenge.set_ready().await?;
-        }
-        Ok(())
     }
 
     fn check_clock(&self) -> Result<(), IssueError> {
@@ -412,17 +367,6 @@ impl Issuer for Managed {
     }
 }
 
-enum Failed {
-    Ca(Error),
-    Us(IssueError),
-}
-
-impl From<Error> for Failed {
-    fn from(error: Error) -> Failed {
-        Failed::Ca(error)
-    }
-}
-
 fn new_key(directory: &Directory) -> Result<StoredAccount, IssueError> {
     let (_, der) = AccountKey::generate_pkcs8()
         .map_err(|e| IssueError::new(Reason::Other, format!("An account key could not be made: {e}.")))?;
@@ -434,21 +378,6 @@ fn new_key(directory: &Directory) -> Result<StoredAccount, IssueError> {
     })
 }
 
-/// The first way both sides know.
-fn choose(wanted: &[ChallengeKind], offered: &[instant_acme::Challenge]) -> Option<ChallengeKind> {
-    // Nothing here writes TXT records.
-    let possible = wanted.iter().filter(|kind| **kind != ChallengeKind::Dns01);
-    possible.copied().find(|kind| offered.iter().any(|offer| offer.r#type == wire(*kind)))
-}
-
-fn wire(kind: ChallengeKind) -> ChallengeType {
-    match kind {
-        ChallengeKind::TlsAlpn01 => ChallengeType::TlsAlpn01,
-        ChallengeKind::Http01 => ChallengeType::Http01,
-        ChallengeKind::Dns01 => ChallengeType::Dns01,
-    }
-}
-
 /// The CA looked and was not content: what it saw stands in the challenges.
 async fn why(order: &mut Order, error: Option<Error>, notes: &Notes) -> IssueError {
     let mut found = None;
@@ -458,13 +387,17 @@ async fn why(order: &mut Order, error: Option<Error>, notes: &Notes) -> IssueErr
             break;
         }
         let name = authorization.identifier().to_string();
-        if let Some(problem) = authorization.challenges.iter().find_map(|c| c.error.as_ref()) {
+        let failed = authorization.challenges.iter().find_map(|c| c.error.as_ref().map(|e| (c, e)));
+        if let Some((challenge, problem)) = failed {
             let mut told = explain_problem(problem, notes);
             if told.kind == Reason::Other {
                 told = IssueError {
                     kind: Reason::Validation,
                     ..IssueError::new(Reason::Validation, told.message)
                 };
+            }
+            if challenge.r#type == ChallengeType::Dns01 {
+                told.mend = "The TXT record was written. Do all name servers of its zone serve it to the whole world?";
             }
             told.message = format!("{name}: {}", told.message);
             found = Some(told);

@@ -1,9 +1,11 @@
 //! The manager: wants, holds, orders. One loop starts what the queue chooses; each order is a task of its own.
 //!
 //! [`order`]: one order, and how it ended. [`suggest`]: when CAs want certificates renewed. [`inner`]: what is
-//! remembered, and what follows from it. [`demand`]: names that come with a handshake.
+//! remembered, and what follows from it. [`demand`]: names that come with a handshake. [`forecast`]: the plan, and what it
+//! would fail of.
 
 mod demand;
+mod forecast;
 mod inner;
 mod order;
 mod suggest;
@@ -21,6 +23,7 @@ use tokio::time::MissedTickBehavior;
 use self::order::Ended;
 use super::demand::memory::Memory;
 use super::demand::{Demand, Rules, ask};
+use super::dns::{Dns, Ledger};
 use super::http::Client;
 use super::issuer::{IssueError, Reason};
 use super::managed::Managed;
@@ -43,6 +46,7 @@ pub struct Manager {
     store: Arc<dyn Store>,
     challenges: Arc<Challenges>,
     demand: Arc<Demand>,
+    records: Arc<Ledger>,
     inner: Mutex<Inner>,
     wake: Notify,
     stopping: AtomicBool,
@@ -91,7 +95,8 @@ impl Manager {
         store: Arc<dyn Store>,
         challenges: Arc<Challenges>,
     ) -> Result<Arc<Manager>, String> {
-        let engine = engine(settings, &store, &challenges)?;
+        let records = Arc::<Ledger>::default();
+        let engine = engine(settings, &store, &challenges, &records)?;
         let now = now();
         let said = |e: StoreError| e.to_string();
         let (mut held, mut damaged) = (HashMap::new(), HashMap::new());
@@ -131,7 +136,7 @@ impl Manager {
         };
         let (inner, demand) = (Mutex::new(inner), Demand::new());
         let (wake, stopping) = (Notify::new(), AtomicBool::new(false));
-        Ok(Arc::new(Manager { store, challenges, demand, inner, wake, stopping }))
+        Ok(Arc::new(Manager { store, challenges, demand, records, inner, wake, stopping }))
     }
 
     /// The full set of wanted certificates, after each reload; replaces the former.
@@ -192,7 +197,7 @@ impl Manager {
         if inner.settings == *settings {
             return Ok(());
         }
-        inner.engine = engine(settings, &self.store, &self.challenges)?;
+        inner.engine = engine(settings, &self.store, &self.challenges, &self.records)?;
         let buckets = buckets(settings, self.store.as_ref(), now());
         let before = |new: &Directory| inner.settings.directories.iter().position(|old| old.url == new.url);
         let before: Vec<_> = settings.directories.iter().map(before).collect();
@@ -325,6 +330,12 @@ impl Manager {
         }
     }
 
+    /// Ends when no TXT record of an order stands any more: for the end of the process, after [`Manager::run`] was
+    /// dropped.
+    pub async fn cleaned(&self) {
+        self.records.empty().await;
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -334,6 +345,7 @@ fn engine(
     settings: &model::Acme,
     store: &Arc<dyn Store>,
     challenges: &Arc<Challenges>,
+    records: &Arc<Ledger>,
 ) -> Result<Arc<Managed>, String> {
     if settings.directories.is_empty() {
         return Err("[acme] names no directory, so there is nobody to ask for certificates.".into());
@@ -341,11 +353,10 @@ fn engine(
     if settings.engine == AcmeEngine::Simple {
         return Err("[acme] engine = \"simple\" is not in this version. Leave the line out.".into());
     }
-    if settings.dns.is_some() {
-        return Err("[acme] dns: dns-01 is not in this version. Use tls-alpn-01 or http-01.".into());
-    }
     let client = Client::new(settings.ca_file.as_deref())?;
-    Ok(Arc::new(Managed::new(client, Arc::clone(store), Arc::clone(challenges), settings.email.clone())))
+    let dns = settings.dns.as_ref().map(|dns| Dns::new(dns, &client, records));
+    let (store, challenges) = (Arc::clone(store), Arc::clone(challenges));
+    Ok(Arc::new(Managed::new(client, store, challenges, dns, settings.email.clone())))
 }
 
 fn buckets(settings: &model::Acme, store: &dyn Store, now: u64) -> Vec<Bucket> {

@@ -1,17 +1,20 @@
 //! Certificates that get and keep themselves (RFC 8555, RFC 8737, RFC 9773).
 //!
 //! One [`Manager`]: a [`queue`] that says who orders next, a [`store`] that survives crashes, an engine ([`managed`])
-//! behind the trait [`issuer::Issuer`], [`challenge`] answers for all workers, a [`canary`] before anything is served, and [`demand`], where handshakes wait.
+//! behind the trait [`issuer::Issuer`], [`challenge`] answers for all workers, TXT records where [`dns`] writes them, a
+//! [`canary`] before anything is served, and [`demand`], where handshakes wait.
 //!
-//! Not here yet: dns-01 (so no wildcards), the engine on rustls-acme, encryption at rest.
+//! Not here yet: the engine on rustls-acme, encryption at rest.
 
 pub mod canary;
 pub mod challenge;
 pub mod demand;
+pub mod dns;
 pub mod http;
 pub mod issuer;
 pub mod managed;
 pub mod manager;
+pub mod predict;
 pub mod queue;
 pub mod record;
 pub mod store;

@@ -15,8 +15,8 @@ use crate::tls::acme::queue::{self, Bucket};
 use crate::tls::acme::record::{self, Certificate, Held};
 use crate::tls::acme::store::{Expect, Key, Kind, Lock, Version};
 
-/// How long a site's lock outlives us; longer than an order.
-const LEASE: Duration = Duration::from_secs(600);
+/// How long a site's lock outlives us; longer than an order, TXT records included.
+const LEASE: Duration = Duration::from_secs(1_200);
 
 /// How an order ended.
 pub(super) struct Ended {
@@ -35,10 +35,6 @@ impl Manager {
         old: Option<CertificateDer<'static>>,
         bucket: Option<Bucket>,
     ) -> Result<Held, IssueError> {
-        if let Some(wildcard) = job.names.iter().find(|name| name.starts_with('*')) {
-            let message = format!("{wildcard} needs a dns-01 challenge, which this version does not do.");
-            return Err(IssueError::new(Reason::Rejected, message));
-        }
         let (store, site, budget) =
             (Arc::clone(&self.store), Arc::clone(&job.site), Arc::clone(&job.directory.url));
         let place = Key::new(Kind::Certificate, &site);
