@@ -29,6 +29,7 @@ mod admin;
 mod bytes;
 mod clients;
 mod containers;
+mod dns01;
 mod idle;
 mod limits;
 mod load;

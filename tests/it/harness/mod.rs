@@ -1,5 +1,7 @@
 //! The test house: a real Tidegate process, scripted backends and strict clients, all on loopback and port zero.
 
+pub mod api;
+pub mod bind;
 pub mod client;
 pub mod front;
 pub mod origin;

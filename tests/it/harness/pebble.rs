@@ -18,6 +18,8 @@ pub struct Pebble {
     folder: tempfile::TempDir,
     ports: Ports,
     environment: Vec<(&'static str, &'static str)>,
+    /// Whom Pebble asks for names.
+    resolver: String,
     process: Option<Helper>,
     _names: Helper,
     log: Arc<Mutex<String>>,
@@ -46,6 +48,16 @@ impl Ports {
         UdpSocket::bind(("127.0.0.1", names)).expect("the UDP port beside the TCP one");
         Ports { http, https, directory, management, names, names_management }
     }
+
+    /// The address of Pebble's own name server.
+    pub fn resolver(self) -> String {
+        format!("127.0.0.1:{}", self.names)
+    }
+
+    /// Where that name server is told what to answer.
+    pub fn names_management(self) -> String {
+        format!("http://127.0.0.1:{}", self.names_management)
+    }
 }
 
 impl Pebble {
@@ -60,11 +72,29 @@ impl Pebble {
         Pebble::start_with(ports, environment, &[]).await
     }
 
+    /// The same with another name server than Pebble's own.
+    pub async fn start_asking(
+        ports: Ports,
+        environment: &[(&'static str, &'static str)],
+        resolver: String,
+    ) -> Pebble {
+        Pebble::start_as(ports, environment, &[], resolver).await
+    }
+
     /// The same with more members of its configuration.
     pub async fn start_with(
         ports: Ports,
         environment: &[(&'static str, &'static str)],
         members: &[(&str, serde_json::Value)],
+    ) -> Pebble {
+        Pebble::start_as(ports, environment, members, ports.resolver()).await
+    }
+
+    async fn start_as(
+        ports: Ports,
+        environment: &[(&'static str, &'static str)],
+        members: &[(&str, serde_json::Value)],
+        resolver: String,
     ) -> Pebble {
         let folder = tempfile::tempdir().unwrap();
         let ca = Ca::new("pebble's own listener");
@@ -91,6 +121,7 @@ impl Pebble {
             folder,
             ports,
             environment: environment.to_vec(),
+            resolver,
             process: None,
             _names: names(ports),
             log: Arc::default(),
@@ -105,7 +136,7 @@ impl Pebble {
         let mut child = Command::new("pebble")
             .arg("-config")
             .arg(self.folder.path().join("pebble.json"))
-            .args(["-dnsserver", &format!("127.0.0.1:{}", self.ports.names)])
+            .args(["-dnsserver", &self.resolver])
             .env("PEBBLE_VA_NOSLEEP", "1")
             .envs(self.environment.iter().copied())
             .stdin(Stdio::null())

@@ -1,0 +1,108 @@
+//! A real BIND on loopback: zones of its own, keys of its own, nothing of the machine's. It follows aliases from one of
+//! its zones into another, and asks nobody outside.
+
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+use hickory_proto::rr::RecordType;
+use tidegate::tls::acme::dns::lookup;
+
+use super::tool::{self, Helper};
+use super::{proxy, wait_for};
+
+/// The key that may write TXT records below `shop.test` and `acme.test`.
+pub const KEY: &str = "tidegate";
+pub const SECRET: &str = "dGlkZWdhdGUtdGVzdC1rZXktMDEyMzQ1Njc4OWFiY2RlZg==";
+/// A key that may write nothing.
+pub const POOR_KEY: &str = "poor";
+pub const POOR_SECRET: &str = "cG9vci1rZXktMDEyMzQ1Njc4OWFiY2RlZi1wb29yLWtleQ==";
+
+/// A name server.
+pub struct Bind {
+    folder: tempfile::TempDir,
+    pub address: SocketAddr,
+    log: Arc<Mutex<String>>,
+    _process: Helper,
+}
+
+impl Bind {
+    /// Whether the program is there; otherwise the test is skipped.
+    #[must_use]
+    pub fn is_here() -> bool {
+        tool::requires("named", &["-v"])
+    }
+
+    /// Starts it with these zones: name, records beside SOA and NS, and whether the key may write TXT records.
+    pub async fn start(zones: &[(&str, &str, bool)]) -> Bind {
+        let folder = tempfile::tempdir().unwrap();
+        let port = free_port();
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        let mut config = format!(
+            "options {{ directory {:?}; listen-on port {port} {{ 127.0.0.1; }}; listen-on-v6 {{ none; }}; \
+             pid-file none; lock-file none; session-keyfile {:?}; managed-keys-directory {:?}; recursion yes; forward only; forwarders {{ 127.0.0.1 port 1; }}; empty-zones-enable no; \
+             allow-transfer {{ none; }}; dnssec-validation no; notify no; }};\n\
+             controls {{ }};\n\
+             key {KEY:?} {{ algorithm hmac-sha256; secret {SECRET:?}; }};\n\
+             key {POOR_KEY:?} {{ algorithm hmac-sha256; secret {POOR_SECRET:?}; }};\n",
+            path(""),
+            path("session.key"),
+            path(""),
+        );
+        for (name, records, may_write) in zones {
+            let policy = if *may_write {
+                format!("update-policy {{ grant {KEY} zonesub TXT; }};")
+            } else {
+                String::new()
+            };
+            let file = path(&format!("{name}.zone"));
+            config.push_str(&format!("zone {name:?} {{ type primary; file {file:?}; {policy} }};\n"));
+            let zone = format!(
+                "$TTL 60\n@ IN SOA ns.{name}. root.{name}. 1 60 60 600 60\n@ IN NS ns.{name}.\nns IN A 127.0.0.1\n{records}\n"
+            );
+            std::fs::write(file, zone).unwrap();
+        }
+        std::fs::write(path("named.conf"), config).unwrap();
+        let mut child = Command::new("named")
+            .args(["-g", "-c", &path("named.conf")])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("spawn named");
+        let log = proxy::collect(child.stderr.take().unwrap());
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let bind = Bind { folder, address, log, _process: Helper(child) };
+        for (name, ..) in zones {
+            let name = lookup::name(name).unwrap();
+            wait_for("the name server", || async {
+                let answer = lookup::ask(address, &name, RecordType::SOA, false).await.ok()?;
+                (!answer.answers.is_empty()).then_some(())
+            })
+            .await;
+        }
+        bind
+    }
+
+    /// The TXT values at a name.
+    pub async fn texts(&self, name: &str) -> Vec<String> {
+        let name = lookup::name(name).unwrap();
+        let answer = lookup::ask(self.address, &name, RecordType::TXT, false).await.expect("an answer");
+        lookup::texts(&answer).iter().map(|text| tool::text(text)).collect()
+    }
+
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+}
+
+/// A port that is free for TCP and UDP, a moment ago.
+fn free_port() -> u16 {
+    for _ in 0..50 {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        if UdpSocket::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no port is free for TCP and UDP");
+}
