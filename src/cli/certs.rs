@@ -144,7 +144,7 @@ fn time(row: &Value, name: &str, now: u64) -> String {
 
 /// What is left of the budget at each authority, then the queue.
 fn render_plan(plan: &Value, now: u64, paint: Paint) -> String {
-    let mut budget = Table::new(&["AUTHORITY", "ORDERS LEFT", "ASKED TO WAIT"]);
+    let mut budget = Table::new(&["AUTHORITY", "ORDERS LEFT", "ASKED AGAIN"]);
     for row in list(plan, "budget") {
         budget.row([
             (Ink::Plain, text(row, "ca").to_owned()),
@@ -257,7 +257,7 @@ mod tests {
         });
         assert_eq!(
             render_plan(&plan, NOW, Paint(false)),
-            "budget\n  AUTHORITY    ORDERS LEFT  ASKED TO WAIT\n  letsencrypt  299          –\n\n\
+            "budget\n  AUTHORITY    ORDERS LEFT  ASKED AGAIN\n  letsencrypt  299          –\n\n\
              2 certificates in the queue\n  SITE  EARLIEST\n  a.de  now\n  b.de  in 60 minutes\n"
         );
         assert!(render_plan(&json!({}), NOW, Paint(true)).contains("0 certificates"));

@@ -8,7 +8,7 @@ use std::error::Error as StdError;
 use std::future::Future;
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -48,9 +48,20 @@ tokio::task_local! {
 #[derive(Debug, Default)]
 pub struct Notes {
     retry_after: Mutex<Option<Duration>>,
+    ordered: AtomicBool,
 }
 
 impl Notes {
+    /// The CA made an order.
+    pub fn set_ordered(&self) {
+        self.ordered.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it did.
+    pub fn ordered(&self) -> bool {
+        self.ordered.load(Ordering::Relaxed)
+    }
+
     /// The `Retry-After` of the last refusal.
     pub fn retry_after(&self) -> Option<Duration> {
         *self.retry_after.lock().unwrap_or_else(PoisonError::into_inner)

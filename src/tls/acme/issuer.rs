@@ -43,6 +43,8 @@ pub struct IssueError {
     pub kind: Reason,
     /// How long the CA wants to hear nothing.
     pub retry_after: Option<Duration>,
+    /// The CA made no order, so there is none to count.
+    pub no_order: bool,
     /// What happened: the CA's own words where it spoke.
     pub message: String,
     /// What a person can do.
@@ -113,7 +115,7 @@ impl IssueError {
             Reason::Canary => "The old certificate stays; it is tried again. If it persists, ask the CA.",
             Reason::Other => "It is tried again.",
         };
-        IssueError { kind, retry_after: None, message: message.into(), mend }
+        IssueError { kind, retry_after: None, no_order: false, message: message.into(), mend }
     }
 }
 

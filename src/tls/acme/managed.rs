@@ -153,6 +153,7 @@ impl Managed {
             Err(IssueError::new(Reason::Network, format!("The order took longer than {deadline:?}.")))
         });
         ended.map_err(|mut error| {
+            error.no_order = !notes.ordered();
             // Also refusals that came before the order, such as 503 for the directory.
             if matches!(error.kind, Reason::Network | Reason::RateLimited) {
                 error.retry_after = error.retry_after.or(notes.retry_after());
@@ -173,6 +174,7 @@ impl Managed {
             }
             other => other.map_err(said)?,
         };
+        notes.set_ordered();
         // Taken back when this function ends or is dropped, whatever happens.
         let _published = self.prove(&mut order, job, notes).await?;
         if order.state().status == OrderStatus::Pending {

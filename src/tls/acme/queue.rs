@@ -16,6 +16,11 @@ const BACKOFF: [u64; 3] = [60, 600, 6000];
 const DAY: u64 = 24 * 60 * 60;
 /// Lifetimes below this renew at half instead of two thirds.
 const SHORT_LIVED: u64 = 10 * DAY;
+/// Rest after a CA could not be reached, in seconds; doubled each time, up to the most.
+const REST: u64 = 30;
+const REST_MAX: u64 = 600;
+/// Unanswered rests in a row after which the next CA takes over.
+const SILENT: u32 = 2;
 /// Longest wait a CA may impose with Retry-After, in seconds; a mistake of the CA must not end renewals.
 const RETRY_AFTER_MAX: u64 = 7 * DAY;
 
@@ -97,18 +102,14 @@ impl Bucket {
         self.at = now;
     }
 
-    fn take(&mut self, limit: u32, now: u64) -> bool {
+    fn take(&mut self, limit: u32, now: u64) {
         self.refill(limit, now);
-        if self.left < 1.0 {
-            return false;
-        }
-        self.left -= 1.0;
-        true
+        self.left = (self.left - 1.0).max(0.0);
     }
 
-    /// When one order will be possible.
-    fn ready_at(&self, limit: u32) -> u64 {
-        self.ready_for(1.0, limit)
+    /// Gives back what was taken for an order that the CA never heard of.
+    fn give_back(&mut self, limit: u32) {
+        self.left = (self.left + 1.0).min(f64::from(burst(limit)));
     }
 
     /// When there will be so many.
@@ -152,6 +153,8 @@ pub struct Queue {
     buckets: Vec<Bucket>,
     /// Until when a CA wants to hear nothing; same order as `buckets`.
     holds: Vec<u64>,
+    /// How often in a row a CA could not be reached, and until when it is left alone for that; the same order.
+    silences: Vec<(u32, u64)>,
     limit: u32,
     concurrent: usize,
     running: usize,
@@ -187,9 +190,10 @@ impl Queue {
     /// For so many CAs, each with a bucket.
     pub fn new(buckets: Vec<Bucket>, limit: u32, concurrent: usize) -> Queue {
         let holds = vec![0; buckets.len()];
-        let concurrent = concurrent.max(1);
+        let silences = vec![(0, 0); buckets.len()];
+        let (concurrent, limit) = (concurrent.max(1), limit.max(2));
         let (entries, gone, guests) = (HashMap::new(), HashSet::new(), HashSet::new());
-        Queue { entries, buckets, holds, limit: limit.max(2), concurrent, running: 0, gone, guests }
+        Queue { entries, buckets, holds, silences, limit, concurrent, running: 0, gone, guests }
     }
 
     /// Changes limits and CAs; entries and running orders stay. `before` says where each CA stood until now: what is
@@ -202,8 +206,10 @@ impl Queue {
         concurrent: usize,
     ) {
         let was = |index: usize| before.get(index).copied().flatten();
-        let hold = |index| was(index).map_or(0, |old| self.held_until(old));
+        let hold = |index| was(index).and_then(|old| self.holds.get(old).copied()).unwrap_or(0);
         self.holds = (0..buckets.len()).map(hold).collect();
+        let silence = |index| was(index).and_then(|old| self.silences.get(old).copied()).unwrap_or_default();
+        self.silences = (0..buckets.len()).map(silence).collect();
         let kept = |(index, fresh)| was(index).and_then(|old| self.bucket(old)).unwrap_or(fresh);
         self.buckets = buckets.into_iter().enumerate().map(kept).collect();
         self.limit = limit.max(2);
@@ -250,7 +256,7 @@ impl Queue {
         if from > now {
             return Turn::Later(from);
         }
-        match self.ready_at(entry, now) {
+        match self.ready_at(entry, self.directory(entry.attempts, now), now) {
             ready if ready > now => Turn::Later(ready),
             _ => Turn::Now,
         }
@@ -275,78 +281,63 @@ impl Queue {
         if self.running >= self.concurrent || self.buckets.is_empty() {
             return Step::Idle;
         }
-        let mut best: Option<(Rank, &Arc<str>)> = None;
+        let mut best: Option<(Rank, &Arc<str>, usize)> = None;
         let mut wake = u64::MAX;
         for (site, entry) in self.entries.iter().filter(|(_, entry)| !entry.running) {
-            let from = entry.from();
+            if entry.guest && !entry.forced && self.guests.len() >= self.concurrent.div_ceil(2) {
+                continue;
+            }
+            let directory = self.directory(entry.attempts, now);
+            let from = entry.from().max(self.ready_at(entry, directory, now));
             if from > now {
                 wake = wake.min(from);
                 continue;
             }
-            if entry.guest && !entry.forced {
-                if self.guests.len() >= self.concurrent.div_ceil(2) {
-                    continue;
-                }
-                let ready = self.ready_at(entry, now);
-                if ready > now {
-                    wake = wake.min(ready);
-                    continue;
-                }
-            }
             let rank = entry.rank(now);
-            if best.is_none_or(|(other, name)| (rank, site) < (other, name)) {
-                best = Some((rank, site));
+            if best.is_none_or(|(other, name, _)| (rank, site) < (other, name)) {
+                best = Some((rank, site, directory));
             }
         }
-        let Some((_, site)) = best else {
+        let Some((_, site, directory)) = best else {
             return if wake == u64::MAX { Step::Idle } else { Step::Wait(wake) };
         };
         let site = Arc::clone(site);
-        let attempts = self.entries.get(&site).map_or(0, |entry| entry.attempts);
-        match self.directory(attempts, now) {
-            Ok(directory) => {
-                if let Some(entry) = self.entries.get_mut(&site) {
-                    entry.running = true;
-                    if entry.guest {
-                        self.guests.insert(Arc::clone(&site));
-                    }
-                }
-                self.running += 1;
-                Step::Start { site, directory }
-            }
-            Err(when) => Step::Wait(when.min(wake).max(now + 1)),
+        if let Some(bucket) = self.buckets.get_mut(directory) {
+            bucket.take(self.limit, now);
         }
+        if let Some(entry) = self.entries.get_mut(&site) {
+            entry.running = true;
+            if entry.guest {
+                self.guests.insert(Arc::clone(&site));
+            }
+        }
+        self.running += 1;
+        Step::Start { site, directory }
     }
 
     /// Two tries at each CA in turn; one on hold or without budget is waited for, never skipped: the second CA is for
-    /// failures, not for haste.
-    fn directory(&mut self, attempts: u32, now: u64) -> Result<usize, u64> {
+    /// failures, not for haste. One that cannot be reached again and again is passed over for one that can.
+    fn directory(&self, attempts: u32, now: u64) -> usize {
         let turn = usize::try_from(attempts / 2).unwrap_or(0);
-        let index = turn.checked_rem(self.buckets.len()).unwrap_or(0);
-        let hold = self.holds.get(index).copied().unwrap_or(0);
-        if hold > now {
-            return Err(hold);
-        }
-        let Some(bucket) = self.buckets.get_mut(index) else { return Err(now.saturating_add(WINDOW)) };
-        match bucket.take(self.limit, now) {
-            true => Ok(index),
-            false => Err(bucket.ready_at(self.limit)),
-        }
+        let count = self.buckets.len();
+        let mut all = (0..count).filter_map(|step| turn.wrapping_add(step).checked_rem(count));
+        let silent = |index: &usize| {
+            self.silences.get(*index).is_some_and(|(times, until)| *times >= SILENT && *until > now)
+        };
+        let first = turn.checked_rem(count).unwrap_or(0);
+        all.find(|index| !silent(index)).unwrap_or(first)
     }
 
-    /// When the CA whose turn it is could be asked for this one.
-    fn ready_at(&self, entry: &Entry, now: u64) -> u64 {
-        let turn = usize::try_from(entry.attempts / 2).unwrap_or(0);
-        let index = turn.checked_rem(self.buckets.len()).unwrap_or(0);
-        let hold = self.holds.get(index).copied().unwrap_or(0);
-        let Some(mut bucket) = self.bucket(index) else { return now.saturating_add(WINDOW) };
+    /// When a CA may be asked for this one.
+    fn ready_at(&self, entry: &Entry, directory: usize, now: u64) -> u64 {
+        // A person may know that it can be reached again, but not that it has changed its mind.
+        let rest = self.silences.get(directory).filter(|_| !entry.forced).map_or(0, |(_, until)| *until);
+        let hold = self.holds.get(directory).copied().unwrap_or(0).max(rest);
+        let Some(mut bucket) = self.bucket(directory) else { return now.saturating_add(WINDOW) };
         bucket.refill(self.limit, now);
-        let reserve = if entry.guest { f64::from(burst(self.limit) / 2) } else { 0.0 };
-        if bucket.left >= 1.0 + reserve {
-            hold
-        } else {
-            hold.max(bucket.ready_for(1.0 + reserve, self.limit))
-        }
+        let guest = entry.guest && !entry.forced;
+        let orders = 1.0 + if guest { f64::from(burst(self.limit) / 2) } else { 0.0 };
+        if bucket.left >= orders { hold } else { hold.max(bucket.ready_for(orders, self.limit)).max(now + 1) }
     }
 
     /// An order ended; `put` says what is known of the site since.
@@ -367,6 +358,31 @@ impl Queue {
         }
     }
 
+    /// A CA could not be reached. It is left alone for a while, so that an outage costs few sites a failure; orders
+    /// that were under way at the same time count as one.
+    pub fn unreached(&mut self, directory: usize, now: u64) {
+        if let Some((times, until)) = self.silences.get_mut(directory)
+            && *until <= now
+        {
+            *until = now.saturating_add(REST.saturating_mul(1 << (*times).min(16)).min(REST_MAX));
+            *times = times.saturating_add(1);
+        }
+    }
+
+    /// A CA was reached.
+    pub fn reached(&mut self, directory: usize) {
+        if let Some(silence) = self.silences.get_mut(directory) {
+            *silence = (0, 0);
+        }
+    }
+
+    /// Gives back what was taken for an order that was never made.
+    pub fn give_back(&mut self, directory: usize) {
+        if let Some(bucket) = self.buckets.get_mut(directory) {
+            bucket.give_back(self.limit);
+        }
+    }
+
     /// The bucket of a CA, for storing.
     pub fn bucket(&self, directory: usize) -> Option<Bucket> {
         self.buckets.get(directory).copied()
@@ -380,9 +396,10 @@ impl Queue {
         (0..self.limit).take_while(|n| f64::from(n + 1) <= bucket.left).fold(0, |count, _| count + 1)
     }
 
-    /// Until when a CA is not asked; 0 if it is.
+    /// Until when a CA is not asked, because it wants that or cannot be reached; 0 if it is.
     pub fn held_until(&self, directory: usize) -> u64 {
-        self.holds.get(directory).copied().unwrap_or(0)
+        let rest = self.silences.get(directory).map_or(0, |(_, until)| *until);
+        self.holds.get(directory).copied().unwrap_or(0).max(rest)
     }
 
     /// How many orders are in flight.
@@ -554,6 +571,59 @@ mod tests {
     }
 
     #[test]
+    fn an_outage_costs_few_sites_a_failure_and_no_budget() {
+        let mut q = queue(8, 2);
+        for n in 0..9 {
+            q.put(&site(&format!("s{n}")), None, 0, 0, NOW);
+        }
+        let mut now = NOW;
+        for rest in [30, 60, 120, 240, 480, 600, 600] {
+            let tried = starts(&mut q, now);
+            assert_eq!(tried.len(), 2, "what is free to go finds out");
+            for name in &tried {
+                q.finished(name);
+                q.give_back(0);
+                q.unreached(0, now);
+            }
+            assert_eq!((q.next(now), q.left(0, now)), (Step::Wait(now + rest), 4));
+            now += rest;
+        }
+        // A person asks at once, and finds it well: so all go on.
+        q.unreached(0, now);
+        assert!(q.force("s7") && q.next(now) == Step::Start { site: site("s7"), directory: 0 });
+        q.reached(0);
+        assert_eq!(starts(&mut q, now).len(), 1);
+    }
+
+    #[test]
+    fn a_ca_that_stays_silent_leaves_its_sites_to_the_next() {
+        let mut q = Queue::new(vec![Bucket::full(300, NOW); 2], 300, 9);
+        q.put(&site("a"), None, 0, 0, NOW);
+        q.unreached(0, NOW);
+        assert_eq!(q.next(NOW), Step::Wait(NOW + 30), "once is nothing yet");
+        q.unreached(0, NOW + 30);
+        assert_eq!(q.next(NOW + 31), Step::Start { site: site("a"), directory: 1 });
+        q.finished("a");
+        // After its rest it is asked again.
+        assert_eq!(q.next(NOW + 90), Step::Start { site: site("a"), directory: 0 });
+        q.finished("a");
+        q.unreached(1, NOW + 90);
+        q.unreached(1, NOW + 120);
+        q.unreached(0, NOW + 120);
+        assert_eq!(q.next(NOW + 121), Step::Wait(NOW + 240), "all are silent: it is the first one's turn");
+    }
+
+    #[test]
+    fn a_pause_of_one_ca_delays_nobody_whose_turn_is_at_another() {
+        let mut q = Queue::new(vec![Bucket::full(300, NOW); 2], 300, 9);
+        q.put(&site("first"), None, 0, 0, NOW);
+        q.put(&site("second"), None, 2, 0, NOW);
+        q.hold(0, NOW + 500);
+        assert_eq!(q.next(NOW), Step::Start { site: site("second"), directory: 1 });
+        assert_eq!(q.next(NOW), Step::Wait(NOW + 500));
+    }
+
+    #[test]
     fn other_settings_make_nobody_forget_a_pause_or_a_budget() {
         let mut q = Queue::new(vec![Bucket::full(4, NOW); 2], 4, 9);
         q.put(&site("a"), None, 0, 0, NOW);
@@ -666,8 +736,10 @@ mod tests {
     #[test]
     fn a_clock_set_back_neither_refills_nor_locks_up() {
         let mut bucket = Bucket::full(2, NOW);
-        assert!(bucket.take(2, NOW) && !bucket.take(2, NOW - 5 * DAY));
-        assert!(bucket.ready_at(2) <= NOW - 5 * DAY + WINDOW + 1);
-        assert!(bucket.take(2, NOW));
+        bucket.take(2, NOW);
+        bucket.refill(2, NOW - 5 * DAY);
+        assert!(bucket.left < 1.0 && bucket.ready_for(1.0, 2) <= NOW - 5 * DAY + WINDOW + 1);
+        bucket.refill(2, NOW);
+        assert!(bucket.left >= 1.0);
     }
 }

@@ -80,6 +80,15 @@ impl Inner {
         if let Some(after) = error.retry_after.filter(|_| whole) {
             self.queue.hold(directory, now().saturating_add(after.as_secs().min(HOLD_MAX)));
         }
+        if error.no_order {
+            self.queue.give_back(directory);
+        }
+        match error.kind {
+            Reason::Network if error.no_order => self.queue.unreached(directory, now()),
+            // Says nothing of the CA.
+            Reason::Store | Reason::Clock => {}
+            _ => self.queue.reached(directory),
+        }
         let failure = Failure {
             site: Arc::clone(site),
             names,

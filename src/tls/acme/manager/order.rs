@@ -114,6 +114,7 @@ impl Manager {
                     inner.held.insert(Arc::clone(&site), held);
                     let had_failed = inner.failures.remove(&site).is_some();
                     inner.queue.finished(&site);
+                    inner.queue.reached(directory);
                     inner.enqueue(&site);
                     had_failed
                 };
