@@ -512,6 +512,9 @@ fn a_failure_speaks_the_words_of_the_ca_and_its_wait_survives_a_restart() {
             words.contains("lost.test") && words.contains("unauthorized") && words.contains("80"),
             "{words}"
         );
+        // Told before it is on the disk.
+        let is_record = |path: &PathBuf| path.extension().is_some_and(|e| e == "rec");
+        first.until("the record", || house.records("failure").keys().any(is_record)).await;
         drop(first);
 
         let second = house.start();
