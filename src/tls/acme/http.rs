@@ -245,7 +245,7 @@ pub(super) fn tls_config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, St
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    // Calls are few. A resumption that meets a server's HelloRetryRequest fails between rustls and itself (0.23.46).
+    // Calls are few. With resumption a server on rustls 0.23.46 refused the second one (alert `missing_extension`).
     config.resumption = Resumption::disabled();
     Ok(Arc::new(config))
 }
