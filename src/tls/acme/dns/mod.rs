@@ -301,7 +301,7 @@ impl Drop for Records {
 
 /// A failure of DNS, with what a person can do.
 fn trouble(message: impl Into<String>, mend: &'static str) -> IssueError {
-    IssueError { kind: Reason::Dns, retry_after: None, message: message.into(), mend }
+    IssueError { mend, ..IssueError::new(Reason::Dns, message) }
 }
 
 /// Reads a secret. `key` names the setting that says where it is.
