@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use http::header;
 use http::request::Parts;
-use http::{Method, Request, Response, Version};
+use http::{HeaderValue, Method, Request, Response, Version};
 use hyper::body::{Body, Incoming};
 
 use crate::base::outcome::Outcome;
@@ -132,7 +132,7 @@ async fn answer(
                 found.upgrade = None;
             }
             let body = match body.take() {
-                Some(body) => upload(context, route.max_body, body),
+                Some(body) => upload(context, route.max_body, body, body_rate(context, &parts)),
                 None => RequestBody::Empty,
             };
             forward::run(context, route, service, forward::Outgoing { parts, body, path, found }).await
@@ -217,7 +217,7 @@ async fn discard(context: &mut Context, body: Incoming) {
     }
     let patience = context.worker().wheel.timer();
     patience.set(DISCARD_TIME);
-    let mut body = upload(context, Some(DISCARD_MAX), body);
+    let mut body = upload(context, Some(DISCARD_MAX), body, 0);
     std::future::poll_fn(|cx| {
         while let Poll::Ready(frame) = Pin::new(&mut body).poll_frame(cx) {
             if !matches!(frame, Some(Ok(_))) {
@@ -229,13 +229,19 @@ async fn discard(context: &mut Context, body: Incoming) {
     .await;
 }
 
+/// Bytes of a body that must arrive in a second. A gRPC stream may say little for long.
+fn body_rate(context: &Context, parts: &Parts) -> u64 {
+    let kind = parts.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    if kind.starts_with(b"application/grpc") { 0 } else { context.snapshot.server.limits.body_rate }
+}
+
 /// Puts a body under its limits; nothing at all for requests without one.
-fn upload(context: &mut Context, max: Option<u64>, body: Incoming) -> RequestBody {
+fn upload(context: &mut Context, max: Option<u64>, body: Incoming, rate: u64) -> RequestBody {
     if body.is_end_stream() {
         return RequestBody::Empty;
     }
     let (wheel, client) = (&context.worker().wheel, context.connection.clone());
-    let upload = Rc::new(Upload::new(wheel, client, max, context.snapshot.server.timeouts.body));
+    let upload = Rc::new(Upload::new(wheel, client, max, context.snapshot.server.timeouts.body, rate));
     context.untouched = false;
     context.upload = Some(upload.clone());
     RequestBody::Streaming(body, upload)

@@ -23,6 +23,7 @@ mod admin;
 mod bytes;
 mod clients;
 mod containers;
+mod floods;
 mod idle;
 mod limits;
 mod load;
