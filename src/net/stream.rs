@@ -25,6 +25,18 @@ pub enum Stream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
+impl Stream {
+    /// Makes dropping the stream a reset (RST) in place of an orderly end (FIN).
+    pub fn reset_on_close(&self) {
+        let tcp = match self {
+            Stream::Plain(tcp) => tcp,
+            Stream::Tls(tls) => tls.get_ref().0,
+        };
+        // Best effort: a socket that cannot be told is closed anyway.
+        let _ = socket2::SockRef::from(tcp).set_linger(Some(Duration::ZERO));
+    }
+}
+
 macro_rules! delegate {
     ($self:ident, $method:ident, $($arg:expr),*) => {
         match $self.get_mut() {
@@ -262,6 +274,11 @@ impl<S, P> Guarded<S, P> {
     /// Puts the watch on a stream.
     pub fn new(io: S, progress: P) -> Guarded<S, P> {
         Guarded { io, progress, written: 0 }
+    }
+
+    /// The stream below.
+    pub fn stream(&self) -> &S {
+        &self.io
     }
 
     /// Whose progress it is.

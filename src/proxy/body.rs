@@ -12,6 +12,7 @@ use std::task::{Context as Task, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::Version;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use crate::base::clock::Millis;
@@ -19,7 +20,8 @@ use crate::base::outcome::Outcome;
 use crate::net::pace::Pace;
 use crate::net::timer::{Timer, Wheel};
 use crate::proxy::context::{Connection, Context};
-use crate::proxy::forward::Lease;
+use crate::proxy::fields;
+use crate::proxy::forward::{Lease, broke};
 
 /// Why a body was cut; hyper turns it into an aborted message, never into a clean end.
 #[derive(Debug, Clone, Copy)]
@@ -126,7 +128,21 @@ impl Upload {
         if self.pace.moved(self.wheel.now(), size) {
             return self.cut(Outcome::BodyTimeout);
         }
-        Poll::Ready(Some(Ok(frame)))
+        Poll::Ready(Some(Ok(cleaned(frame))))
+    }
+}
+
+/// Trailers without what has no place there.
+fn cleaned(frame: Frame<Bytes>) -> Frame<Bytes> {
+    if frame.is_data() {
+        return frame;
+    }
+    match frame.into_trailers() {
+        Ok(mut trailers) => {
+            fields::clean_trailers(&mut trailers);
+            Frame::trailers(trailers)
+        }
+        Err(frame) => frame,
     }
 }
 
@@ -283,6 +299,10 @@ impl ResponseBody {
             lease.fail(outcome);
         }
         if let Some(mut context) = self.context.take() {
+            // HTTP/1.0 knows no chunks: there the end of the connection is the end of the body, and must not look clean.
+            if context.version < Version::HTTP_11 {
+                context.connection.reset.set(true);
+            }
             context.end(outcome);
         }
         Poll::Ready(Some(Err(Cut(outcome))))
@@ -339,9 +359,9 @@ impl Body for ResponseBody {
                 if let Some(delivery) = &mut this.delivery {
                     delivery.offer(frame.data_ref().map_or(0, Bytes::len));
                 }
-                Poll::Ready(Some(Ok(frame)))
+                Poll::Ready(Some(Ok(cleaned(frame))))
             }
-            Poll::Ready(Some(Err(_))) => this.cut(Outcome::UpstreamTruncated),
+            Poll::Ready(Some(Err(error))) => this.cut(broke(&error).0),
             Poll::Ready(None) => {
                 this.finish();
                 Poll::Ready(None)

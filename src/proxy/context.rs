@@ -75,6 +75,8 @@ pub struct Connection {
     pub backlog: Backlog,
     /// When it was opened.
     pub opened: Millis,
+    /// It is to end with a reset: a plain end would pass for the end of an answer.
+    pub reset: Cell<bool>,
     /// What requests that are cut by the end of the connection ended in.
     pub ending: Cell<Outcome>,
     requests: Cell<u32>,
@@ -120,6 +122,7 @@ impl Connection {
             stalls: Cell::new(0),
             backlog: Backlog::default(),
             opened: worker.wheel.now(),
+            reset: Cell::new(false),
             ending: Cell::new(Outcome::ClientGone),
             requests: Cell::new(0),
             in_flight: Cell::new(0),

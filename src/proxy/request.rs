@@ -77,7 +77,6 @@ async fn answer(
     mut parts: Box<Parts>,
     body: &mut Option<Incoming>,
 ) -> Result<Answer, Outcome> {
-    normalize::method(&parts.method)?;
     if let Some(answer) = respond::challenge(context, &parts) {
         return Ok(answer);
     }
@@ -86,14 +85,13 @@ async fn answer(
         return Ok(respond::options());
     }
     let snapshot = context.snapshot.clone();
-    let host = normalize::host(&parts.uri, &parts.headers, parts.version)?;
+    let normalize::Reading { host, path } = normalize::read(&parts)?;
     let site_index = *snapshot.hosts.find(&host).ok_or_else(|| unknown_host(context, &host))?;
     let site = snapshot.sites.get(site_index).ok_or(Outcome::Internal)?;
     context.site = Some(site_index);
     authorised(context, &snapshot, &host, site_index)?;
     drop(host);
 
-    let path = normalize::path(parts.uri.path())?;
     if context.connection.trusted {
         context.client =
             fields::client_address(&parts.headers, context.client, &snapshot.server.trusted_proxies);
@@ -126,7 +124,7 @@ async fn answer(
         Action::Redirect(redirect) => Ok(respond::redirect(redirect, &parts, path.as_deref())),
         Action::Respond(fixed) => Ok(respond::fixed(fixed)),
         Action::Proxy(service) => {
-            let mut found = prepare(context, &mut parts)?;
+            let mut found = prepare(context, &mut parts, path.as_deref())?;
             // What follows the head would be body and tunnel at once: an upgrade may be ignored (RFC 9110 section 7.8).
             if context.untouched {
                 found.upgrade = None;
@@ -135,7 +133,7 @@ async fn answer(
                 Some(body) => upload(context, route.max_body, body, body_rate(context, &parts)),
                 None => RequestBody::Empty,
             };
-            forward::run(context, route, service, forward::Outgoing { parts, body, path, found }).await
+            forward::run(context, route, service, forward::Outgoing { parts, body, found }).await
         }
     }
 }
@@ -185,27 +183,21 @@ fn authorised(context: &Context, snapshot: &Snapshot, host: &str, site: usize) -
     }
 }
 
-/// Makes the fields of a request ours to send.
-fn prepare(context: &mut Context, parts: &mut Parts) -> Result<Found, Outcome> {
+/// Makes the head of a request ours to send.
+fn prepare(context: &mut Context, parts: &mut Parts, path: Option<&str>) -> Result<Found, Outcome> {
     let connection = context.connection.clone();
-    let found = fields::clean_request(&mut parts.headers, connection.trusted)?;
     if connection.trusted
         && let Some(id) = fields::request_id(&parts.headers)
     {
         context.request_id = id;
     }
-    if parts.version == Version::HTTP_2 {
-        fields::join_cookies(&mut parts.headers);
-    }
-    let host = forward::host_field(parts)?;
     let sender = fields::Sender {
         peer: &connection.forwarded_for,
         port: &connection.forwarded_port,
         trusted: connection.trusted,
         secure: connection.secure,
     };
-    fields::set_forwarded(&mut parts.headers, &sender, host, context.request_id.clone());
-    Ok(found)
+    normalize::write(parts, path, &sender, context.request_id.clone())
 }
 
 /// A short body that nobody wants is read all the same, so that the connection can carry the next request; a long or

@@ -204,7 +204,15 @@ async fn drive_h1(
                 return Box::pin(answer_raw(worker, connection, parts.io, outcome)).await;
             }
             if let Err(error) = result {
-                return refused(worker, &error);
+                if connection.reset.get() {
+                    parts.io.inner().reset_on_close();
+                }
+                refused(worker, &error);
+                // What hyper refused it has answered; any other error must not look like an end.
+                if error.is_parse() {
+                    farewell(parts.io).await;
+                }
+                return;
             }
             let tunnel = connection.tunnel.borrow_mut().take();
             match tunnel {

@@ -23,6 +23,7 @@ mod admin;
 mod bytes;
 mod clients;
 mod containers;
+mod corpus;
 mod floods;
 mod idle;
 mod limits;

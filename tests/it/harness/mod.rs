@@ -4,6 +4,7 @@ pub mod client;
 pub mod origin;
 pub mod pebble;
 pub mod proxy;
+pub mod strict;
 pub mod tls;
 pub mod tool;
 pub mod wire;
