@@ -1,6 +1,7 @@
 //! The test house: a real Tidegate process, scripted backends and strict clients, all on loopback and port zero.
 
 pub mod client;
+pub mod h2raw;
 pub mod origin;
 pub mod pebble;
 pub mod proxy;
