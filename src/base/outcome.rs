@@ -97,6 +97,7 @@ outcomes! {
     RateLimited = "RATE-LIMITED", 429, Client, true, "http_request_denied", "This client sent more requests than the limit allows.";
     ClientGone = "CLIENT-GONE", 499, Client, false, "", "The client went away before the answer was complete.";
     ClientStalled = "CLIENT-STALLED", 499, Client, false, "connection_write_timeout", "The client stopped reading the answer.";
+    ClientFlood = "CLIENT-FLOOD", 499, Client, false, "", "The client's HTTP/2 connection was closed because of a flood of frames.";
 
     NoEndpoint = "NO-ENDPOINT", 503, Upstream, true, "destination_unavailable", "No backend of this service is available.";
     ConnectRefused = "CONNECT-REFUSED", 502, Upstream, true, "connection_refused", "The backend refused the connection.";

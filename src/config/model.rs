@@ -98,6 +98,8 @@ pub struct Timeouts {
     pub first_byte: Duration,
     /// `upstream_idle`: an unused pooled connection to a backend. 60 s.
     pub upstream_idle: Duration,
+    /// `age`: the longest life of a client connection; the request that is begun after it is its last. 0 = no end. 1 h.
+    pub age: Duration,
 }
 
 /// `[server.limits]`
@@ -113,6 +115,12 @@ pub struct Limits {
     pub h2_streams: u32,
     /// `h2_resets`: resets pending on an HTTP/2 connection before it is closed. 1,000.
     pub h2_resets: usize,
+    /// `h2_reset_rate`: streams a client may reset in a second, in the long run; five times as many at once. 100.
+    pub h2_reset_rate: u32,
+    /// `body_rate`: bytes of a request body that must arrive in a second while it is waited for. 0 = any. 100.
+    pub body_rate: u64,
+    /// `write_rate`: bytes of an answer that a client must take in a second while it is waited for. 0 = any. 100.
+    pub write_rate: u64,
     /// `upstream_idle`: unused pooled connections kept per endpoint and worker. 256: as many as a few HTTP/2 clients
     /// can have in flight, or each burst would connect anew.
     pub upstream_idle: usize,

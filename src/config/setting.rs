@@ -343,6 +343,7 @@ static TIMEOUTS: Section = Section {
         row("connect", Kind::Duration(1, HOUR), Value(r#""2s""#), "Connecting to a backend. A site or route may set its own `connect_timeout`."),
         row("first_byte", Kind::Duration(1, DAY), Value(r#""60s""#), "From the request sent to the first byte of the backend's answer. A site or route may set its own `timeout`."),
         row("upstream_idle", Kind::Duration(1, DAY), Value(r#""60s""#), "An unused pooled connection to a backend."),
+        row("age", Kind::Duration(0, 30 * DAY), Value(r#""1h""#), "The longest life of a client connection: the request begun after it is its last, and tunnels are left alone; `\"0s\"`: no end."),
     ],
 };
 
@@ -357,6 +358,9 @@ static LIMITS: Section = Section {
         row("uri", Kind::Size(256, 256 * KIB), Value(r#""8KiB""#), "Bytes of a request target (414)."),
         row("h2_streams", Kind::Count(1, 10_000), Value("128"), "Concurrent streams of an HTTP/2 connection."),
         row("h2_resets", Kind::Count(1, 100_000), Value("1000"), "Resets pending on an HTTP/2 connection before it is closed."),
+        row("h2_reset_rate", Kind::Count(1, 1_000_000), Value("100"), "Streams an HTTP/2 client may reset in a second, in the long run; five times as many at once. Beyond, its connection is closed."),
+        row("body_rate", Kind::Size(0, MIB), Value(r#""100B""#), "Bytes of a request body that must arrive in a second, on average over the time it is waited for, once that is as long as `timeouts.body` (408); `\"0B\"`: any. gRPC is exempt."),
+        row("write_rate", Kind::Size(0, MIB), Value(r#""100B""#), "Bytes of an answer that a client must take in a second, on average over the time it is waited for, once that is as long as `timeouts.write`; `\"0B\"`: any."),
         row("upstream_idle", Kind::Count(0, 10_000), Value("256"), "Unused pooled connections kept per endpoint and worker."),
         row("upstream_head", Kind::Size(8 * KIB, MIB), Value(r#""64KiB""#), "Bytes of a backend's response head (502)."),
     ],

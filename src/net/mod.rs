@@ -1,6 +1,8 @@
 //! Layer 1: sockets, bytes and deadlines. Nothing here knows a route or a site.
 
 pub mod bind;
+pub mod http1;
+pub mod pace;
 pub mod proxy_protocol;
 pub mod stream;
 pub mod timer;

@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
+use crate::net::pace::Pace;
 use crate::net::timer::{Timer, Wheel};
 
 /// A TCP connection, in the clear or under TLS.
@@ -22,6 +23,18 @@ pub enum Stream {
     Plain(TcpStream),
     /// Under TLS, either side.
     Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Stream {
+    /// Makes dropping the stream a reset (RST) in place of an orderly end (FIN).
+    pub fn reset_on_close(&self) {
+        let tcp = match self {
+            Stream::Plain(tcp) => tcp,
+            Stream::Tls(tls) => tls.get_ref().0,
+        };
+        // Best effort: a socket that cannot be told is closed anyway.
+        let _ = socket2::SockRef::from(tcp).set_linger(Some(Duration::ZERO));
+    }
 }
 
 macro_rules! delegate {
@@ -88,6 +101,8 @@ pub struct Allowance {
     pub write: Duration,
     /// [`Phase::Tunnel`] without a byte either way.
     pub tunnel: Duration,
+    /// Bytes that the peer must take in a second while it is waited for; 0 = any.
+    pub write_rate: u64,
 }
 
 /// What came due.
@@ -109,6 +124,10 @@ pub struct Progress {
     /// The last write found the peer's window full.
     blocked: Cell<bool>,
     allowance: Cell<Allowance>,
+    /// How fast the peer reads while writes wait for it.
+    pace: Pace,
+    /// It read too slowly.
+    slow: Cell<bool>,
     timer: Timer,
     bytes_in: Cell<u64>,
     bytes_out: Cell<u64>,
@@ -127,6 +146,8 @@ impl Progress {
             phase: Cell::new(Phase::Head),
             blocked: Cell::new(false),
             allowance: Cell::new(allowance),
+            pace: Pace::new(allowance.write_rate, allowance.write),
+            slow: Cell::new(false),
             timer: wheel.timer(),
             bytes_in: Cell::new(0),
             bytes_out: Cell::new(0),
@@ -186,17 +207,20 @@ impl Progress {
 
     /// Ready when the current phase has lasted too long.
     pub fn poll_overdue(&self, cx: &mut Context<'_>) -> Poll<Overdue> {
-        self.timer.poll_expired(cx).map(|()| match (self.blocked.get(), self.phase.get()) {
-            (true, _) => Overdue::Write,
-            (false, Phase::Idle) => Overdue::Idle,
-            (false, Phase::Head | Phase::Serving) => Overdue::Head,
-            (false, Phase::Tunnel) => Overdue::Tunnel,
+        self.timer.poll_expired(cx).map(|()| {
+            match (self.blocked.get() || self.slow.get(), self.phase.get()) {
+                (true, _) => Overdue::Write,
+                (false, Phase::Idle) => Overdue::Idle,
+                (false, Phase::Head | Phase::Serving) => Overdue::Head,
+                (false, Phase::Tunnel) => Overdue::Tunnel,
+            }
         })
     }
 
     fn arm(&self) {
         let allowance = self.allowance.get();
         match self.phase.get() {
+            _ if self.slow.get() => self.timer.set(Duration::ZERO),
             _ if self.blocked.get() => self.timer.set(allowance.write),
             Phase::Idle => self.timer.set(allowance.idle),
             Phase::Head => self.timer.set(allowance.head),
@@ -222,6 +246,10 @@ impl Progress {
 
     fn wrote(&self, count: usize) {
         self.bytes_out.set(self.bytes_out.get() + count as u64);
+        if self.pace.moved(self.timer.now(), count as u64) {
+            self.slow.set(true);
+            self.arm();
+        }
         if self.blocked.replace(false) || self.phase.get() == Phase::Tunnel {
             self.arm();
         }
@@ -229,6 +257,7 @@ impl Progress {
 
     fn write_blocked(&self) {
         if !self.blocked.replace(true) {
+            self.pace.wait(self.timer.now());
             self.arm();
         }
     }
@@ -245,6 +274,11 @@ impl<S, P> Guarded<S, P> {
     /// Puts the watch on a stream.
     pub fn new(io: S, progress: P) -> Guarded<S, P> {
         Guarded { io, progress, written: 0 }
+    }
+
+    /// The stream below.
+    pub fn stream(&self) -> &S {
+        &self.io
     }
 
     /// Whose progress it is.
@@ -346,8 +380,13 @@ mod tests {
     fn setup(buffer: usize) -> (Wheel, Rc<Progress>, Guarded<DuplexStream, Shared>, DuplexStream) {
         let wheel = Wheel::new(Millis(0));
         let second = Duration::from_secs;
-        let allowance =
-            Allowance { idle: second(75), head: second(10), write: second(30), tunnel: second(60) };
+        let allowance = Allowance {
+            idle: second(75),
+            head: second(10),
+            write: second(30),
+            tunnel: second(60),
+            write_rate: 100,
+        };
         let progress = Rc::new(Progress::new(&wheel, allowance));
         let (ours, theirs) = tokio::io::duplex(buffer);
         (wheel, progress.clone(), Guarded::new(ours, Shared(progress)), theirs)
@@ -389,6 +428,24 @@ mod tests {
         assert_eq!(overdue(&progress), None, "nothing is being written");
         assert!(Pin::new(&mut io).poll_write(&mut cx, b"i").is_pending());
         wheel.advance(Millis(120_100));
+        assert_eq!(overdue(&progress), Some(Overdue::Write));
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_takes_a_byte_now_and_then_is_overdue_too() {
+        let (wheel, progress, mut io, mut peer) = setup(1);
+        progress.enter(Phase::Serving);
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut at = 0;
+        assert!(Pin::new(&mut io).poll_write(&mut cx, b"a").is_ready());
+        while overdue(&progress).is_none() {
+            assert!(at <= 60_000, "still not overdue");
+            assert!(Pin::new(&mut io).poll_write(&mut cx, b"a").is_pending());
+            at += 10_000;
+            wheel.advance(Millis(at));
+            peer.read_exact(&mut [0u8; 1]).await.unwrap();
+            assert!(Pin::new(&mut io).poll_write(&mut cx, b"a").is_ready());
+        }
         assert_eq!(overdue(&progress), Some(Overdue::Write));
     }
 

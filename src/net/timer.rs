@@ -125,6 +125,11 @@ pub struct Timer {
 }
 
 impl Timer {
+    /// The time of its wheel.
+    pub fn now(&self) -> Millis {
+        self.wheel.now()
+    }
+
     /// Sets the deadline to `after` from now, replacing any other.
     pub fn set(&self, after: Duration) {
         let deadline = self.wheel.now().after(after);

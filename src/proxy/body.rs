@@ -8,17 +8,20 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context as Task, Poll};
+use std::task::{Context as Task, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::Version;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use crate::base::clock::Millis;
 use crate::base::outcome::Outcome;
+use crate::net::pace::Pace;
 use crate::net::timer::{Timer, Wheel};
 use crate::proxy::context::{Connection, Context};
-use crate::proxy::forward::Lease;
+use crate::proxy::fields;
+use crate::proxy::forward::{Lease, broke};
 
 /// Why a body was cut; hyper turns it into an aborted message, never into a clean end.
 #[derive(Debug, Clone, Copy)]
@@ -46,6 +49,7 @@ pub struct Upload {
     stall_after: Duration,
     stall: Timer,
     stalled: Cell<bool>,
+    pace: Pace,
     received: Cell<u64>,
     moved: Cell<Millis>,
     done: Cell<bool>,
@@ -55,13 +59,21 @@ pub struct Upload {
 }
 
 impl Upload {
-    /// At most `max` bytes from this client, with at most `stall_after` between two of them.
-    pub fn new(wheel: &Wheel, client: Rc<Connection>, max: Option<u64>, stall_after: Duration) -> Upload {
+    /// At most `max` bytes from this client, with at most `stall_after` between two of them, and `rate` of them in a
+    /// second (0 = any) while it is waited for.
+    pub fn new(
+        wheel: &Wheel,
+        client: Rc<Connection>,
+        max: Option<u64>,
+        stall_after: Duration,
+        rate: u64,
+    ) -> Upload {
         Upload {
             max,
             stall_after,
             stall: wheel.timer(),
             stalled: Cell::new(false),
+            pace: Pace::new(rate, stall_after),
             received: Cell::new(0),
             moved: Cell::new(wheel.now()),
             done: Cell::new(false),
@@ -99,6 +111,7 @@ impl Upload {
     fn pending(&self, cx: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         if !self.stalled.replace(true) {
             self.stall.set(self.stall_after);
+            self.pace.wait(self.wheel.now());
         }
         if self.stall.poll_expired(cx).is_ready() { self.cut(Outcome::BodyTimeout) } else { Poll::Pending }
     }
@@ -112,7 +125,24 @@ impl Upload {
         if self.max.is_some_and(|max| received > max) {
             return self.cut(Outcome::BodyTooLarge);
         }
-        Poll::Ready(Some(Ok(frame)))
+        if self.pace.moved(self.wheel.now(), size) {
+            return self.cut(Outcome::BodyTimeout);
+        }
+        Poll::Ready(Some(Ok(cleaned(frame))))
+    }
+}
+
+/// Trailers without what has no place there.
+fn cleaned(frame: Frame<Bytes>) -> Frame<Bytes> {
+    if frame.is_data() {
+        return frame;
+    }
+    match frame.into_trailers() {
+        Ok(mut trailers) => {
+            fields::clean_trailers(&mut trailers);
+            Frame::trailers(trailers)
+        }
+        Err(frame) => frame,
     }
 }
 
@@ -175,26 +205,45 @@ pub struct ResponseBody {
 struct Delivery {
     timer: Timer,
     stall_after: Duration,
+    pace: Pace,
+    /// Bytes that were offered last.
+    offered: u64,
+    connection: Rc<Connection>,
 }
 
 impl Delivery {
     fn of(context: &Context) -> Option<Delivery> {
         let timer = context.connection.delivery.borrow().clone()?;
-        let delivery = Delivery { timer, stall_after: context.snapshot.server.timeouts.write };
-        delivery.offered();
+        let server = &context.snapshot.server;
+        let stall_after = server.timeouts.write;
+        let pace = Pace::new(server.limits.write_rate, stall_after);
+        let connection = context.connection.clone();
+        let mut delivery = Delivery { timer, stall_after, pace, offered: 0, connection };
+        delivery.offer(0);
         Some(delivery)
     }
 
     /// There is something for the client to take.
-    fn offered(&self) {
+    fn offer(&mut self, bytes: usize) {
+        self.offered = bytes as u64;
+        self.connection.backlog.add(self.offered);
+        self.pace.wait(self.timer.now());
         self.timer.set(self.stall_after);
+    }
+
+    /// The client took what there was; whether it takes too little.
+    fn taken(&mut self) -> bool {
+        self.timer.clear();
+        let bytes = std::mem::take(&mut self.offered);
+        self.connection.backlog.sub(bytes);
+        self.pace.moved(self.timer.now(), bytes)
     }
 }
 
 enum Source {
     /// One piece that we made.
     Piece(Option<Bytes>),
-    /// From a backend; `first` was read before the head was passed on.
+    /// From a backend; `first` was read before the head was passed on, or is what was more than a piece.
     Upstream {
         first: Option<Bytes>,
         incoming: Incoming,
@@ -250,6 +299,10 @@ impl ResponseBody {
             lease.fail(outcome);
         }
         if let Some(mut context) = self.context.take() {
+            // HTTP/1.0 knows no chunks: there the end of the connection is the end of the body, and must not look clean.
+            if context.version < Version::HTTP_11 {
+                context.connection.reset.set(true);
+            }
             context.end(outcome);
         }
         Poll::Ready(Some(Err(Cut(outcome))))
@@ -263,8 +316,11 @@ impl Body for ResponseBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         let this = self.get_mut();
         // Asked for more: the client took what there was.
-        if let Some(delivery) = &this.delivery {
-            delivery.timer.clear();
+        if let Some(delivery) = &mut this.delivery {
+            if delivery.taken() {
+                return this.cut(Outcome::ClientStalled);
+            }
+            ready!(delivery.connection.backlog.poll_room(cx.waker()));
         }
         let polled = match &mut this.source {
             Source::Piece(piece) => {
@@ -279,6 +335,8 @@ impl Body for ResponseBody {
                     Some(first) => Poll::Ready(Some(Ok(Frame::data(first)))),
                     None => Pin::new(incoming).poll_frame(cx),
                 };
+                let polled =
+                    if this.delivery.is_some() { polled.map(|next| in_pieces(next, first)) } else { polled };
                 if let (Poll::Pending, Some(lease)) = (&polled, lease.get_mut().as_ref()) {
                     if !std::mem::replace(stalled, true) {
                         lease.timer().set(*stall_after);
@@ -298,12 +356,12 @@ impl Body for ResponseBody {
                 if let (Some(context), Some(data)) = (this.context.as_mut(), frame.data_ref()) {
                     context.sent(data.len());
                 }
-                if let Some(delivery) = &this.delivery {
-                    delivery.offered();
+                if let Some(delivery) = &mut this.delivery {
+                    delivery.offer(frame.data_ref().map_or(0, Bytes::len));
                 }
-                Poll::Ready(Some(Ok(frame)))
+                Poll::Ready(Some(Ok(cleaned(frame))))
             }
-            Poll::Ready(Some(Err(_))) => this.cut(Outcome::UpstreamTruncated),
+            Poll::Ready(Some(Err(error))) => this.cut(broke(&error).0),
             Poll::Ready(None) => {
                 this.finish();
                 Poll::Ready(None)
@@ -322,12 +380,35 @@ impl Body for ResponseBody {
         match &self.source {
             Source::Piece(piece) => SizeHint::with_exact(piece.as_ref().map_or(0, |b| b.len() as u64)),
             Source::Upstream { first: None, incoming, .. } => incoming.size_hint(),
-            // Read ahead only where the length is known, of which the rest is left in `incoming`.
             Source::Upstream { first: Some(first), incoming, .. } => {
-                let rest = incoming.size_hint().exact().unwrap_or_default();
-                SizeHint::with_exact(rest + first.len() as u64)
+                let (first, mut hint) = (first.len() as u64, incoming.size_hint());
+                if let Some(upper) = hint.upper() {
+                    hint.set_upper(upper.saturating_add(first));
+                }
+                hint.set_lower(hint.lower().saturating_add(first));
+                hint
             }
         }
+    }
+}
+
+/// What one offer of an HTTP/2 stream holds at most: h2 keeps all of it while the client's window lets nothing go. One
+/// frame of the usual size, so that nothing is cut that would not be cut there.
+const PIECE_MAX: usize = 16 * 1024;
+
+/// Keeps what is more than a piece for the next time.
+fn in_pieces<E>(
+    next: Option<Result<Frame<Bytes>, E>>,
+    kept: &mut Option<Bytes>,
+) -> Option<Result<Frame<Bytes>, E>> {
+    match next {
+        Some(Ok(frame)) if frame.data_ref().is_some_and(|data| data.len() > PIECE_MAX) => {
+            let Ok(mut data) = frame.into_data() else { return None };
+            let piece = data.split_to(PIECE_MAX);
+            *kept = Some(data);
+            Some(Ok(Frame::data(piece)))
+        }
+        next => next,
     }
 }
 
@@ -341,10 +422,14 @@ impl Drop for ResponseBody {
             && let Some(context) = self.context.as_mut()
         {
             context.end(Outcome::ClientStalled);
+            let connection = &context.connection;
+            connection.stalls.set(connection.stalls.get().saturating_add(1));
+            // Whoever reads from the client looks whether that is one too many.
+            connection.progress.wake();
         }
         // The task of the stream may live on to send what it holds.
-        if let Some(delivery) = &self.delivery {
-            delivery.timer.clear();
+        if let Some(delivery) = &mut self.delivery {
+            let _ = delivery.taken();
         }
     }
 }

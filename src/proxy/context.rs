@@ -7,17 +7,19 @@ use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderValue, Method, Uri, Version, header};
 
 use crate::base::address::ClientKey;
-use crate::base::clock;
+use crate::base::clock::{self, Millis};
 use crate::base::outcome::Outcome;
 use crate::base::record::Privacy;
 use crate::net::stream::{Allowance, Guarded, Phase, Progress, Stream};
 use crate::net::timer::Timer;
 use crate::policy::connection_limit::Permit;
 use crate::policy::rate_limit::Verdict;
+use crate::proxy::backlog::Backlog;
 use crate::proxy::body::Upload;
 use crate::proxy::respond::Accept;
 use crate::proxy::upgrade::Tunnel;
@@ -67,6 +69,14 @@ pub struct Connection {
     pub delivery: RefCell<Option<Timer>>,
     /// The connection is to be closed after what is in flight.
     pub closing: Cell<bool>,
+    /// HTTP/2: streams given up because the client took nothing of them.
+    pub stalls: Cell<u32>,
+    /// HTTP/2: bytes of answers that were offered and not taken yet, over all streams.
+    pub backlog: Backlog,
+    /// When it was opened.
+    pub opened: Millis,
+    /// It is to end with a reset: a plain end would pass for the end of an answer.
+    pub reset: Cell<bool>,
     /// What requests that are cut by the end of the connection ended in.
     pub ending: Cell<Outcome>,
     requests: Cell<u32>,
@@ -109,6 +119,10 @@ impl Connection {
             tunnel: RefCell::new(None),
             delivery: RefCell::new(None),
             closing: Cell::new(false),
+            stalls: Cell::new(0),
+            backlog: Backlog::default(),
+            opened: worker.wheel.now(),
+            reset: Cell::new(false),
             ending: Cell::new(Outcome::ClientGone),
             requests: Cell::new(0),
             in_flight: Cell::new(0),
@@ -123,6 +137,11 @@ impl Connection {
         self.in_flight.set(self.in_flight.get() + 1);
         self.progress.enter(Phase::Serving);
         max != 0 && count >= max
+    }
+
+    /// Whether it has been open longer than a connection may be (`max` 0 = for ever).
+    fn is_old(&self, now: Millis, max: Duration) -> bool {
+        !max.is_zero() && now >= self.opened.after(max)
     }
 
     fn done(&self) {
@@ -209,7 +228,8 @@ impl Context {
         let snapshot = worker.snapshot();
         let headers = request.headers();
         let verbose = snapshot.server.log.privacy == Privacy::Full;
-        let last = connection.begin(snapshot.server.max_requests_per_connection);
+        let last = connection.begin(snapshot.server.max_requests_per_connection)
+            || connection.is_old(worker.wheel.now(), snapshot.server.timeouts.age);
         if last {
             connection.closing.set(true);
         }

@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use http::header::{self, HeaderName, HeaderValue};
-use http::{HeaderMap, Version};
+use http::{HeaderMap, StatusCode, Version};
 
 use crate::base::address::CidrSet;
 use crate::base::outcome::Outcome;
@@ -45,6 +45,30 @@ pub struct Sender<'a> {
     pub secure: bool,
 }
 
+/// What h2 lets through but RFC 9113 calls malformed. Over HTTP/1 the guard has looked at the bytes.
+///
+/// # Errors
+/// [`Outcome::BadRequest`], [`Outcome::BadFraming`].
+pub fn well_formed(headers: &HeaderMap) -> Result<(), Outcome> {
+    let blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    for value in headers.values() {
+        // RFC 9113 section 8.2.1: a reader of HTTP/1 would trim it, and mean another value.
+        let bytes = value.as_bytes();
+        if blank(bytes.first()) || blank(bytes.last()) {
+            return Err(Outcome::BadRequest);
+        }
+    }
+    // RFC 9113 section 8.1.1; h2 compares only the first with the data.
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    if let Some(length) = lengths.next() {
+        let bytes = length.as_bytes();
+        if bytes.is_empty() || !bytes.iter().all(u8::is_ascii_digit) || lengths.next().is_some() {
+            return Err(Outcome::BadFraming);
+        }
+    }
+    Ok(())
+}
+
 /// Removes what is hop-by-hop (RFC 9110 section 7.6.1) and what only we may say from a request.
 ///
 /// # Errors
@@ -53,6 +77,7 @@ pub fn clean_request(headers: &mut HeaderMap, trusted: bool) -> Result<Found, Ou
     let mut found = Found::default();
     let mut remove: Removals = Removals::default();
     let mut wants_upgrade = false;
+    let (mut h2c, mut padded) = (false, None);
     for (name, value) in headers.iter() {
         match name.as_str() {
             "connection" => wants_upgrade |= nominated(value, &mut remove)?,
@@ -61,6 +86,7 @@ pub fn clean_request(headers: &mut HeaderMap, trusted: bool) -> Result<Found, Ou
                 remove.push(name);
             }
             "upgrade" => {
+                h2c |= has_token(value, "h2c");
                 found.upgrade = Some(value.clone());
                 remove.push(name);
             }
@@ -76,15 +102,18 @@ pub fn clean_request(headers: &mut HeaderMap, trusted: bool) -> Result<Found, Ou
                     remove.push(name);
                 }
             }
+            "content-length" => padded = padded.or_else(|| unpadded(value)),
             other => {
-                if other.contains('_') && is_lookalike(other) {
+                if is_lookalike(other) {
                     remove.push(name);
                 }
             }
         }
     }
+    if let Some(length) = padded {
+        headers.insert(header::CONTENT_LENGTH, length);
+    }
     // Only `Connection: upgrade` makes it an upgrade; h2c is never one here (it would tunnel past every policy).
-    let h2c = found.upgrade.as_ref().is_some_and(|value| has_token(value, "h2c"));
     if !wants_upgrade || h2c {
         found.upgrade = None;
     }
@@ -154,12 +183,12 @@ pub fn request_id(headers: &HeaderMap) -> Option<HeaderValue> {
     legal.then(|| value.clone())
 }
 
-/// Removes what is hop-by-hop from a backend's answer; `upgrade` keeps what a `101` is made of.
-pub fn clean_response(headers: &mut HeaderMap, upgrade: bool) {
+/// Removes what is hop-by-hop from a backend's answer, but for what a `101` is made of.
+pub fn clean_response(headers: &mut HeaderMap, status: StatusCode) {
+    let upgrade = status == StatusCode::SWITCHING_PROTOCOLS;
     let mut remove = Removals::default();
-    // RFC 9112 section 6.3: beside a transfer coding a length means nothing, and whoever forwards must drop it. It
-    // would frame the answer anew, cut short or never complete.
-    if headers.contains_key(header::TRANSFER_ENCODING) {
+    // RFC 9110 section 8.6: these have no body, and a client that believed a length would wait for one.
+    if status.is_informational() || status == StatusCode::NO_CONTENT {
         headers.remove(header::CONTENT_LENGTH);
     }
     for (name, value) in headers.iter() {
@@ -242,10 +271,26 @@ fn nominated(value: &HeaderValue, remove: &mut Removals) -> Result<bool, Outcome
     Ok(upgrade)
 }
 
-/// A name that a backend which folds `_` to `-` (CGI, WSGI, PHP) would take for one of ours.
+/// A length without its leading zeros, if it has any: to some backends they make it octal.
+fn unpadded(value: &HeaderValue) -> Option<HeaderValue> {
+    let text = value.to_str().ok().filter(|text| text.len() > 1 && text.starts_with('0'))?;
+    HeaderValue::from_str(text.trim_start_matches('0')).ok().map(|short| match short.is_empty() {
+        true => HeaderValue::from_static("0"),
+        false => short,
+    })
+}
+
+/// A name that a backend which folds everything but letters and digits to `_` (CGI, WSGI, PHP) would take for one of
+/// ours.
 fn is_lookalike(name: &str) -> bool {
+    let odd = |byte: u8| !byte.is_ascii_alphanumeric() && byte != b'-';
+    name.bytes().any(odd) && is_ours(&name.replace(|c: char| c.is_ascii() && odd(c as u8), "-"))
+}
+
+/// Names that say who a client is or how a message is framed.
+fn is_ours(name: &str) -> bool {
     matches!(
-        name.replace('_', "-").as_str(),
+        name,
         "x-forwarded-for"
             | "x-forwarded-proto"
             | "x-forwarded-host"
@@ -260,6 +305,42 @@ fn is_lookalike(name: &str) -> bool {
             | "transfer-encoding"
             | "host"
             | "connection"
+    )
+}
+
+/// Removes from trailers what has no place behind a body (RFC 9110 section 6.5.1): a recipient that merges them into
+/// the head would believe it.
+pub fn clean_trailers(trailers: &mut HeaderMap) {
+    let mut remove = Removals::default();
+    for name in trailers.keys() {
+        let text = name.as_str();
+        if is_ours(text) || is_lookalike(text) || is_head_only(text) {
+            remove.push(name);
+        }
+    }
+    remove.apply(trailers);
+}
+
+fn is_head_only(name: &str) -> bool {
+    matches!(
+        name,
+        "authorization"
+            | "cache-control"
+            | "content-encoding"
+            | "content-range"
+            | "content-type"
+            | "cookie"
+            | "expect"
+            | "http2-settings"
+            | "keep-alive"
+            | "max-forwards"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "proxy-connection"
+            | "set-cookie"
+            | "te"
+            | "trailer"
+            | "upgrade"
     )
 }
 
@@ -351,13 +432,47 @@ mod tests {
     }
 
     #[test]
-    fn a_length_beside_a_transfer_coding_is_not_handed_on() {
-        let mut headers = map(&[("transfer-encoding", "chunked"), ("content-length", "3"), ("etag", "x")]);
-        clean_response(&mut headers, false);
+    fn an_answer_without_a_body_has_no_length() {
+        let mut headers = map(&[("content-length", "3"), ("etag", "x")]);
+        clean_response(&mut headers, StatusCode::NO_CONTENT);
         assert_eq!(names(&headers), ["etag"]);
         let mut headers = map(&[("content-length", "3")]);
-        clean_response(&mut headers, false);
+        clean_response(&mut headers, StatusCode::OK);
         assert_eq!(names(&headers), ["content-length"]);
+    }
+
+    #[test]
+    fn trailers_lose_what_belongs_into_a_head() {
+        let mut trailers = map(&[
+            ("x-forwarded-for", "6.6.6.6"),
+            ("x_real.ip", "6.6.6.6"),
+            ("connection", "close"),
+            ("cookie", "a=1"),
+            ("grpc-status", "0"),
+            ("x_sum", "1"),
+        ]);
+        clean_trailers(&mut trailers);
+        assert_eq!(names(&trailers), ["grpc-status", "x_sum"]);
+    }
+
+    #[test]
+    fn lengths_lose_their_leading_zeros() {
+        for (sent, written) in [("010", "10"), ("0", "0"), ("000", "0"), ("10", "10")] {
+            let mut headers = map(&[("content-length", sent)]);
+            clean_request(&mut headers, false).unwrap();
+            assert_eq!(headers["content-length"], written);
+        }
+    }
+
+    #[test]
+    fn malformed_fields_of_http2_are_refused() {
+        assert_eq!(well_formed(&map(&[("x-a", "b c"), ("content-length", "3"), ("x-empty", "")])), Ok(()));
+        for fields in [[("x-a", " b")], [("x-a", "b\t")]] {
+            assert_eq!(well_formed(&map(&fields)), Err(Outcome::BadRequest), "{fields:?}");
+        }
+        for fields in [&[("content-length", "+3")][..], &[("content-length", "3"), ("content-length", "3")]] {
+            assert_eq!(well_formed(&map(fields)), Err(Outcome::BadFraming), "{fields:?}");
+        }
     }
 
     #[test]

@@ -32,6 +32,7 @@ use crate::proxy::respond;
 use crate::proxy::upgrade::Tunnel;
 use crate::snapshot::{Route, Service};
 use crate::telemetry::metric::Counter;
+use crate::upstream::answer;
 use crate::upstream::balance::Tried;
 use crate::upstream::connect::{self, ConnectError, Connection, Target};
 use crate::upstream::endpoint::{Endpoint, InFlight};
@@ -44,12 +45,10 @@ const HEAD_HOLD: Duration = Duration::from_millis(200);
 
 /// A request ready to be sent.
 pub struct Outgoing {
-    /// Its head, with our fields set.
+    /// Its head, as normalised.
     pub parts: Box<Parts>,
     /// Its body.
     pub body: RequestBody,
-    /// Its path, where normalising changed it.
-    pub path: Option<String>,
     /// What its hop-by-hop fields said.
     pub found: Found,
 }
@@ -60,6 +59,9 @@ pub struct Lease {
     connection: Connection<RequestBody>,
     in_flight: InFlight,
     upload: Option<Rc<Upload>>,
+    /// A body went with a method that has none by habit: a backend that ignored it would take it for the next request
+    /// (RFC 9110 section 9.3.1), so the connection carries no other.
+    last: bool,
 }
 
 impl Lease {
@@ -71,7 +73,7 @@ impl Lease {
     /// The answer was read whole: the connection can carry another request, unless the last one is still being sent.
     pub fn give_back(self) {
         self.connection.timer.clear();
-        if self.upload.as_ref().is_none_or(|upload| upload.done()) {
+        if !self.last && self.upload.as_ref().is_none_or(|upload| upload.done()) {
             let snapshot = self.worker.snapshot();
             let server = &snapshot.server;
             let keep = Keep { count: server.limits.upstream_idle, time: server.timeouts.upstream_idle };
@@ -99,7 +101,7 @@ impl Forwarded {
     pub fn into_response(self, mut context: Box<Context>) -> Response<ResponseBody> {
         let Forwarded { response, first, lease } = self;
         let (mut parts, incoming) = response.into_parts();
-        fields::clean_response(&mut parts.headers, parts.status == StatusCode::SWITCHING_PROTOCOLS);
+        fields::clean_response(&mut parts.headers, parts.status);
         if let Some(route) = context.route() {
             route.response_headers.apply(&mut parts.headers);
         }
@@ -310,8 +312,10 @@ impl Exchange<'_> {
     ) -> Result<(Response<Incoming>, Lease), Failure> {
         let upload = context.upload.clone();
         let in_flight = self.endpoint.begin();
+        let last = upload.is_some() && (request.method().is_safe() || request.method() == Method::DELETE);
         let started = clock::micros();
         connection.timer.set(self.service.core.timeout);
+        connection.ask(request.method(), request.headers().contains_key(header::UPGRADE));
         let mut sent = std::pin::pin!(connection.sender.try_send_request(*request));
         let result = std::future::poll_fn(|cx| {
             if let Poll::Ready(result) = sent.as_mut().poll(cx) {
@@ -331,7 +335,7 @@ impl Exchange<'_> {
                 let micros = clock::micros().saturating_sub(started);
                 context.upstream_micros = Some(micros);
                 self.endpoint.observe(micros, self.worker.wheel.now());
-                Ok((response, Lease { worker: self.worker.clone(), connection, in_flight, upload }))
+                Ok((response, Lease { worker: self.worker.clone(), connection, in_flight, upload, last }))
             }
             Some(Err(mut error)) => {
                 let unsent = error.take_message().map(Box::new);
@@ -365,9 +369,11 @@ impl Exchange<'_> {
             Some(Ok(frame)) => Ok((response, frame.into_data().ok(), lease)),
             None => Ok((response, None, lease)),
             Some(Err(error)) => {
-                self.log("backend failed a request", &error.to_string());
-                lease.fail(Outcome::UpstreamTruncated);
-                Err(Failure { outcome: Outcome::UpstreamTruncated, unsent: None, answered: false })
+                let (outcome, why) = broke(&error);
+                self.log("backend failed a request", &why);
+                lease.fail(outcome);
+                let answered = outcome == Outcome::UpstreamInvalid;
+                Err(Failure { outcome, unsent: None, answered })
             }
         }
     }
@@ -397,11 +403,20 @@ impl Exchange<'_> {
         if let Some(outcome) = upload.and_then(Upload::failure) {
             return Failure { outcome, unsent: None, answered: true };
         }
-        let invalid = error.is_parse() || error.is_parse_too_large();
+        let fault = answer::fault(error);
+        let invalid = fault.is_some() || error.is_parse() || error.is_parse_too_large();
         let outcome = if invalid { Outcome::UpstreamInvalid } else { Outcome::UpstreamClosed };
-        self.log("backend failed a request", &error.to_string());
+        self.log("backend failed a request", &fault.map_or_else(|| error.to_string(), |f| f.to_string()));
         self.endpoint.note_failure(outcome.row().sentence);
         Failure { outcome, unsent: None, answered: invalid }
+    }
+}
+
+/// What an answer that broke off inside its body ended in, and why.
+pub fn broke(error: &hyper::Error) -> (Outcome, String) {
+    match answer::fault(error) {
+        Some(fault) => (Outcome::UpstreamInvalid, fault.to_string()),
+        None => (Outcome::UpstreamTruncated, error.to_string()),
     }
 }
 
@@ -427,48 +442,31 @@ impl Saved {
     }
 }
 
-/// The `Host` a request was sent with, whichever way it was said.
-///
-/// # Errors
-/// [`Outcome::BadHost`] when there is none; it was checked before, so that does not happen.
-pub fn host_field(parts: &Parts) -> Result<HeaderValue, Outcome> {
-    if let Some(host) = parts.headers.get(header::HOST) {
-        return Ok(host.clone());
-    }
-    let authority = parts.uri.authority().ok_or(Outcome::BadHost)?;
-    HeaderValue::from_str(authority.as_str()).map_err(|_| Outcome::BadHost)
-}
-
 impl Outgoing {
     fn into_request(self, route: &Route) -> Result<Box<Request<RequestBody>>, Outcome> {
-        let Outgoing { mut parts, body, path, found } = self;
-        if !parts.headers.contains_key(header::HOST) {
-            let host = host_field(&parts)?;
-            parts.headers.insert(header::HOST, host);
-        }
+        let Outgoing { mut parts, body, found } = self;
         fields::set_hop(&mut parts.headers, &found, parts.version);
-        parts.uri = target(&parts.uri, path.as_deref(), route)?;
+        // hyper sends no body at all with these, unless it is told how to frame one.
+        if matches!(parts.method, Method::GET | Method::HEAD)
+            && matches!(body, RequestBody::Streaming(..))
+            && body.size_hint().exact().is_none()
+        {
+            parts.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
+        if let Some(rewrite) = &route.rewrite {
+            parts.uri = rewritten(&parts.uri, &rewrite.apply(parts.uri.path()))?;
+        }
         parts.version = Version::HTTP_11;
         route.request_headers.apply(&mut parts.headers);
         Ok(Box::new(Request::from_parts(*parts, body)))
     }
 }
 
-/// The target in origin form (RFC 9112 section 3.2.1), as normalised and rewritten.
-fn target(uri: &Uri, path: Option<&str>, route: &Route) -> Result<Uri, Outcome> {
-    let plain = path.unwrap_or_else(|| uri.path());
-    let rewritten = route.rewrite.as_ref().map(|rewrite| rewrite.apply(plain));
-    let changed = rewritten.as_deref().or(path);
-    let target = match changed {
-        None if uri.authority().is_none() => return Ok(uri.clone()),
-        None => uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/")),
-        Some(path) => {
-            let text = match uri.query() {
-                Some(query) => format!("{path}?{query}"),
-                None => path.to_owned(),
-            };
-            PathAndQuery::try_from(text).map_err(|_| Outcome::BadPath)?
-        }
+/// The target with another path.
+fn rewritten(uri: &Uri, path: &str) -> Result<Uri, Outcome> {
+    let text = match uri.query() {
+        Some(query) => format!("{path}?{query}"),
+        None => path.to_owned(),
     };
-    Ok(Uri::from(target))
+    PathAndQuery::try_from(text).map(Uri::from).map_err(|_| Outcome::BadPath)
 }

@@ -2,12 +2,13 @@
 //!
 //! 1. [`accept`]: a socket comes in; limits on connections, PROXY protocol.
 //! 2. [`handshake`]: TLS, SNI, ALPN; [`demand`] for names that have no certificate.
-//! 3. [`serve`]: one connection, many requests; its deadlines; its end. [`guard`] checks raw HTTP/1 bytes first.
+//! 3. [`serve`]: one connection, many requests; its deadlines; its end. [`guard`] checks raw HTTP/1 bytes first,
+//!    [`frames`] counts the frames of HTTP/2.
 //! 4. [`request`]: THE life of a request, on one screen.
 //! 5. [`normalize`] and [`fields`]: one reading of host and path; hop-by-hop and forwarded fields.
 //! 6. [`enforce`]: the policies, in their fixed order.
 //! 7. [`forward`]: choose an endpoint, send, perhaps retry.
-//! 8. [`body`] and [`upgrade`]: streaming, limits, tunnels.
+//! 8. [`body`], [`backlog`] and [`upgrade`]: streaming, limits, tunnels.
 //! 9. [`respond`]: the only place where an outcome becomes an answer.
 //! 10. [`record`]: numbers and the access record, exactly once.
 //!
@@ -15,12 +16,14 @@
 //! met only in the snapshot.
 
 pub mod accept;
+pub mod backlog;
 pub mod body;
 pub mod context;
 pub mod demand;
 pub mod enforce;
 pub mod fields;
 pub mod forward;
+pub mod frames;
 pub mod guard;
 pub mod handshake;
 pub mod normalize;

@@ -1,18 +1,124 @@
-//! Step 5: one reading of a request. Pure: host and path in, one meaning or a refusal out.
+//! Step 5: one reading of a request. Pure: a head in, one meaning or a refusal out, and a head to send.
 //!
-//! hyper has parsed the head; what it lets through but RFC 9110 and 9112 forbid, or what a backend might read in
-//! another way, is decided here. Ambiguity is refused, never guessed.
+//! hyper has parsed the head; what it lets through but RFC 9110, 9112 and 9113 forbid, or what a backend might read in
+//! another way, is decided here. Ambiguity is refused, never guessed. [`read`] and [`write`] are the two halves of it;
+//! the route is found between them. What the head says about the length of its body was decided on raw bytes (guard).
 
 use std::borrow::Cow;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use http::header::HOST;
+use http::header::{HOST, HeaderValue};
+use http::request::Parts;
+use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderMap, Method, Uri, Version};
 
 use crate::base::outcome::Outcome;
+use crate::proxy::fields::{self, Found, Sender};
 
 /// Longest name a host may have (RFC 1035 section 2.3.4).
 const HOST_MAX: usize = 253;
+
+/// What a head means.
+pub struct Reading<'a> {
+    /// Whom it is for; see [`host`].
+    pub host: Cow<'a, str>,
+    /// What it is for; see [`path`].
+    pub path: Path<'a>,
+}
+
+/// Reads a head: the first half of normalising, before its route is known.
+///
+/// # Errors
+/// Why it has no one meaning.
+pub fn read(parts: &Parts) -> Result<Reading<'_>, Outcome> {
+    method(&parts.method)?;
+    scheme(&parts.uri)?;
+    if parts.version >= Version::HTTP_2 {
+        fields::well_formed(&parts.headers)?;
+    }
+    let host = host(&parts.uri, &parts.headers, parts.version)?;
+    let path = path(parts.uri.path())?;
+    // HTTP/2 has no guard over its bytes, and a DEL may stand in a query there.
+    if parts.uri.query().is_some_and(|query| query.bytes().any(|b| b <= b' ' || b == 0x7f)) {
+        return Err(Outcome::BadPath);
+    }
+    Ok(Reading { host, path })
+}
+
+/// Makes a head that was read ours to send: the second half. `path` is its path, where reading changed it.
+///
+/// # Errors
+/// Why it cannot be sent on.
+pub fn write(
+    parts: &mut Parts,
+    path: Option<&str>,
+    sender: &Sender<'_>,
+    id: HeaderValue,
+) -> Result<Found, Outcome> {
+    let found = fields::clean_request(&mut parts.headers, sender.trusted)?;
+    if parts.version >= Version::HTTP_2 {
+        fields::join_cookies(&mut parts.headers);
+    }
+    let host = match parts.headers.get(HOST) {
+        Some(host) => host.clone(),
+        // RFC 9113 section 8.3.1: made from the authority where HTTP/2 sent that alone.
+        None => {
+            let authority = parts.uri.authority().ok_or(Outcome::BadHost)?;
+            let host = HeaderValue::from_str(authority.as_str()).map_err(|_| Outcome::BadHost)?;
+            parts.headers.insert(HOST, host.clone());
+            host
+        }
+    };
+    fields::set_forwarded(&mut parts.headers, sender, host, id);
+    if let Some(target) = target(&parts.uri, path)? {
+        parts.uri = target;
+    }
+    Ok(found)
+}
+
+/// The target in origin form (RFC 9112 section 3.2.1), where it is not what was sent.
+fn target(uri: &Uri, path: Option<&str>) -> Result<Option<Uri>, Outcome> {
+    let query = uri.query().and_then(escape);
+    match (path, &query) {
+        (None, None) if uri.authority().is_none() => Ok(None),
+        (None, None) => {
+            Ok(Some(uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/")).into()))
+        }
+        _ => {
+            let path = path.unwrap_or_else(|| uri.path());
+            let text = match query.as_deref().or(uri.query()) {
+                Some(query) => format!("{path}?{query}"),
+                None => path.to_owned(),
+            };
+            PathAndQuery::try_from(text).map(|target| Some(target.into())).map_err(|_| Outcome::BadPath)
+        }
+    }
+}
+
+/// A query whose raw bytes above ASCII have become escapes (RFC 3986 section 2), if it had any: some backends split a
+/// request line at them.
+fn escape(query: &str) -> Option<String> {
+    if query.is_ascii() {
+        return None;
+    }
+    let mut out = String::with_capacity(query.len() * 3);
+    for byte in query.bytes() {
+        match byte {
+            0x80.. => push_escape(&mut out, byte),
+            _ => out.push(char::from(byte)),
+        }
+    }
+    Some(out)
+}
+
+/// A target may name a scheme (RFC 9112 section 3.2.2); we are a gateway to no other than these.
+fn scheme(uri: &Uri) -> Result<(), Outcome> {
+    match uri.scheme() {
+        None => Ok(()),
+        Some(scheme) if *scheme == Scheme::HTTP || *scheme == Scheme::HTTPS => Ok(()),
+        Some(_) => Err(Outcome::BadRequest),
+    }
+}
 
 /// Refuses methods that make no sense at an edge: CONNECT would make us an open proxy, TRACE echoes secrets
 /// (RFC 9110 section 9.3.8).
@@ -150,15 +256,16 @@ fn is_plain(bytes: &[u8]) -> bool {
     true
 }
 
-fn decode_unreserved(raw: &str) -> Result<String, Outcome> {
+fn push_escape(out: &mut String, byte: u8) {
     const HEX: &[u8; 16] = b"0123456789ABCDEF";
+    out.push('%');
+    for nibble in [byte >> 4, byte & 15] {
+        out.push(HEX.get(usize::from(nibble)).map_or('0', |&b| char::from(b)));
+    }
+}
+
+fn decode_unreserved(raw: &str) -> Result<String, Outcome> {
     let mut out = String::with_capacity(raw.len());
-    let escape = |out: &mut String, byte: u8| {
-        out.push('%');
-        for nibble in [byte >> 4, byte & 15] {
-            out.push(HEX.get(usize::from(nibble)).map_or('0', |&b| char::from(b)));
-        }
-    };
     let mut bytes = raw.bytes();
     while let Some(byte) = bytes.next() {
         match byte {
@@ -171,12 +278,12 @@ fn decode_unreserved(raw: &str) -> Result<String, Outcome> {
                         out.push(char::from(value));
                     }
                     0..=0x1f | 0x7f => return Err(Outcome::BadPath),
-                    _ => escape(&mut out, value),
+                    _ => push_escape(&mut out, value),
                 }
             }
             0..=0x20 | 0x7f | b'\\' => return Err(Outcome::BadPath),
             // Raw bytes above ASCII have no place in a target (RFC 3986 section 2): sent on as escapes.
-            0x80.. => escape(&mut out, byte),
+            0x80.. => push_escape(&mut out, byte),
             _ => out.push(char::from(byte)),
         }
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use http::header;
 use http::request::Parts;
-use http::{Method, Request, Response, Version};
+use http::{HeaderValue, Method, Request, Response, Version};
 use hyper::body::{Body, Incoming};
 
 use crate::base::outcome::Outcome;
@@ -77,7 +77,6 @@ async fn answer(
     mut parts: Box<Parts>,
     body: &mut Option<Incoming>,
 ) -> Result<Answer, Outcome> {
-    normalize::method(&parts.method)?;
     if let Some(answer) = respond::challenge(context, &parts) {
         return Ok(answer);
     }
@@ -86,7 +85,7 @@ async fn answer(
         return Ok(respond::options());
     }
     let snapshot = context.snapshot.clone();
-    let host = normalize::host(&parts.uri, &parts.headers, parts.version)?;
+    let normalize::Reading { host, path } = normalize::read(&parts)?;
     let known = snapshot.find(&host).or_else(|| on_demand(context, &snapshot, &parts, &host));
     let site_index = known.ok_or_else(|| unknown_host(context, &host))?;
     let site = snapshot.sites.get(site_index).ok_or(Outcome::Internal)?;
@@ -94,7 +93,6 @@ async fn answer(
     authorised(context, &snapshot, &host, site_index)?;
     drop(host);
 
-    let path = normalize::path(parts.uri.path())?;
     if context.connection.trusted {
         context.client =
             fields::client_address(&parts.headers, context.client, &snapshot.server.trusted_proxies);
@@ -127,16 +125,16 @@ async fn answer(
         Action::Redirect(redirect) => Ok(respond::redirect(redirect, &parts, path.as_deref())),
         Action::Respond(fixed) => Ok(respond::fixed(fixed)),
         Action::Proxy(service) => {
-            let mut found = prepare(context, &mut parts)?;
+            let mut found = prepare(context, &mut parts, path.as_deref())?;
             // What follows the head would be body and tunnel at once: an upgrade may be ignored (RFC 9110 section 7.8).
             if context.untouched {
                 found.upgrade = None;
             }
             let body = match body.take() {
-                Some(body) => upload(context, route.max_body, body),
+                Some(body) => upload(context, route.max_body, body, body_rate(context, &parts)),
                 None => RequestBody::Empty,
             };
-            forward::run(context, route, service, forward::Outgoing { parts, body, path, found }).await
+            forward::run(context, route, service, forward::Outgoing { parts, body, found }).await
         }
     }
 }
@@ -202,27 +200,21 @@ fn authorised(context: &Context, snapshot: &Snapshot, host: &str, site: usize) -
     }
 }
 
-/// Makes the fields of a request ours to send.
-fn prepare(context: &mut Context, parts: &mut Parts) -> Result<Found, Outcome> {
+/// Makes the head of a request ours to send.
+fn prepare(context: &mut Context, parts: &mut Parts, path: Option<&str>) -> Result<Found, Outcome> {
     let connection = context.connection.clone();
-    let found = fields::clean_request(&mut parts.headers, connection.trusted)?;
     if connection.trusted
         && let Some(id) = fields::request_id(&parts.headers)
     {
         context.request_id = id;
     }
-    if parts.version == Version::HTTP_2 {
-        fields::join_cookies(&mut parts.headers);
-    }
-    let host = forward::host_field(parts)?;
     let sender = fields::Sender {
         peer: &connection.forwarded_for,
         port: &connection.forwarded_port,
         trusted: connection.trusted,
         secure: connection.secure,
     };
-    fields::set_forwarded(&mut parts.headers, &sender, host, context.request_id.clone());
-    Ok(found)
+    normalize::write(parts, path, &sender, context.request_id.clone())
 }
 
 /// A short body that nobody wants is read all the same, so that the connection can carry the next request; a long or
@@ -234,7 +226,7 @@ async fn discard(context: &mut Context, body: Incoming) {
     }
     let patience = context.worker().wheel.timer();
     patience.set(DISCARD_TIME);
-    let mut body = upload(context, Some(DISCARD_MAX), body);
+    let mut body = upload(context, Some(DISCARD_MAX), body, 0);
     std::future::poll_fn(|cx| {
         while let Poll::Ready(frame) = Pin::new(&mut body).poll_frame(cx) {
             if !matches!(frame, Some(Ok(_))) {
@@ -246,13 +238,19 @@ async fn discard(context: &mut Context, body: Incoming) {
     .await;
 }
 
+/// Bytes of a body that must arrive in a second. A gRPC stream may say little for long.
+fn body_rate(context: &Context, parts: &Parts) -> u64 {
+    let kind = parts.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    if kind.starts_with(b"application/grpc") { 0 } else { context.snapshot.server.limits.body_rate }
+}
+
 /// Puts a body under its limits; nothing at all for requests without one.
-fn upload(context: &mut Context, max: Option<u64>, body: Incoming) -> RequestBody {
+fn upload(context: &mut Context, max: Option<u64>, body: Incoming, rate: u64) -> RequestBody {
     if body.is_end_stream() {
         return RequestBody::Empty;
     }
     let (wheel, client) = (&context.worker().wheel, context.connection.clone());
-    let upload = Rc::new(Upload::new(wheel, client, max, context.snapshot.server.timeouts.body));
+    let upload = Rc::new(Upload::new(wheel, client, max, context.snapshot.server.timeouts.body, rate));
     context.untouched = false;
     context.upload = Some(upload.clone());
     RequestBody::Streaming(body, upload)

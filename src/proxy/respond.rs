@@ -70,6 +70,8 @@ pub fn failure(mut context: Box<Context>, outcome: Outcome) -> Response<Response
     if row.status == 400 || matches!(outcome, Outcome::BodyTooLarge | Outcome::HeadTooLarge) {
         context.close = true;
     }
+    // A client that opens a tunnel may be talking through it already.
+    context.close |= context.method == Method::CONNECT;
     let status = StatusCode::from_u16(row.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut headers = HeaderMap::new();
     headers.insert(PROXY_STATUS, proxy_status(outcome));

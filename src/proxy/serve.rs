@@ -18,6 +18,7 @@ use crate::net::stream::{Allowance, Guarded, Overdue, Phase, Stream};
 use crate::proxy::accept::Accepted;
 use crate::proxy::body::ResponseBody;
 use crate::proxy::context::{Connection, Introduction, Watch, Watched};
+use crate::proxy::frames;
 use crate::proxy::guard::{Guard, Limits};
 use crate::proxy::{Worker, record, request, respond, upgrade};
 
@@ -67,6 +68,7 @@ pub async fn run(worker: &Rc<Worker>, stream: Stream, intro: Introduction) {
     if http2 {
         let executor = LocalExecutor { worker: worker.clone(), connection: connection.clone() };
         let builder = h2_builder(server, executor);
+        let io = frames::Watch::new(io, worker, &connection, server.limits.h2_reset_rate);
         drop(snapshot);
         Box::pin(drive_h2(builder.serve_connection(TokioIo::new(io), handler), &connection)).await;
     } else {
@@ -81,7 +83,13 @@ pub async fn run(worker: &Rc<Worker>, stream: Stream, intro: Introduction) {
 
 fn allowance(server: &Server) -> Allowance {
     let timeouts = &server.timeouts;
-    Allowance { idle: timeouts.idle, head: timeouts.head, write: timeouts.write, tunnel: timeouts.tunnel }
+    Allowance {
+        idle: timeouts.idle,
+        head: timeouts.head,
+        write: timeouts.write,
+        tunnel: timeouts.tunnel,
+        write_rate: server.limits.write_rate,
+    }
 }
 
 fn guard_limits(server: &Server) -> Limits {
@@ -196,7 +204,15 @@ async fn drive_h1(
                 return Box::pin(answer_raw(worker, connection, parts.io, outcome)).await;
             }
             if let Err(error) = result {
-                return refused(worker, &error);
+                if connection.reset.get() {
+                    parts.io.inner().reset_on_close();
+                }
+                refused(worker, &error);
+                // What hyper refused it has answered; any other error must not look like an end.
+                if error.is_parse() {
+                    farewell(parts.io).await;
+                }
+                return;
             }
             let tunnel = connection.tunnel.borrow_mut().take();
             match tunnel {
@@ -264,7 +280,7 @@ fn refused(worker: &Worker, error: &hyper::Error) {
 }
 
 async fn drive_h2(
-    http: http2::Connection<TokioIo<Watched>, Handler, LocalExecutor>,
+    http: http2::Connection<TokioIo<frames::Watch>, Handler, LocalExecutor>,
     connection: &Rc<Connection>,
 ) {
     let mut http = std::pin::pin!(http);

@@ -72,6 +72,7 @@ metrics! {
     ConnectionsRefused = "tidegate_connections_refused_total", Counter, ["reason"], "Client connections closed at once because a cap was reached.";
     Handshakes = "tidegate_tls_handshakes_total", Counter, ["version", "kind"], "TLS handshakes completed with clients.";
     HandshakeFailures = "tidegate_tls_handshake_failures_total", Counter, ["reason"], "TLS handshakes with clients that failed.";
+    Floods = "tidegate_http2_floods_total", Counter, ["reason"], "HTTP/2 connections closed because of a flood, by what there was too much of.";
     UpstreamOpened = "tidegate_upstream_connections_opened_total", Counter, [], "Connections to backends opened.";
     UpstreamReused = "tidegate_upstream_connections_reused_total", Counter, [], "Requests sent on a connection that was already open.";
     UpstreamFailures = "tidegate_upstream_connection_failures_total", Counter, ["reason"], "Connections to backends that could not be opened.";
@@ -161,6 +162,15 @@ cells! {
         WaitLater = CertificateWaits ["later"];
         WaitLate = CertificateWaits ["late"];
         WaitFull = CertificateWaits ["full"];
+        FloodResets = Floods ["resets"];
+        FloodPings = Floods ["pings"];
+        FloodSettings = Floods ["settings"];
+        FloodEmptyData = Floods ["empty-data"];
+        FloodWindowUpdates = Floods ["window-updates"];
+        FloodPriorities = Floods ["priorities"];
+        FloodContinuations = Floods ["continuations"];
+        FloodUnknown = Floods ["unknown-frames"];
+        FloodStalls = Floods ["stalls"];
         ChallengeHttp01 = AcmeChallenges ["http-01"];
         ChallengeTlsAlpn01 = AcmeChallenges ["tls-alpn-01"];
         UpstreamOpened = UpstreamOpened [];

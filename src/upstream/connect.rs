@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::Method;
 use hyper::body::Body;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -23,6 +24,7 @@ use tokio_rustls::{TlsConnector, TlsStream};
 use crate::base::address::EndpointAddress;
 use crate::net::stream::Stream;
 use crate::net::timer::{Timer, Wheel};
+use crate::upstream::answer::{Asked, Checked};
 
 /// Everything needed to reach an endpoint; borrowed from the snapshot.
 pub struct Target<'a> {
@@ -75,7 +77,16 @@ pub struct Connection<B> {
     pub tls: Option<Arc<ClientConfig>>,
     /// For the deadlines of whatever request it carries.
     pub timer: Timer,
+    asked: Rc<Asked>,
     task: AbortHandle,
+}
+
+impl<B> Connection<B> {
+    /// A request with this method is about to be sent; `upgrade` tells that it asks to switch protocols. Whatever comes
+    /// without this is no answer.
+    pub fn ask(&self, method: &Method, upgrade: bool) {
+        self.asked.ask(method, upgrade);
+    }
 }
 
 impl<B> Drop for Connection<B> {
@@ -125,21 +136,23 @@ where
         let silent = || io::Error::new(io::ErrorKind::TimedOut, "no answer to the TLS handshake");
         if connected.get() { ConnectError::Tls(silent()) } else { ConnectError::Timeout(timeout) }
     })??;
+    let asked = Rc::new(Asked::default());
+    let io = Checked::new(Patient { io: stream, deaf: false }, asked.clone(), head_max);
     let (sender, connection) = http1::Builder::new()
         .max_buf_size(head_max.max(MIN_BUFFER))
         .max_header_size(head_max)
-        .handshake(TokioIo::new(Patient { io: stream, deaf: false }))
+        .handshake(TokioIo::new(io))
         .await
         .map_err(|error| ConnectError::Network(io::Error::other(error)))?;
     let ending = Rc::new(Ending::default());
     let task = tokio::task::spawn_local(drive(connection, ending.clone())).abort_handle();
-    Ok(Connection { sender, ending, tls, timer, task })
+    Ok(Connection { sender, ending, tls, timer, asked, task })
 }
 
 /// hyper refuses smaller buffers.
 const MIN_BUFFER: usize = 8192;
 
-async fn drive<B>(mut connection: http1::Connection<TokioIo<Patient>, B>, ending: Rc<Ending>)
+async fn drive<B>(mut connection: http1::Connection<TokioIo<Checked<Patient>>, B>, ending: Rc<Ending>)
 where
     B: Body<Data = Bytes> + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -148,8 +161,11 @@ where
     let result = std::future::poll_fn(|cx| connection.poll_without_shutdown(cx)).await;
     if result.is_ok() {
         let parts = connection.into_parts();
+        let (stream, held) = parts.io.into_inner().into_parts();
+        let early =
+            if held.is_empty() { parts.read_buf } else { [&parts.read_buf, &held[..]].concat().into() };
         // Kept for an upgrade; if nobody asks, it is closed when the last holder of `ending` goes.
-        *ending.upgraded.borrow_mut() = Some((parts.io.into_inner().io, parts.read_buf));
+        *ending.upgraded.borrow_mut() = Some((stream.io, early));
     }
     ending.over.set(true);
     ending.notify.notify_waiters();

@@ -3,8 +3,9 @@
 //! A [`Service`] is compiled at reload and lives in the snapshot. Its [`Endpoint`]s live in the [`Registry`] beside the
 //! snapshot, so that what is known about a backend (up or down, in flight, latency) outlives every reload.
 //!
-//! [`connect`] makes connections, [`pool`] keeps idle ones for one worker. The rest is pure: it takes times and random bits and returns choices: [`endpoint`], [`registry`], [`balance`].
+//! [`connect`] makes connections, [`answer`] checks what comes back on them, [`pool`] keeps idle ones for one worker. The rest is pure: it takes times and random bits and returns choices: [`endpoint`], [`registry`], [`balance`].
 
+pub mod answer;
 pub mod balance;
 pub mod connect;
 pub mod endpoint;

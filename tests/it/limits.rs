@@ -415,7 +415,7 @@ async fn an_http2_connection_has_only_its_share_of_streams() {
 }
 
 /// An HTTP/2 frame.
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut out = (payload.len() as u32).to_be_bytes()[1..].to_vec();
     out.extend([kind, flags]);
     out.extend(stream.to_be_bytes());
@@ -423,7 +423,8 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     out
 }
 
-async fn raw_h2(proxy: &Proxy) -> Wire {
+/// A connection that spoke the preface of HTTP/2 and nothing else.
+pub async fn raw_h2(proxy: &Proxy) -> Wire {
     let config = tls::client_config(&proxy.ca_pem(), &["h2"], &[&rustls::version::TLS13]);
     let mut wire = tls::connect(config, proxy.https(), SITE).await.unwrap();
     wire.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;

@@ -288,6 +288,40 @@ async fn https_backends_are_verified_against_the_given_ca_and_name() {
 }
 
 #[tokio::test]
+async fn an_https_backend_that_closes_after_each_answer_is_connected_to_anew_each_time() {
+    let ca = Ca::new("inner");
+    // The second connection resumes the session of the first, also where the server asks for another key share.
+    let mut groups = vec![("every group", rustls::crypto::aws_lc_rs::default_provider())];
+    let mut one = rustls::crypto::aws_lc_rs::default_provider();
+    one.kx_groups = vec![rustls::crypto::aws_lc_rs::kx_group::SECP384R1];
+    groups.push(("a group nobody guesses", one));
+    for (what, provider) in groups {
+        let pair = ca.leaf(&["api.internal"]);
+        let origin = Origin::answering_tls(pair.server_config_with(provider), |_| {
+            Answer::ok("x").field("Connection", "close")
+        })
+        .await;
+        let builder = Proxy::builder();
+        std::fs::create_dir_all(builder.folder().join("sites")).unwrap();
+        std::fs::write(builder.folder().join("sites/inner.pem"), &ca.pem).unwrap();
+        let site = format!(
+            "backends = [\"https://{}\"]\nupstream = {{ ca_file = \"inner.pem\", server_name = \"api.internal\" }}",
+            origin.address()
+        );
+        let proxy = builder.set("server.workers", "1").site(SITE, &site).start().await;
+        for turn in 0..5 {
+            let reply = proxy.get(SITE, "/").await;
+            assert_eq!(
+                (reply.status, reply.text().as_str()),
+                (200, "x"),
+                "{what}, turn {turn}: {}",
+                reply.raw_head()
+            );
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_plain_backend_behind_https_is_a_tls_failure() {
     let origin = Origin::saying("plain").await;
     let proxy = Proxy::with_site(SITE, &format!("backends = [\"https://{}\"]", origin.address())).await;

@@ -268,6 +268,7 @@ fn timeouts(context: &mut Context<'_>, server: &Table<'_>) -> Timeouts {
         connect: read("connect"),
         first_byte: read("first_byte"),
         upstream_idle: read("upstream_idle"),
+        age: read("age"),
     }
 }
 
@@ -279,6 +280,9 @@ fn limits(context: &mut Context<'_>, server: &Table<'_>) -> Limits {
         uri: wide(context.size(&table, "uri")),
         h2_streams: narrow(context.count(&table, "h2_streams")),
         h2_resets: wide(context.count(&table, "h2_resets")),
+        h2_reset_rate: narrow(context.count(&table, "h2_reset_rate")),
+        body_rate: context.size(&table, "body_rate"),
+        write_rate: context.size(&table, "write_rate"),
         upstream_idle: wide(context.count(&table, "upstream_idle")),
         upstream_head: wide(context.size(&table, "upstream_head")),
     };

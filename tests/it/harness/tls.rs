@@ -47,10 +47,15 @@ impl Ca {
 impl Pair {
     /// Settings of a TLS origin with this certificate.
     pub fn server_config(&self) -> Arc<ServerConfig> {
+        self.server_config_with(rustls::crypto::aws_lc_rs::default_provider())
+    }
+
+    /// The same with other algorithms.
+    pub fn server_config_with(&self, provider: rustls::crypto::CryptoProvider) -> Arc<ServerConfig> {
         let chain: Vec<_> =
             CertificateDer::pem_slice_iter(self.cert.as_bytes()).collect::<Result<_, _>>().unwrap();
         let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).unwrap();
-        let config = ServerConfig::builder_with_provider(provider())
+        let config = ServerConfig::builder_with_provider(Arc::new(provider))
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_no_client_auth()

@@ -1,0 +1,575 @@
+//! Step 3, in front of h2: the frames of an HTTP/2 client, counted before anybody works for them.
+//!
+//! h2 bounds what a single frame or stream may cost, and not how many there may be: pings, settings, empty data,
+//! priorities, window updates of one byte and resets are legal one by one and a flood together (CVE-2019-9511 to -9518,
+//! CVE-2023-44487, CVE-2025-8671). [`Frames`] reads the nine bytes before each frame's payload and keeps a budget for
+//! each kind; nothing else is parsed here. [`Watch`] puts it between socket and hyper. Whoever exceeds a budget is told
+//! so with GOAWAY (RFC 9113 section 6.8, `ENHANCE_YOUR_CALM`) and not listened to any more; what is in flight ends with
+//! the connection.
+
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::base::clock::Millis;
+use crate::base::outcome::Outcome;
+use crate::net::timer::Timer;
+use crate::proxy::Worker;
+use crate::proxy::context::{Connection, Watched};
+use crate::telemetry::metric::Counter;
+
+/// What a client sends before its first frame (RFC 9113 section 3.4).
+const PREFACE: usize = 24;
+/// Length of a frame's header (RFC 9113 section 4.1).
+const HEADER: usize = 9;
+/// Bytes that we sent for which a client may send one more window update: none needs one that often.
+const BYTES_PER_UPDATE: u64 = 256;
+/// What is still read, and thrown away, of a client that was told to go, and for how long: closing on unread bytes
+/// would reset the connection, and take the GOAWAY with it.
+const WASTE_MAX: usize = 1024 * 1024;
+const WASTE_TIME: Duration = Duration::from_secs(1);
+/// Streams of one connection that may be given up because the client took nothing of them.
+const STALLS_MAX: u32 = 8;
+
+/// What there was too much of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flood {
+    /// RST_STREAM.
+    Resets,
+    /// PING.
+    Pings,
+    /// SETTINGS.
+    Settings,
+    /// DATA without a byte and without an end.
+    EmptyData,
+    /// WINDOW_UPDATE.
+    WindowUpdates,
+    /// PRIORITY.
+    Priorities,
+    /// CONTINUATION.
+    Continuations,
+    /// Frames of kinds nobody knows.
+    Unknown,
+    /// Streams of which the client took nothing until they were given up.
+    Stalls,
+}
+
+impl Flood {
+    /// Where it is counted.
+    pub fn counter(self) -> Counter {
+        match self {
+            Flood::Resets => Counter::FloodResets,
+            Flood::Pings => Counter::FloodPings,
+            Flood::Settings => Counter::FloodSettings,
+            Flood::EmptyData => Counter::FloodEmptyData,
+            Flood::WindowUpdates => Counter::FloodWindowUpdates,
+            Flood::Priorities => Counter::FloodPriorities,
+            Flood::Continuations => Counter::FloodContinuations,
+            Flood::Unknown => Counter::FloodUnknown,
+            Flood::Stalls => Counter::FloodStalls,
+        }
+    }
+
+    /// What GOAWAY says to whoever debugs the client.
+    fn words(self) -> &'static [u8] {
+        match self {
+            Flood::Resets => b"too many streams were reset",
+            Flood::Pings => b"too many PING frames",
+            Flood::Settings => b"too many SETTINGS frames",
+            Flood::EmptyData => b"too many empty DATA frames",
+            Flood::WindowUpdates => b"too many WINDOW_UPDATE frames",
+            Flood::Priorities => b"too many PRIORITY frames",
+            Flood::Continuations => b"too many CONTINUATION frames",
+            Flood::Unknown => b"too many frames of unknown kinds",
+            Flood::Stalls => b"too many streams were left unread",
+        }
+    }
+}
+
+/// A budget: so many at once, and so many more with each second.
+#[derive(Debug, Clone, Copy)]
+struct Budget {
+    flood: Flood,
+    burst: u64,
+    per_second: u64,
+}
+
+/// Budgets of the kinds whose number nobody configures. An honest client stays far below: Firefox opens with six
+/// PRIORITY frames, gRPC pings a few times a second to measure the bandwidth, and no client changes its settings often.
+const BUDGETS: [Budget; KINDS] = [
+    Budget { flood: Flood::Resets, burst: 0, per_second: 0 },
+    Budget { flood: Flood::Pings, burst: 200, per_second: 20 },
+    Budget { flood: Flood::Settings, burst: 50, per_second: 2 },
+    Budget { flood: Flood::EmptyData, burst: 200, per_second: 20 },
+    Budget { flood: Flood::WindowUpdates, burst: 2_000, per_second: 200 },
+    Budget { flood: Flood::Priorities, burst: 1_000, per_second: 100 },
+    Budget { flood: Flood::Continuations, burst: 200, per_second: 20 },
+    Budget { flood: Flood::Unknown, burst: 200, per_second: 20 },
+];
+const KINDS: usize = 8;
+
+/// Resets a client may send at once are this many times what it may send in a second.
+const RESET_BURST: u64 = 5;
+
+/// What is left of a budget, in thousandths of a frame.
+#[derive(Debug, Clone, Copy)]
+struct Left {
+    thousandths: u64,
+    at: Millis,
+}
+
+/// Counts the frames of one client. Pure: bytes and time in, a flood out.
+pub struct Frames {
+    header: [u8; HEADER],
+    /// Bytes of the header that are here.
+    filled: usize,
+    /// Bytes of preface or payload still to come.
+    skip: u64,
+    /// The highest stream the client opened (RFC 9113 section 5.1.1).
+    last_stream: u32,
+    resets_per_second: u64,
+    left: [Left; KINDS],
+    /// Bytes sent when window updates last earned something.
+    sent: u64,
+}
+
+impl Frames {
+    /// At the beginning of a connection. `resets_per_second`: RST_STREAM frames allowed, in the long run.
+    pub fn new(now: Millis, resets_per_second: u32) -> Frames {
+        let mut frames = Frames {
+            header: [0; HEADER],
+            filled: 0,
+            skip: PREFACE as u64,
+            last_stream: 0,
+            resets_per_second: u64::from(resets_per_second),
+            left: [Left { thousandths: 0, at: now }; KINDS],
+            sent: 0,
+        };
+        for (index, budget) in BUDGETS.iter().enumerate() {
+            let burst = frames.resolved(budget).burst;
+            if let Some(left) = frames.left.get_mut(index) {
+                left.thousandths = burst.saturating_mul(1_000);
+            }
+        }
+        frames
+    }
+
+    /// The highest stream the client opened.
+    pub fn last_stream(&self) -> u32 {
+        self.last_stream
+    }
+
+    /// Looks at the bytes that came next. `sent`: bytes written to the client so far.
+    ///
+    /// # Errors
+    /// The budget that is used up.
+    pub fn read(&mut self, mut bytes: &[u8], now: Millis, sent: u64) -> Result<(), Flood> {
+        while !bytes.is_empty() {
+            if self.skip > 0 {
+                let take = usize::try_from(self.skip).unwrap_or(usize::MAX).min(bytes.len());
+                self.skip -= take as u64;
+                bytes = bytes.get(take..).unwrap_or_default();
+                continue;
+            }
+            let take = (HEADER - self.filled).min(bytes.len());
+            let (part, rest) = bytes.split_at_checked(take).unwrap_or((bytes, &[]));
+            if let Some(place) = self.header.get_mut(self.filled..self.filled + take) {
+                place.copy_from_slice(part);
+            }
+            self.filled += take;
+            bytes = rest;
+            if self.filled == HEADER {
+                self.filled = 0;
+                self.frame(now, sent)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A header is whole (RFC 9113 section 4.1): length, kind, flags, stream.
+    fn frame(&mut self, now: Millis, sent: u64) -> Result<(), Flood> {
+        let [l0, l1, l2, kind, flags, s0, s1, s2, s3] = self.header;
+        let length = u32::from_be_bytes([0, l0, l1, l2]);
+        let stream = u32::from_be_bytes([s0 & 0x7f, s1, s2, s3]);
+        self.skip = u64::from(length);
+        const END_STREAM: u8 = 0x1;
+        const ACK: u8 = 0x1;
+        // RFC 9113 section 6; an acknowledgement answers a frame of ours.
+        let counted = match kind {
+            0x0 if length == 0 && flags & END_STREAM == 0 => Flood::EmptyData,
+            0x1 => {
+                self.last_stream = self.last_stream.max(stream);
+                return Ok(());
+            }
+            0x2 => Flood::Priorities,
+            0x3 => Flood::Resets,
+            0x4 if flags & ACK == 0 => Flood::Settings,
+            0x6 if flags & ACK == 0 => Flood::Pings,
+            0x8 => {
+                self.earn_updates(sent);
+                Flood::WindowUpdates
+            }
+            0x9 => Flood::Continuations,
+            // PUSH_PROMISE and GOAWAY end the connection or begin its end: h2 sees to them.
+            0x0 | 0x4 | 0x5 | 0x6 | 0x7 => return Ok(()),
+            _ => Flood::Unknown,
+        };
+        self.spend(counted, now)
+    }
+
+    /// A client that takes much may widen its windows as often as that needs.
+    fn earn_updates(&mut self, sent: u64) {
+        let earned = sent.saturating_sub(self.sent) / BYTES_PER_UPDATE;
+        if earned == 0 {
+            return;
+        }
+        self.sent = sent;
+        self.refund(Flood::WindowUpdates, earned.saturating_mul(1_000));
+    }
+
+    fn refund(&mut self, flood: Flood, thousandths: u64) {
+        for (budget, left) in BUDGETS.iter().zip(&mut self.left) {
+            if budget.flood == flood {
+                // What is earned by taking bytes is kept beyond the burst, and no further than one more of it.
+                let most = budget.burst.saturating_mul(2_000);
+                left.thousandths =
+                    left.thousandths.saturating_add(thousandths).min(most.max(left.thousandths));
+            }
+        }
+    }
+
+    fn spend(&mut self, flood: Flood, now: Millis) -> Result<(), Flood> {
+        for index in 0..KINDS {
+            let Some(budget) = BUDGETS.get(index).filter(|budget| budget.flood == flood) else { continue };
+            let Budget { burst, per_second, .. } = self.resolved(budget);
+            let Some(left) = self.left.get_mut(index) else { continue };
+            // A thousandth of a frame for each millisecond and frame per second.
+            let earned = now.0.saturating_sub(left.at.0).saturating_mul(per_second);
+            let most = burst.saturating_mul(1_000).max(left.thousandths);
+            left.thousandths = left.thousandths.saturating_add(earned).min(most);
+            left.at = now;
+            left.thousandths = left.thousandths.checked_sub(1_000).ok_or(flood)?;
+        }
+        Ok(())
+    }
+
+    fn resolved(&self, budget: &Budget) -> Budget {
+        match budget.flood {
+            Flood::Resets => Budget {
+                burst: self.resets_per_second.saturating_mul(RESET_BURST),
+                per_second: self.resets_per_second,
+                ..*budget
+            },
+            _ => *budget,
+        }
+    }
+}
+
+/// Follows what is written, to know whether a frame of our own may begin here.
+#[derive(Default)]
+struct Border {
+    header: [u8; HEADER],
+    filled: usize,
+    skip: u64,
+}
+
+impl Border {
+    fn wrote(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            if self.skip > 0 {
+                let take = usize::try_from(self.skip).unwrap_or(usize::MAX).min(bytes.len());
+                self.skip -= take as u64;
+                bytes = bytes.get(take..).unwrap_or_default();
+                continue;
+            }
+            let take = (HEADER - self.filled).min(bytes.len());
+            let (part, rest) = bytes.split_at_checked(take).unwrap_or((bytes, &[]));
+            if let Some(place) = self.header.get_mut(self.filled..self.filled + take) {
+                place.copy_from_slice(part);
+            }
+            self.filled += take;
+            bytes = rest;
+            if self.filled == HEADER {
+                self.filled = 0;
+                let [l0, l1, l2, ..] = self.header;
+                self.skip = u64::from(u32::from_be_bytes([0, l0, l1, l2]));
+            }
+        }
+    }
+
+    fn is_here(&self) -> bool {
+        self.skip == 0 && self.filled == 0
+    }
+}
+
+/// A client's stream under HTTP/2, with its frames counted.
+pub struct Watch {
+    io: Watched,
+    worker: Rc<Worker>,
+    connection: Rc<Connection>,
+    frames: Frames,
+    border: Border,
+    /// Set once the client was told to go: what it may still send is thrown away.
+    ending: Option<Ending>,
+}
+
+struct Ending {
+    /// GOAWAY, as far as it is not written.
+    goodbye: Vec<u8>,
+    waste: usize,
+    patience: Timer,
+}
+
+impl Watch {
+    /// Watches a stream.
+    pub fn new(
+        io: Watched,
+        worker: &Rc<Worker>,
+        connection: &Rc<Connection>,
+        resets_per_second: u32,
+    ) -> Watch {
+        Watch {
+            io,
+            frames: Frames::new(worker.wheel.now(), resets_per_second),
+            border: Border::default(),
+            ending: None,
+            worker: worker.clone(),
+            connection: connection.clone(),
+        }
+    }
+
+    /// The client is told to go and not listened to any more.
+    fn refuse(&mut self, flood: Flood) {
+        self.worker.shard.add(flood.counter(), 1);
+        self.worker.shard.outcome_only(Outcome::ClientFlood);
+        self.connection.ending.set(Outcome::ClientFlood);
+        tracing::debug!(client = %self.connection.client.ip(), "HTTP/2 connection closed: {flood:?}");
+        let patience = self.worker.wheel.timer();
+        patience.set(WASTE_TIME);
+        let goodbye = goaway(self.frames.last_stream(), flood.words());
+        self.ending = Some(Ending { goodbye, waste: 0, patience });
+    }
+
+    /// Writes GOAWAY where a frame may begin, and reads on for a moment so that it arrives; then the connection ends.
+    fn poll_ending(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let Some(ending) = &mut self.ending else { return Poll::Pending };
+        let over = || Poll::Ready(io::Error::new(io::ErrorKind::InvalidData, "flood"));
+        while self.border.is_here() && !ending.goodbye.is_empty() {
+            match Pin::new(&mut self.io).poll_write(cx, &ending.goodbye) {
+                Poll::Ready(Ok(count)) if count > 0 => drop(ending.goodbye.drain(..count)),
+                Poll::Ready(_) => return over(),
+                Poll::Pending => break,
+            }
+        }
+        // Not waited for: a client that floods may not read either.
+        let _ = Pin::new(&mut self.io).poll_flush(cx);
+        let mut waste = [0u8; 4096];
+        while ending.waste < WASTE_MAX {
+            let mut buf = ReadBuf::new(&mut waste);
+            match Pin::new(&mut self.io).poll_read(cx, &mut buf) {
+                Poll::Ready(Ok(())) if !buf.filled().is_empty() => ending.waste += buf.filled().len(),
+                Poll::Ready(_) => return over(),
+                Poll::Pending if ending.patience.poll_expired(cx).is_ready() => return over(),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        over()
+    }
+}
+
+/// RFC 9113 section 6.8.
+fn goaway(last_stream: u32, words: &[u8]) -> Vec<u8> {
+    const GOAWAY: u8 = 0x7;
+    /// RFC 9113 section 7.
+    const ENHANCE_YOUR_CALM: u32 = 0xb;
+    let length = u32::try_from(8 + words.len()).unwrap_or(8).to_be_bytes();
+    let mut frame = length.get(1..).unwrap_or_default().to_vec();
+    frame.extend([GOAWAY, 0, 0, 0, 0, 0]);
+    frame.extend(last_stream.to_be_bytes());
+    frame.extend(ENHANCE_YOUR_CALM.to_be_bytes());
+    frame.extend(words);
+    frame
+}
+
+impl AsyncRead for Watch {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.ending.is_none() {
+            if this.connection.stalls.get() > STALLS_MAX {
+                this.refuse(Flood::Stalls);
+            } else {
+                let before = buf.filled().len();
+                ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+                let fresh = buf.filled().get(before..).unwrap_or_default();
+                let sent = this.connection.progress.bytes_out();
+                match this.frames.read(fresh, this.worker.wheel.now(), sent) {
+                    Ok(()) => return Poll::Ready(Ok(())),
+                    Err(flood) => this.refuse(flood),
+                }
+                // Nothing of what came with the flood is worked on.
+                buf.set_filled(before);
+            }
+        }
+        this.poll_ending(cx).map(Err)
+    }
+}
+
+impl AsyncWrite for Watch {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let count = ready!(Pin::new(&mut this.io).poll_write(cx, buf))?;
+        this.border.wrote(buf.get(..count).unwrap_or_default());
+        Poll::Ready(Ok(count))
+    }
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let count = ready!(Pin::new(&mut this.io).poll_write_vectored(cx, bufs))?;
+        let mut left = count;
+        for buf in bufs {
+            let part = buf.get(..buf.len().min(left)).unwrap_or_default();
+            this.border.wrote(part);
+            left -= part.len();
+        }
+        Poll::Ready(Ok(count))
+    }
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+    }
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+    }
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+        let mut out = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+        out.extend([kind, flags]);
+        out.extend(stream.to_be_bytes());
+        out.extend(payload);
+        out
+    }
+
+    fn fresh() -> Frames {
+        let mut frames = Frames::new(Millis(0), 100);
+        frames.read(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Millis(0), 0).unwrap();
+        frames
+    }
+
+    /// Frames of this kind until the flood is noticed.
+    fn until(frames: &mut Frames, bytes: &[u8], now: u64) -> (u64, Option<Flood>) {
+        for count in 0..100_000 {
+            if let Err(flood) = frames.read(bytes, Millis(now), 0) {
+                return (count, Some(flood));
+            }
+        }
+        (100_000, None)
+    }
+
+    #[test]
+    fn each_kind_has_its_budget_and_time_gives_it_back() {
+        for (bytes, flood, burst, per_second) in [
+            (frame(3, 0, 1, &[0; 4]), Flood::Resets, 500, 100),
+            (frame(6, 0, 0, &[0; 8]), Flood::Pings, 200, 20),
+            (frame(4, 0, 0, &[]), Flood::Settings, 50, 2),
+            (frame(0, 0, 1, &[]), Flood::EmptyData, 200, 20),
+            (frame(8, 0, 0, &[0, 0, 0, 1]), Flood::WindowUpdates, 2_000, 200),
+            (frame(2, 0, 1, &[0; 5]), Flood::Priorities, 1_000, 100),
+            (frame(9, 0, 1, &[]), Flood::Continuations, 200, 20),
+            (frame(0xbe, 0, 0, b"grease"), Flood::Unknown, 200, 20),
+        ] {
+            let mut frames = fresh();
+            assert_eq!(until(&mut frames, &bytes, 0), (burst, Some(flood)));
+            assert_eq!(until(&mut frames, &bytes, 1_000), (per_second, Some(flood)));
+            // A month of quiet earns no more than the burst.
+            assert_eq!(until(&mut frames, &bytes, 3_000_000_000), (burst, Some(flood)));
+            assert!(frames.read(&frame(1, 5, 7, &[0x82]), Millis(0), 0).is_ok(), "requests are not counted");
+            assert_eq!(frames.last_stream(), 7);
+        }
+    }
+
+    #[test]
+    fn what_answers_us_or_carries_something_is_free() {
+        for bytes in [
+            frame(6, 1, 0, &[0; 8]),
+            frame(4, 1, 0, &[]),
+            frame(0, 0, 1, b"data"),
+            frame(0, 1, 1, &[]),
+            frame(1, 5, 1, &[0x82]),
+        ] {
+            assert_eq!(until(&mut fresh(), &bytes, 0).1, None, "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_client_that_downloads_may_widen_its_window_as_often_as_that_needs() {
+        let (mut frames, update) = (fresh(), frame(8, 0, 0, &[0, 0, 16, 0]));
+        // Every 4 KiB, on the stream and on the connection, ten thousand times in no time at all.
+        for turn in 1..=10_000u64 {
+            frames.read(&update, Millis(0), turn * 4_096).unwrap();
+            frames.read(&update, Millis(0), turn * 4_096).unwrap();
+        }
+        // One byte at a time is another matter.
+        let mut frames = fresh();
+        let mut turn = 0;
+        while frames.read(&update, Millis(0), turn * 10).is_ok() {
+            turn += 1;
+        }
+        assert!(turn < 2_200, "{turn}");
+    }
+
+    #[test]
+    fn goaway_says_which_stream_was_the_last_and_why() {
+        let frame = goaway(9, b"why");
+        assert_eq!(frame, [&[0, 0, 11, 7, 0, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 11][..], b"why"].concat());
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_of_any_size_are_read_alike(cuts in prop::collection::vec(1usize..40, 1..60)) {
+            let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+            for stream in 0..40 {
+                bytes.extend(frame(1, 4, 2 * stream + 1, &[0x82; 30]));
+                bytes.extend(frame(0, 0, 2 * stream + 1, &[7; 50]));
+            }
+            bytes.extend(frame(6, 0, 0, &[0; 8]).repeat(250));
+            let mut whole = Frames::new(Millis(0), 100);
+            prop_assert_eq!(whole.read(&bytes, Millis(0), 0), Err(Flood::Pings));
+            let (mut pieces, mut border, mut rest, mut found) =
+                (Frames::new(Millis(0), 100), Border::default(), &bytes[..], Ok(()));
+            for cut in cuts.iter().cycle() {
+                if rest.is_empty() || found.is_err() {
+                    break;
+                }
+                let (piece, after) = rest.split_at((*cut).min(rest.len()));
+                found = pieces.read(piece, Millis(0), 0);
+                rest = after;
+            }
+            prop_assert_eq!(found, Err(Flood::Pings));
+            prop_assert_eq!(pieces.last_stream(), whole.last_stream());
+            for piece in bytes[PREFACE..].chunks(cuts[0]) {
+                border.wrote(piece);
+            }
+            prop_assert!(border.is_here());
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..400), now in any::<u64>(), sent in any::<u64>()) {
+            let _ = Frames::new(Millis(0), u32::MAX).read(&bytes, Millis(now), sent);
+        }
+    }
+}
