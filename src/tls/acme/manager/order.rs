@@ -37,7 +37,8 @@ impl Manager {
         let (store, site, budget) =
             (Arc::clone(&self.store), Arc::clone(&job.site), Arc::clone(&job.directory.url));
         let place = Key::new(Kind::Certificate, &site);
-        self.room().await?;
+        let nothing = |error: IssueError| IssueError { no_order: true, ..error };
+        self.room().await.map_err(nothing)?;
         let (lock, found) = off({
             let (place, site) = (place.clone(), Arc::clone(&site));
             move || {
@@ -46,14 +47,11 @@ impl Manager {
                 Ok((lock, record::load(store.as_ref(), &place)))
             }
         })
-        .await?;
-        let Some(lock) = lock else {
-            return Err(IssueError::new(
-                Reason::Store,
-                format!("Another process orders for {site} just now."),
-            ));
-        };
-        let found = found.map_err(|e| IssueError::new(Reason::Store, e))?;
+        .await
+        .map_err(nothing)?;
+        let ours = |why: String| nothing(IssueError::new(Reason::Store, why));
+        let lock = lock.ok_or_else(|| ours(format!("Another process orders for {site} just now.")))?;
+        let found = found.map_err(ours)?;
         // Somebody else was faster: what lies there is taken, and nothing ordered.
         if let Some(found) = found
             && found.leaf() != old
