@@ -156,6 +156,7 @@ impl House {
             profile: None,
             engine: AcmeEngine::Auto,
             dns: None,
+            store_key: None,
         }
     }
 
@@ -353,6 +354,7 @@ fn child() {
             profile: None,
             engine: AcmeEngine::Managed,
             dns: None,
+            store_key: None,
         };
         let manager = Manager::open(&settings, Path::new(&text("state")), challenges).unwrap();
         manager.want(crash_sites());

@@ -1,7 +1,9 @@
 //! The admin API: which request gets which answer.
 
+use std::future::Future;
 use std::io;
 use std::os::unix::net::UnixListener;
+use std::pin::Pin;
 use std::rc::Rc;
 
 use http::{Method, Request, StatusCode};
@@ -28,7 +30,7 @@ pub async fn serve(listener: UnixListener, backend: Rc<dyn Backend>) -> io::Resu
 async fn route<B>(request: Request<B>, backend: Rc<dyn Backend>) -> Answer {
     let allowed = match request.uri().path() {
         "/status" | "/config" | "/certs" | "/certs/plan" => Method::GET,
-        "/reload" | "/certs/renew" => Method::POST,
+        "/reload" | "/certs/renew" | "/certs/reread" => Method::POST,
         path => return not_found(path),
     };
     // RFC 9110 section 9.3.2: HEAD is answered like GET, without the body.
@@ -42,13 +44,18 @@ async fn route<B>(request: Request<B>, backend: Rc<dyn Backend>) -> Answer {
         "/certs" => json(StatusCode::OK, &backend.certificates()),
         "/certs/plan" => json(StatusCode::OK, &backend.certificate_plan().await),
         "/certs/renew" => renew(request.uri().query(), &*backend),
-        // A task of its own: a reload that has begun is finished, also when the client hangs up.
-        _ => match tokio::task::spawn_local(backend.reload()).await {
-            Ok(report) => json(StatusCode::OK, &report),
-            Err(_) => {
-                json(StatusCode::INTERNAL_SERVER_ERROR, &problem("the reload broke off; see the process log"))
-            }
-        },
+        "/certs/reread" => finish(backend.reread()).await,
+        _ => finish(backend.reload()).await,
+    }
+}
+
+/// In a task of its own: a reload that has begun is finished, also when the client hangs up.
+async fn finish(work: Pin<Box<dyn Future<Output = Value>>>) -> Answer {
+    match tokio::task::spawn_local(work).await {
+        Ok(report) => json(StatusCode::OK, &report),
+        Err(_) => {
+            json(StatusCode::INTERNAL_SERVER_ERROR, &problem("the reload broke off; see the process log"))
+        }
     }
 }
 
@@ -66,8 +73,8 @@ fn renew(query: Option<&str>, backend: &dyn Backend) -> Answer {
 
 fn not_found(path: &str) -> Answer {
     let text = format!(
-        "there is no {path}: the admin API has GET /status, GET /config, GET /certs, GET /certs/plan, POST /reload and \
-         POST /certs/renew?site=NAME"
+        "there is no {path}: the admin API has GET /status, GET /config, GET /certs, GET /certs/plan, POST /reload, \
+         POST /certs/renew?site=NAME and POST /certs/reread"
     );
     json(StatusCode::NOT_FOUND, &problem(&text))
 }

@@ -14,6 +14,7 @@
 //! | `GET /certs` | [`Backend::certificates`] |
 //! | `GET /certs/plan` | [`Backend::certificate_plan`] |
 //! | `POST /certs/renew?site=NAME` | [`Backend::renew`] |
+//! | `POST /certs/reread` | [`Backend::reread`] |
 
 mod api;
 mod bind;
@@ -51,6 +52,9 @@ pub trait Backend {
     /// # Errors
     /// A sentence: why not.
     fn renew(&self, site: &str) -> Result<(), String>;
+
+    /// Reads the certificate store again and puts in force what others wrote. Runs to its end like a reload.
+    fn reread(&self) -> Pin<Box<dyn Future<Output = serde_json::Value>>>;
 }
 
 #[cfg(test)]

@@ -69,6 +69,10 @@ impl Backend for Fake {
     fn renew(&self, site: &str) -> Result<(), String> {
         if site == "a.example" { Ok(()) } else { Err(format!("there is no site `{site}`")) }
     }
+
+    fn reread(&self) -> Pin<Box<dyn Future<Output = Value>>> {
+        Box::pin(async { json!({ "open": true, "taken": ["a.example"], "refused": [] }) })
+    }
 }
 
 #[test]

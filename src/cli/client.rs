@@ -38,6 +38,14 @@ pub(super) fn ask(socket: &Path, method: Method, path: &str, deadline: Duration)
     })
 }
 
+/// Whether anybody listens there. Who may not open the socket counts as there: the question is then refused aloud.
+pub(super) fn is_there(socket: &Path) -> bool {
+    match std::os::unix::net::UnixStream::connect(socket) {
+        Ok(_) => true,
+        Err(error) => !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused),
+    }
+}
+
 async fn exchange(socket: &Path, method: Method, path: &str) -> Result<Value, String> {
     let broken = |error: &dyn std::fmt::Display| {
         format!("the talk with Tidegate over {} broke off ({error}): see its log", socket.display())

@@ -3,6 +3,7 @@
 //! Exit codes: 0 all is well · 1 a problem was found, or the command failed · 2 the command line was wrong.
 //! Answers go to standard output, complaints to standard error.
 
+mod backup;
 mod certs;
 mod check;
 mod client;
@@ -105,6 +106,10 @@ enum CertsCommand {
         #[command(flatten)]
         output: Output,
     },
+    /// Write accounts, certificates and keys into one encrypted file: a backup, or to move to another machine
+    Export(backup::Export),
+    /// Take accounts, certificates and keys from such a file; a running Tidegate takes them over
+    Import(backup::Import),
 }
 
 #[derive(Debug, Subcommand)]
@@ -189,6 +194,8 @@ fn dispatch(command: Command) -> Result<u8, String> {
         Command::Certs { command: Some(CertsCommand::Renew { name, target, output }), .. } => {
             certs::renew(&target.socket()?, output.format, &name)
         }
+        Command::Certs { command: Some(CertsCommand::Export(asked)), .. } => backup::export(asked),
+        Command::Certs { command: Some(CertsCommand::Import(asked)), .. } => backup::import(asked),
         Command::Config { command: ConfigCommand::Show { target, output, effective, origin } } => {
             config_show::show(&target.socket()?, output.format, effective, origin)
         }

@@ -26,6 +26,9 @@ fn the_command_line_is_well_formed() {
         "tidegate check --format json",
         "tidegate reload --socket a.sock",
         "tidegate status --site a.example",
+        "tidegate certs export backup.tdg --key-file backup.key --force",
+        "tidegate certs export - --config a.toml",
+        "tidegate certs import - --dry-run --format json",
         "tidegate config show --effective --origin",
     ] {
         assert!(parse(good).is_ok(), "{good}");
@@ -66,6 +69,10 @@ impl admin::Backend for Fake {
 
     fn renew(&self, site: &str) -> Result<(), String> {
         if site == "b.example" { Ok(()) } else { Err(format!("there is no site `{site}`")) }
+    }
+
+    fn reread(&self) -> Pin<Box<dyn Future<Output = Value>>> {
+        Box::pin(async { json!({ "open": true, "taken": ["a.example"], "refused": [] }) })
     }
 }
 

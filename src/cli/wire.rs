@@ -1,4 +1,4 @@
-//! What the commands take from the rest of the process: three calls, in one place.
+//! What the commands take from the rest of the process: a few calls, in one place.
 
 use std::path::{Path, PathBuf};
 
@@ -45,6 +45,28 @@ pub(super) fn admin_socket(config: &Path) -> Result<PathBuf, String> {
             config.display()
         )),
     }
+}
+
+/// Where the certificate store of a configuration is.
+pub(super) struct StorePlace {
+    /// The state folder.
+    pub state: PathBuf,
+    /// The keys of the store.
+    pub key: Option<config::model::StoreKey>,
+    /// The admin socket of the process that uses it.
+    pub socket: PathBuf,
+}
+
+/// Where the store is that a configuration names.
+pub(super) fn store_place(config: &Path) -> Result<StorePlace, String> {
+    let server = config::load(config).server.ok_or_else(|| {
+        format!(
+            "the configuration {} has errors, so its state folder is not known: `tidegate check` shows them",
+            config.display()
+        )
+    })?;
+    let key = server.acme.and_then(|acme| acme.store_key);
+    Ok(StorePlace { state: server.state, key, socket: server.admin_socket })
 }
 
 /// Runs until a signal ends it; calls `ready` when everything listens.

@@ -459,6 +459,35 @@ pub struct Acme {
     pub engine: AcmeEngine,
     /// Who writes TXT records; needed for `dns-01`, and so for wildcards.
     pub dns: Option<Dns>,
+    /// Keys for what is stored; `None`: it is stored as it is.
+    pub store_key: Option<StoreKey>,
+}
+
+/// Keys that records of the store are encrypted with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreKey {
+    /// For writing and reading.
+    pub current: KeySource,
+    /// For reading what was written before.
+    pub previous: Vec<KeySource>,
+}
+
+/// Where a key is read from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum KeySource {
+    /// A file; absolute.
+    File(PathBuf),
+    /// An environment variable.
+    Env(String),
+}
+
+impl std::fmt::Display for KeySource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            KeySource::File(path) => write!(f, "The key file {}", path.display()),
+            KeySource::Env(name) => write!(f, "The environment variable {name}"),
+        }
+    }
 }
 
 /// One CA.

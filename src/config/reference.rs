@@ -133,6 +133,8 @@ fn name(id: Id) -> &'static str {
         Id::Acme => "acme",
         Id::Directory => "directory",
         Id::Dns => "dns",
+        Id::StoreKey => "store_key",
+        Id::FormerKey => "former_key",
         Id::Site => "site",
         Id::Route => "route",
         Id::Certificate => "certificate",

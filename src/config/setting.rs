@@ -38,6 +38,10 @@ pub enum Id {
     Dns,
     /// `on_demand = { … }`
     OnDemand,
+    /// `[acme] store_key`
+    StoreKey,
+    /// One of `previous` in `store_key`.
+    FormerKey,
     /// `[site."…"]`
     Site,
     /// `[[site."…".route]]`
@@ -291,6 +295,8 @@ pub static TABLE: &[&Section] = &[
     &acme::ACME,
     &acme::DIRECTORY,
     &dns::DNS,
+    &acme::STORE_KEY,
+    &acme::FORMER_KEY,
     &SITE,
     &acme::ON_DEMAND,
     &ROUTE,

@@ -18,7 +18,7 @@ use crate::snapshot::resident::Residents;
 use crate::snapshot::{Site, Snapshot, Source};
 use crate::telemetry::hub::Reading;
 use crate::telemetry::metric::Metric;
-use crate::tls::acme::{CertificateStatus, Wanted, demand};
+use crate::tls::acme::{CertificateStatus, Reread, Wanted, demand};
 
 /// Certificates that come within this time of the first are put in force by one reload.
 const BATCH: Duration = Duration::from_secs(1);
@@ -156,10 +156,31 @@ impl Control {
         let rows =
             fixed.map(|site| row(site, automatic.get(&*site.name).filter(|_| site.source.is_automatic())));
         let rows: Vec<Value> = rows.chain(named.iter().filter_map(named_row)).collect();
+        let manager = self.residents.acme.manager();
+        let (key, whole) = manager.as_ref().map(|manager| manager.sealing()).unwrap_or_default();
         json!({
             "automatic": snapshot.server.acme.is_some(),
-            "open": self.residents.acme.manager().is_some(),
+            "open": manager.is_some(),
+            "store": { "key": key, "encrypted": key.is_some() && whole },
             "certificates": rows,
+        })
+    }
+
+    /// Reads the store again. Blocks.
+    pub fn reread(&self) -> Reread {
+        let found = self.residents.acme.manager().map(|manager| manager.reread()).unwrap_or_default();
+        for why in &found.refused {
+            tracing::warn!("{why}");
+        }
+        found
+    }
+
+    /// The answer to `POST /certs/reread`, after the reload that followed.
+    pub fn reread_report(&self, found: &Reread) -> Value {
+        json!({
+            "open": self.residents.acme.manager().is_some(),
+            "taken": found.taken,
+            "refused": found.refused,
         })
     }
 

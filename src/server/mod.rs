@@ -357,6 +357,17 @@ impl admin::Backend for Handle {
     fn renew(&self, site: &str) -> Result<(), String> {
         self.0.renew(site)
     }
+
+    fn reread(&self) -> std::pin::Pin<Box<dyn Future<Output = serde_json::Value>>> {
+        let control = self.0.clone();
+        Box::pin(async move {
+            let asked = control.clone();
+            let found = tokio::task::spawn_blocking(move || asked.reread()).await.unwrap_or_default();
+            // Also where nothing was taken over: automatic certificates may be off, and a reload tries again.
+            reload(&control, "the certificate store was read again").await;
+            control.reread_report(&found)
+        })
+    }
 }
 
 /// How long the drain waits between two looks at what is left.

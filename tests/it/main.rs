@@ -25,6 +25,8 @@ mod acme_flight;
 mod acme_kill;
 mod acme_renewal;
 mod acme_rough;
+mod acme_scale;
+mod acme_store;
 mod admin;
 mod bytes;
 mod clients;

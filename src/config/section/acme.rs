@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::dns;
 use super::server::texts;
+use super::store_key;
 use crate::config::model::{Acme, AcmeEngine, ChallengeKind, Directory, Eab, Located, Origin, Server};
 use crate::config::parse::{Context, Table, Value, literal, literals, nearest, quoted};
 use crate::config::setting::{Id, Setting};
@@ -38,7 +39,19 @@ pub fn read(context: &mut Context<'_>, file: &Table<'_>) -> Option<Acme> {
     let orders_per_3h = u32::try_from(context.count(&table, "orders")).unwrap_or(u32::MAX);
     let concurrent = usize::try_from(context.count(&table, "concurrent")).unwrap_or(1);
     let engine = engine(context, &table);
-    Some(Acme { directories, email, ca_file, challenges, orders_per_3h, concurrent, profile, engine, dns })
+    let store_key = store_key::read(context, &table);
+    Some(Acme {
+        directories,
+        email,
+        ca_file,
+        challenges,
+        orders_per_3h,
+        concurrent,
+        profile,
+        engine,
+        dns,
+        store_key,
+    })
 }
 
 /// What the listeners must offer so that a challenge can be answered.

@@ -10,3 +10,4 @@ pub mod route;
 pub mod server;
 pub mod service;
 pub mod site;
+mod store_key;

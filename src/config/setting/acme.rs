@@ -11,6 +11,9 @@ pub const ACME_NAMES_MAX: usize = 100;
 /// Names and suffixes that one site allows on demand.
 pub const ALLOW_MAX: usize = 10_000;
 
+/// Keys that are accepted for reading, beside the one in force.
+pub const FORMER_KEYS_MAX: usize = 8;
+
 const DIRECTORY_SHORT: &str =
     "\"letsencrypt\", \"letsencrypt-staging\", \"zerossl\" or the https:// address of an ACME directory";
 
@@ -29,6 +32,33 @@ pub(super) static ACME: Section = Section {
         row("orders", Kind::Count(1, 100_000), Value("300"), "Orders in three hours for each account: Let's Encrypt refuses more than 300."),
         row("concurrent", Kind::Count(1, 100), Value("4"), "Orders in flight at once."),
         row("engine", Kind::Word(&["auto", "managed"]), Value(r#""auto""#), "Which engine orders: `\"managed\"` is instant-acme, and in this version the only one. `tidegate certs` shows which."),
+        row("store_key", Kind::Table(Id::StoreKey), Words("none: records are stored as they are"), "Encrypts accounts, certificates and keys in the state folder. What is there already is encrypted when this is first said; taking it away again is refused while anything is encrypted. How to make, rotate and leave it: certificates.md."),
+    ],
+};
+
+const KEY_FILE: &str = "File with the key: 32 random bytes as base64 or hexadecimal digits (`openssl rand -base64 32`), mode 0600.";
+const KEY_ENV: &str = "Environment variable with the key, instead of a file.";
+
+#[rustfmt::skip]
+pub(super) static STORE_KEY: Section = Section {
+    id: Id::StoreKey,
+    title: "store_key = { file = \"…\" }",
+    doc: "The key that the certificate store is encrypted with: a file or an environment variable, not both.",
+    settings: &[
+        row("file", Kind::Path, Words("none"), KEY_FILE),
+        row("env", Kind::Text(256), Words("none"), KEY_ENV),
+        row("previous", Kind::Tables(Id::FormerKey, FORMER_KEYS_MAX), Words("none"), "Former keys. They only read; what they encrypted is encrypted anew with the key in force."),
+    ],
+};
+
+#[rustfmt::skip]
+pub(super) static FORMER_KEY: Section = Section {
+    id: Id::FormerKey,
+    title: "previous = [{ file = \"…\" }]",
+    doc: "A former key: a file or an environment variable.",
+    settings: &[
+        row("file", Kind::Path, Words("none"), "File with the key."),
+        row("env", Kind::Text(256), Words("none"), "Environment variable with the key."),
     ],
 };
 

@@ -2,12 +2,14 @@
 //!
 //! [`order`]: one order, and how it ended. [`suggest`]: when CAs want certificates renewed. [`inner`]: what is
 //! remembered, and what follows from it. [`demand`]: names that come with a handshake. [`forecast`]: the plan, and what it
-//! would fail of.
+//! would fail of. [`persist`]: writing, with patience. [`reread`]: what others wrote.
 
 mod demand;
 mod forecast;
 mod inner;
 mod order;
+mod persist;
+mod reread;
 mod suggest;
 
 use std::collections::{BTreeMap, HashMap};
@@ -21,6 +23,7 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use self::order::Ended;
+pub use self::reread::Reread;
 use super::demand::memory::Memory;
 use super::demand::{Demand, Rules, ask};
 use super::dns::{Dns, Ledger};
@@ -28,8 +31,9 @@ use super::http::Client;
 use super::issuer::{IssueError, Reason};
 use super::managed::Managed;
 use super::queue::{Bucket, Dice, Queue, Step};
-use super::record::{self, Failure, Held};
-use super::store::{FolderStore, Key, Kind, Store, StoreError};
+use super::record::{self, Failure, Held, Unreadable};
+use super::store::seal::{Ring, Sealed};
+use super::store::{FolderStore, Key, Kind, Mark, Store, StoreError};
 use super::{CertificateStatus, Challenges, Wanted};
 use crate::base::clock;
 use crate::config::model::{self, AcmeEngine, ChallengeKind, Directory, HostPattern};
@@ -43,13 +47,23 @@ const LOOK: Duration = Duration::from_millis(50);
 
 /// Gets certificates and keeps them.
 pub struct Manager {
+    /// The same as `seal`.
     store: Arc<dyn Store>,
+    seal: Arc<Sealed>,
+    /// What was read of the store.
+    read: Mutex<Read>,
     challenges: Arc<Challenges>,
     demand: Arc<Demand>,
     records: Arc<Ledger>,
     inner: Mutex<Inner>,
     wake: Notify,
     stopping: AtomicBool,
+}
+
+struct Read {
+    mark: Mark,
+    /// Whether records may lie there that are not encrypted as the settings say.
+    to_seal: bool,
 }
 
 struct Inner {
@@ -78,8 +92,8 @@ struct Inner {
 impl Manager {
     /// Opens `<state>/acme` and reads it; never orders.
     ///
-    /// Errors are sentences: the folder cannot be read or written, or the settings ask for what cannot be. A single
-    /// damaged certificate is none: its site is reported by [`Manager::status`] and left alone.
+    /// Errors are sentences: the folder cannot be read, a key is not at hand, or the settings ask for what cannot be. A
+    /// single damaged certificate is none: its site is reported by [`Manager::status`] and left alone.
     pub fn open(
         settings: &model::Acme,
         state: &Path,
@@ -95,16 +109,23 @@ impl Manager {
         store: Arc<dyn Store>,
         challenges: Arc<Challenges>,
     ) -> Result<Arc<Manager>, String> {
+        let seal = Arc::new(Sealed::new(store, Ring::read(settings.store_key.as_ref())?));
+        let store: Arc<dyn Store> = Arc::clone(&seal) as Arc<dyn Store>;
         let records = Arc::<Ledger>::default();
         let engine = engine(settings, &store, &challenges, &records)?;
         let now = now();
         let said = |e: StoreError| e.to_string();
+        // Of certificates the same is found out below.
+        let others: Vec<_> = Kind::ALL.into_iter().filter(|kind| *kind != Kind::Certificate).collect();
+        seal.check_keys(&others).map_err(said)?;
         let (mut held, mut damaged) = (HashMap::new(), HashMap::new());
-        for place in store.list(Kind::Certificate).map_err(said)? {
-            match record::load(store.as_ref(), &place) {
+        let (places, mark) = store.changes(Kind::Certificate, None).map_err(said)?;
+        for (place, found) in record::load_all(store.as_ref(), &places) {
+            match found {
                 Ok(Some(found)) => drop(held.insert(Arc::clone(&found.record.site), found)),
                 Ok(None) => {}
-                Err(message) => {
+                Err(Unreadable::Key(message)) => return Err(message),
+                Err(Unreadable::Other(message)) => {
                     tracing::error!("{message}");
                     damaged.insert(place, message);
                 }
@@ -136,7 +157,8 @@ impl Manager {
         };
         let (inner, demand) = (Mutex::new(inner), Demand::new());
         let (wake, stopping) = (Notify::new(), AtomicBool::new(false));
-        Ok(Arc::new(Manager { store, challenges, demand, records, inner, wake, stopping }))
+        let read = Mutex::new(Read { mark, to_seal: true });
+        Ok(Arc::new(Manager { store, seal, read, challenges, demand, records, inner, wake, stopping }))
     }
 
     /// The full set of wanted certificates, after each reload; replaces the former.
@@ -193,6 +215,8 @@ impl Manager {
 
     /// Takes over changed settings. Errors: they ask for what cannot be; the old ones stay in force.
     pub fn reconfigure(&self, settings: &model::Acme) -> Result<(), String> {
+        // Read every time: a key file has another content under the same name.
+        self.rekey(settings)?;
         let mut inner = self.lock();
         if inner.settings == *settings {
             return Ok(());
@@ -261,14 +285,18 @@ impl Manager {
 
     /// For ever. Calls `changed(site)` after a new certificate passed the canary and was stored.
     pub async fn run(self: Arc<Self>, changed: impl Fn(&str) + 'static) {
-        let (mut orders, mut admitting) = (JoinSet::new(), JoinSet::new());
+        let (mut orders, mut admitting, mut looks) = (JoinSet::new(), JoinSet::new(), JoinSet::new());
         let mut tending = tokio::time::interval(demand::TEND);
         tending.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut asking = Box::pin(Arc::clone(&self).ask_for_ever());
         loop {
             let nap = self.start(&mut orders);
             self.take_up(&mut admitting);
+            if looks.is_empty() {
+                looks.spawn(Arc::clone(&self).look());
+            }
             tokio::select! {
+                Some(taken) = looks.join_next() => taken.iter().flatten().for_each(|site| changed(site)),
                 Some(ended) = orders.join_next(), if !orders.is_empty() => {
                     let Ok(ended) = ended else { continue };
                     if let Some(site) = self.finish(ended).await {

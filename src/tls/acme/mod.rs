@@ -2,10 +2,11 @@
 //!
 //! One [`Manager`]: a [`queue`] that says who orders next, a [`store`] that survives crashes, an engine ([`managed`])
 //! behind the trait [`issuer::Issuer`], [`challenge`] answers for all workers, TXT records where [`dns`] writes them, a
-//! [`canary`] before anything is served, and [`demand`], where handshakes wait.
+//! [`canary`] before anything is served, and [`demand`], where handshakes wait. [`backup`] moves a whole store.
 //!
-//! Not here yet: the engine on rustls-acme, encryption at rest.
+//! Not here yet: the engine on rustls-acme.
 
+pub mod backup;
 pub mod canary;
 pub mod challenge;
 pub mod demand;
@@ -24,7 +25,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 pub use challenge::Challenges;
-pub use manager::Manager;
+pub use manager::{Manager, Reread};
 
 use crate::config::model::{ChallengeKind, HostPattern};
 use crate::config::section::host;

@@ -11,6 +11,11 @@ use super::queue::{Bucket, Lifetime};
 use super::store::{Key, Kind, Store, StoreError, Version};
 use crate::tls::pem::{self, Identity};
 
+/// Threads that read a store; more do not help a disk.
+const THREADS_MAX: usize = 8;
+/// Certificates that are worth a thread.
+const SHARE_MIN: usize = 64;
+
 /// A certificate with its key.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Certificate {
@@ -130,15 +135,75 @@ impl Held {
     }
 }
 
+/// Why a certificate cannot be read; a sentence each.
+#[derive(Debug)]
+pub enum Unreadable {
+    /// It needs a key that is not at hand.
+    Key(String),
+    /// It is damaged, or the system said no.
+    Other(String),
+}
+
 /// Reads the certificate of a place. The error is a sentence: what cannot be read is never taken for absent.
 pub fn load(store: &dyn Store, place: &Key) -> Result<Option<Held>, String> {
-    let Some(stored) = store.load(place).map_err(|e| e.to_string())? else { return Ok(None) };
-    let record = serde_json::from_slice::<Certificate>(&stored.bytes).map_err(|e| {
-        format!("A stored certificate cannot be read: {e}. Was it written by a newer version?")
+    read(store, place).map_err(|(Unreadable::Key(why) | Unreadable::Other(why))| why)
+}
+
+fn read(store: &dyn Store, place: &Key) -> Result<Option<Held>, Unreadable> {
+    let stored = store.load(place).map_err(|error| match error {
+        StoreError::Key(why) => Unreadable::Key(why),
+        other => Unreadable::Other(other.to_string()),
     })?;
-    let site = Arc::clone(&record.site);
+    let Some(stored) = stored else { return Ok(None) };
+    let shown = || store.place(place).display().to_string();
+    let record = serde_json::from_slice::<Certificate>(&stored.bytes).map_err(|e| {
+        let why = format!("{} holds no certificate that can be read: {e}.", shown());
+        Unreadable::Other(format!("{why} Was it written by a newer version?"))
+    })?;
     let held = Held::new(record, stored.version);
-    held.map(Some).map_err(|e| format!("The stored certificate of {site} cannot be used: {e}"))
+    held.map(Some)
+        .map_err(|e| Unreadable::Other(format!("The stored certificate {} cannot be used: {e}", shown())))
+}
+
+/// The certificate of a place, as it was found.
+pub type Found = (Key, Result<Option<Held>, Unreadable>);
+
+/// Reads many at once, on as many threads as help: what costs is parsing keys and certificates.
+pub fn load_all(store: &dyn Store, places: &[Key]) -> Vec<Found> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
+    let share = places.len().div_ceil(threads).max(SHARE_MIN);
+    let part = |part: &[Key]| -> Vec<Found> {
+        part.iter().map(|place| (place.clone(), read(store, place))).collect()
+    };
+    std::thread::scope(|scope| {
+        let mut parts = places.chunks(share);
+        let own = parts.next().unwrap_or_default();
+        let others: Vec<_> = parts.map(|places| (places, scope.spawn(move || part(places)))).collect();
+        let mut found = part(own);
+        for (places, thread) in others {
+            // A thread that ended badly is made up for here.
+            found.extend(thread.join().unwrap_or_else(|_| part(places)));
+        }
+        found
+    })
+}
+
+/// Whether the content of a record of a kind can be used: for what comes from outside of the store. The error is a
+/// sentence.
+pub fn check(kind: Kind, bytes: &[u8]) -> Result<(), String> {
+    let said = |error: serde_json::Error| format!("it is not of the right form: {error}.");
+    match kind {
+        Kind::Certificate => {
+            let record = serde_json::from_slice::<Certificate>(bytes).map_err(said)?;
+            let parsed = pem::from_bytes(record.chain.as_bytes(), record.key.as_bytes());
+            parsed.map(drop).map_err(|error| error.message)
+        }
+        Kind::Account => serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(bytes)
+            .map_err(said)
+            .map(drop),
+        Kind::Failure => serde_json::from_slice::<Failure>(bytes).map_err(said).map(drop),
+        Kind::Budget => serde_json::from_slice::<Option<Bucket>>(bytes).map_err(said).map(drop),
+    }
 }
 
 /// Reads all failures; one that cannot be read is no reason to stop, and counts as none.

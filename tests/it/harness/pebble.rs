@@ -209,6 +209,13 @@ impl Pebble {
     }
 }
 
+impl Pebble {
+    /// Accounts made with the Pebble that runs now.
+    pub fn accounts(&self) -> usize {
+        self.log().matches("accounts in memory").count()
+    }
+}
+
 /// The name server: every name is at 127.0.0.1.
 fn names(ports: Ports) -> Helper {
     let child = Command::new("pebble-challtestsrv")

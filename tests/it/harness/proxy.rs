@@ -23,7 +23,11 @@ pub struct ProxyBuilder {
     settings: BTreeMap<String, BTreeMap<String, String>>,
     sites: Vec<(String, String)>,
     folder: tempfile::TempDir,
+    wrapper: &'static [&'static str],
 }
+
+/// Starts what follows without root's right to pass over the permissions of files.
+const OBEYING: &[&str] = &["setpriv", "--bounding-set", "-dac_override,-dac_read_search", "--"];
 
 /// A running proxy. Dropping it ends the process; a panic inside it fails the test.
 pub struct Proxy {
@@ -32,6 +36,7 @@ pub struct Proxy {
     output: Arc<Mutex<String>>,
     errors: Arc<Mutex<String>>,
     addresses: Vec<(String, SocketAddr)>,
+    wrapper: &'static [&'static str],
 }
 
 impl ProxyBuilder {
@@ -39,6 +44,14 @@ impl ProxyBuilder {
     pub fn set(mut self, key: &str, value: &str) -> ProxyBuilder {
         let (section, name) = key.rsplit_once('.').expect("section.name");
         self.settings.entry(section.into()).or_default().insert(name.into(), value.into());
+        self
+    }
+
+    /// The permissions of files hold for the process, also where the tests run as root.
+    pub fn obeying_permissions(mut self) -> ProxyBuilder {
+        if rustix::process::geteuid().is_root() {
+            self.wrapper = OBEYING;
+        }
         self
     }
 
@@ -72,7 +85,7 @@ impl ProxyBuilder {
     /// Starts the process and waits until it says `ready`.
     pub async fn start(self) -> Proxy {
         let config = self.write();
-        let mut proxy = spawn(self.folder, &config);
+        let mut proxy = spawn(self.folder, &config, self.wrapper);
         proxy.await_ready().await;
         proxy
     }
@@ -123,8 +136,10 @@ fn put_site(folder: &Path, name: &str, toml: &str) {
     std::fs::rename(fresh, path).expect("site file in place");
 }
 
-fn spawn(folder: tempfile::TempDir, config: &Path) -> Proxy {
-    let mut child = Command::new(TIDEGATE)
+fn spawn(folder: tempfile::TempDir, config: &Path, wrapper: &'static [&'static str]) -> Proxy {
+    let mut words = wrapper.iter().copied().chain([TIDEGATE]);
+    let mut child = Command::new(words.next().expect("a program"))
+        .args(words)
         .args(["run", "--config"])
         .arg(config)
         .current_dir(folder.path())
@@ -134,7 +149,7 @@ fn spawn(folder: tempfile::TempDir, config: &Path) -> Proxy {
         .spawn()
         .expect("spawn tidegate");
     let (output, errors) = (collect(child.stdout.take().unwrap()), collect(child.stderr.take().unwrap()));
-    Proxy { child, folder, output, errors, addresses: Vec::new() }
+    Proxy { child, folder, output, errors, addresses: Vec::new(), wrapper }
 }
 
 pub(super) fn collect(pipe: impl std::io::Read + Send + 'static) -> Arc<Mutex<String>> {
@@ -160,7 +175,7 @@ impl Proxy {
         let state = folder.path().join("state");
         let socket = folder.path().join("admin.sock");
         let log = folder.path().join("access.log");
-        let builder = ProxyBuilder { settings: BTreeMap::new(), sites: Vec::new(), folder };
+        let builder = ProxyBuilder { settings: BTreeMap::new(), sites: Vec::new(), folder, wrapper: &[] };
         builder
             .set("server.http", "[\"127.0.0.1:0\"]")
             .set("server.https", "[\"127.0.0.1:0\"]")
@@ -218,7 +233,7 @@ impl Proxy {
         assert!(!self.stderr().contains("panicked at"), "the proxy panicked\n{}", self.everything());
         let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().expect("folder"));
         let config = folder.path().join("tidegate.toml");
-        *self = spawn(folder, &config);
+        *self = spawn(folder, &config, self.wrapper);
     }
 
     fn address_of(&self, kind: &str) -> SocketAddr {

@@ -72,10 +72,20 @@ impl Inner {
         error: &IssueError,
     ) -> Failure {
         let before = self.failures.get(site).filter(|failure| failure.names == names);
-        let attempts = before.map_or(0, |failure| failure.attempts).saturating_add(1);
-        let next_try = queue::next_try(now(), attempts, error.retry_after, &mut self.dice);
-        // The account's limit and a CA out of order concern every site; other limits are those of the name.
-        let whole = error.kind == Reason::Network
+        let so_far = before.map_or(0, |failure| failure.attempts);
+        // Where our own store is the reason nobody was asked for anything: that is no failure to be patient about, and
+        // it goes on soon after there is room on the disk again.
+        let ours = error.kind == Reason::Store;
+        let attempts = so_far.saturating_add(u32::from(!ours));
+        let next_try = match error.retry_after.filter(|_| ours) {
+            Some(after) => now().saturating_add(after.as_secs()),
+            None => {
+                queue::next_try(now(), if ours { 1 } else { attempts }, error.retry_after, &mut self.dice)
+            }
+        };
+        // The account's limit, a CA out of order and a full disk concern every site; other limits are those of the name.
+        let whole = ours
+            || error.kind == Reason::Network
             || (error.kind == Reason::RateLimited && error.message.contains("new orders"));
         if let Some(after) = error.retry_after.filter(|_| whole) {
             self.queue.hold(directory, now().saturating_add(after.as_secs().min(HOLD_MAX)));

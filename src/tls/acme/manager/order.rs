@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls_pki_types::CertificateDer;
-use zeroize::Zeroizing;
 
 use super::{Manager, now, spread};
 use crate::tls::acme::canary;
@@ -13,7 +12,7 @@ use crate::tls::acme::issuer::{IssueError, Issuer, Job, Reason};
 use crate::tls::acme::managed::{Managed, off};
 use crate::tls::acme::queue::{self, Bucket};
 use crate::tls::acme::record::{self, Certificate, Held};
-use crate::tls::acme::store::{Expect, Key, Kind, Lock, Version};
+use crate::tls::acme::store::{Expect, Key, Kind, Lock};
 
 /// How long a site's lock outlives us; longer than an order, TXT records included.
 const LEASE: Duration = Duration::from_secs(1_200);
@@ -38,23 +37,21 @@ impl Manager {
         let (store, site, budget) =
             (Arc::clone(&self.store), Arc::clone(&job.site), Arc::clone(&job.directory.url));
         let place = Key::new(Kind::Certificate, &site);
+        let nothing = |error: IssueError| IssueError { no_order: true, ..error };
+        self.room().await.map_err(nothing)?;
         let (lock, found) = off({
             let (place, site) = (place.clone(), Arc::clone(&site));
             move || {
                 let lock = store.lock(&format!("site {site}"), LEASE)?;
-                // Written before every order: a store that cannot be written would lose what is ordered.
                 store.save(&Key::new(Kind::Budget, &budget), &record::bytes(&bucket), &Expect::Any, None)?;
                 Ok((lock, record::load(store.as_ref(), &place)))
             }
         })
-        .await?;
-        let Some(lock) = lock else {
-            return Err(IssueError::new(
-                Reason::Store,
-                format!("Another process orders for {site} just now."),
-            ));
-        };
-        let found = found.map_err(|e| IssueError::new(Reason::Store, e))?;
+        .await
+        .map_err(nothing)?;
+        let ours = |why: String| nothing(IssueError::new(Reason::Store, why));
+        let lock = lock.ok_or_else(|| ours(format!("Another process orders for {site} just now.")))?;
+        let found = found.map_err(ours)?;
         // Somebody else was faster: what lies there is taken, and nothing ordered.
         if let Some(found) = found
             && found.leaf() != old
@@ -85,19 +82,8 @@ impl Manager {
         let lock: Arc<dyn Lock> = Arc::from(lock);
         // The lock fences off other orders, and nothing else may keep a certificate that was issued from being stored:
         // what was read before may have been written again since, with the CA's newest window in it.
-        let version = self.write(place, record::bytes(&record), Expect::Any, Some(lock)).await?;
+        let version = self.write_patiently(&site, place, record::bytes(&record), Expect::Any, lock).await?;
         Held::new(record, version).map_err(|e| IssueError::new(Reason::Canary, e))
-    }
-
-    pub(super) async fn write(
-        &self,
-        place: Key,
-        bytes: Zeroizing<Vec<u8>>,
-        expect: Expect,
-        lock: Option<Arc<dyn Lock>>,
-    ) -> Result<Version, IssueError> {
-        let store = Arc::clone(&self.store);
-        off(move || store.save(&place, &bytes, &expect, lock.as_deref())).await
     }
 
     /// Takes note of how an order ended; the site, if it has a new certificate.

@@ -71,6 +71,7 @@ fn settings() -> model::Acme {
         profile: None,
         engine: model::AcmeEngine::Auto,
         dns: None,
+        store_key: None,
     }
 }
 
