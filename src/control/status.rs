@@ -72,6 +72,7 @@ impl Control {
             }
         }
         self.certificate_readings(readings);
+        self.front_readings(&snapshot.sites, readings);
         for endpoint in self.residents.endpoints.list() {
             let address = endpoint.address.to_string();
             let labels = [&*endpoint.service, address.as_str()];
@@ -99,6 +100,7 @@ fn site_status(site: &Site, reason: Option<&String>) -> Value {
         "generation": site.generation,
         "reason": reason,
         "routes": site.routes.len(),
+        "connections": site.places.open(),
         "certificate": {
             "source": site.source.as_str(),
             "not_after": site.identity.as_ref().map(|identity| identity.not_after),

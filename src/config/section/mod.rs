@@ -8,3 +8,4 @@ pub mod route;
 pub mod server;
 pub mod service;
 pub mod site;
+pub mod tls;

@@ -23,6 +23,7 @@ pub struct ProxyBuilder {
     settings: BTreeMap<String, BTreeMap<String, String>>,
     sites: Vec<(String, String)>,
     folder: tempfile::TempDir,
+    files: Option<u64>,
 }
 
 /// A running proxy. Dropping it ends the process; a panic inside it fails the test.
@@ -45,6 +46,12 @@ impl ProxyBuilder {
     /// A file below `sites/`, with the site's table header written for you when the text has none.
     pub fn site(mut self, name: &str, toml: &str) -> ProxyBuilder {
         self.sites.push((name.to_string(), toml.to_string()));
+        self
+    }
+
+    /// At most so many files open.
+    pub fn files(mut self, limit: u64) -> ProxyBuilder {
+        self.files = Some(limit);
         self
     }
 
@@ -72,7 +79,7 @@ impl ProxyBuilder {
     /// Starts the process and waits until it says `ready`.
     pub async fn start(self) -> Proxy {
         let config = self.write();
-        let mut proxy = spawn(self.folder, &config);
+        let mut proxy = spawn(self.folder, &config, self.files);
         proxy.await_ready().await;
         proxy
     }
@@ -123,8 +130,16 @@ fn put_site(folder: &Path, name: &str, toml: &str) {
     std::fs::rename(fresh, path).expect("site file in place");
 }
 
-fn spawn(folder: tempfile::TempDir, config: &Path) -> Proxy {
-    let mut child = Command::new(TIDEGATE)
+fn spawn(folder: tempfile::TempDir, config: &Path, files: Option<u64>) -> Proxy {
+    let mut command = match files {
+        None => Command::new(TIDEGATE),
+        Some(limit) => {
+            let mut shell = Command::new("sh");
+            shell.args(["-c", &format!("ulimit -n {limit}; exec \"$0\" \"$@\""), TIDEGATE]);
+            shell
+        }
+    };
+    let mut child = command
         .args(["run", "--config"])
         .arg(config)
         .current_dir(folder.path())
@@ -160,7 +175,7 @@ impl Proxy {
         let state = folder.path().join("state");
         let socket = folder.path().join("admin.sock");
         let log = folder.path().join("access.log");
-        let builder = ProxyBuilder { settings: BTreeMap::new(), sites: Vec::new(), folder };
+        let builder = ProxyBuilder { settings: BTreeMap::new(), sites: Vec::new(), folder, files: None };
         builder
             .set("server.http", "[\"127.0.0.1:0\"]")
             .set("server.https", "[\"127.0.0.1:0\"]")
@@ -205,7 +220,7 @@ impl Proxy {
         let _ = self.child.wait();
         let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().expect("folder"));
         let config = folder.path().join("tidegate.toml");
-        let mut fresh = spawn(folder, &config);
+        let mut fresh = spawn(folder, &config, None);
         fresh.await_ready().await;
         *self = fresh;
     }
