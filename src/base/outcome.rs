@@ -94,6 +94,11 @@ outcomes! {
     UnknownHost = "UNKNOWN-HOST", 404, Client, false, "destination_not_found", "No site has this name.";
     NoRoute = "NO-ROUTE", 404, Client, false, "destination_not_found", "The site has no route for this request.";
     Misdirected = "MISDIRECTED", 421, Client, true, "destination_not_found", "The connection was opened for another site.";
+    ClientCertMissing = "CLIENT-CERT-MISSING", 403, Client, false, "http_request_denied", "This site asks for a client certificate, and none was shown.";
+    ClientCertUntrusted = "CLIENT-CERT-UNTRUSTED", 403, Client, false, "http_request_denied", "The client certificate was signed by nobody this site trusts.";
+    ClientCertRevoked = "CLIENT-CERT-REVOKED", 403, Client, false, "http_request_denied", "The client certificate was revoked.";
+    ClientCertExpired = "CLIENT-CERT-EXPIRED", 403, Client, false, "http_request_denied", "The client certificate has expired or is not valid yet.";
+    ClientCertInvalid = "CLIENT-CERT-INVALID", 403, Client, false, "http_request_denied", "The client certificate is damaged or meant for another purpose.";
     RateLimited = "RATE-LIMITED", 429, Client, true, "http_request_denied", "This client sent more requests than the limit allows.";
     ClientGone = "CLIENT-GONE", 499, Client, false, "", "The client went away before the answer was complete.";
     ClientStalled = "CLIENT-STALLED", 499, Client, false, "connection_write_timeout", "The client stopped reading the answer.";
@@ -111,6 +116,8 @@ outcomes! {
     UpstreamTruncated = "UPSTREAM-TRUNCATED", 502, Upstream, false, "http_response_incomplete", "The backend's answer ended before it was complete.";
     UpstreamStalled = "UPSTREAM-STALLED", 504, Upstream, false, "http_response_timeout", "The backend's answer stopped arriving.";
 
+    ClientCertUnchecked = "CLIENT-CERT-UNCHECKED", 403, Tidegate, false, "proxy_configuration_error", "No revocation list in force says whether the client certificate was revoked.";
+    NoDescriptor = "NO-DESCRIPTOR", 503, Tidegate, true, "connection_limit_reached", "Tidegate has no file descriptor left for a connection to the backend.";
     SiteUnavailable = "SITE-UNAVAILABLE", 503, Tidegate, true, "proxy_configuration_error", "The site is configured with an error and has no earlier version.";
     Internal = "INTERNAL", 500, Tidegate, false, "proxy_internal_error", "Tidegate failed in a way it should not have.";
 }

@@ -390,10 +390,16 @@ fn canonical(name: &str, value: &DeValue<'_>, folder: &Path) -> String {
     for name in ["cert", "key"] {
         absolute(site.get_mut("certificate").and_then(|table| table.get_mut(name)));
     }
-    absolute(site.get_mut("upstream").and_then(|table| table.get_mut("ca_file")));
-    if let Some(toml::Value::Array(routes)) = site.get_mut("route") {
-        for route in routes {
-            absolute(route.get_mut("upstream").and_then(|table| table.get_mut("ca_file")));
+    for name in ["ca_file", "crl_file"] {
+        let client_auth = site.get_mut("tls").and_then(|table| table.get_mut("client_auth"));
+        absolute(client_auth.and_then(|table| table.get_mut(name)));
+    }
+    for name in ["ca_file", "cert", "key"] {
+        absolute(site.get_mut("upstream").and_then(|table| table.get_mut(name)));
+        if let Some(toml::Value::Array(routes)) = site.get_mut("route") {
+            for route in routes {
+                absolute(route.get_mut("upstream").and_then(|table| table.get_mut(name)));
+            }
         }
     }
     let sites = toml::Table::from_iter([(name.to_owned(), site)]);

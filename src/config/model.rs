@@ -4,6 +4,7 @@
 //! craft's `compile` reads them. Values that can still fail later (files, backends, hosts) carry their [`Origin`].
 
 mod dns;
+mod tls;
 
 pub use dns::{Cloudflare, Dns, DnsProvider, Exec, Rfc2136, Route53, SecretSource, TsigAlgorithm};
 
@@ -15,6 +16,8 @@ use std::time::Duration;
 use crate::base::address::{CidrSet, EndpointAddress};
 use crate::base::record::{AccessFormat, AccessTarget, Privacy};
 use crate::base::unit::Rate;
+
+pub use tls::{ClientAuth, Forward, Tls, TlsDefaults, TlsVersion};
 
 /// Where a value was said.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -59,6 +62,10 @@ pub struct Server {
     pub max_connections: Option<u32>,
     /// Entries of the rate limiters' shared table; bounds its memory at 16 bytes each.
     pub limit_entries: usize,
+    /// `tls`: what sites that say nothing about TLS versions get.
+    pub tls: TlsDefaults,
+    /// Plaintext backends that are not on this machine are refused.
+    pub require_encrypted_backends: bool,
     /// Deadlines of the data plane.
     pub timeouts: Timeouts,
     /// Sizes of the data plane.
@@ -121,6 +128,8 @@ pub struct Limits {
     pub body_rate: u64,
     /// `write_rate`: bytes of an answer that a client must take in a second while it is waited for. 0 = any. 100.
     pub write_rate: u64,
+    /// `handshakes`: TLS handshakes of a worker that wait for their client, and again as many that wait for their turn.
+    pub handshakes: usize,
     /// `upstream_idle`: unused pooled connections kept per endpoint and worker. 256: as many as a few HTTP/2 clients
     /// can have in flight, or each burst would connect anew.
     pub upstream_idle: usize,
@@ -154,6 +163,10 @@ pub struct Site {
     pub tenant: Arc<str>,
     /// Where its certificate comes from.
     pub certificate: Certificate,
+    /// How it speaks TLS with clients.
+    pub tls: Tls,
+    /// Connections whose SNI names it, open at once; 0 = no cap.
+    pub max_connections: u32,
     /// Serve plain HTTP instead of redirecting to HTTPS.
     pub plain_http: bool,
     /// Routes in the order written; the site's own `backends` (or `redirect`, `respond`) stand last as the
@@ -392,6 +405,8 @@ pub struct Upstream {
     pub ca_file: Option<Located<PathBuf>>,
     /// Name expected in the backend's certificate and sent as SNI; default: the backend's host.
     pub server_name: Option<Located<String>>,
+    /// PEM files of the certificate shown to backends that ask for one, and of its key; absolute.
+    pub identity: Option<(Located<PathBuf>, Located<PathBuf>)>,
 }
 
 /// A rate limit.

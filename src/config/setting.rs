@@ -5,6 +5,7 @@
 
 mod acme;
 mod dns;
+mod tls;
 
 pub use acme::{ACME_NAMES_MAX, ALLOW_MAX, DIRECTORIES_MAX};
 
@@ -22,6 +23,8 @@ pub enum Id {
     Timeouts,
     /// `[server.limits]`
     Limits,
+    /// `[server.tls]`
+    ServerTls,
     /// `[metrics]`
     Metrics,
     /// `[admin]`
@@ -48,6 +51,10 @@ pub enum Id {
     Route,
     /// `certificate = { … }`
     Certificate,
+    /// `tls = { … }` of a site.
+    Tls,
+    /// `client_auth = { … }`
+    ClientAuth,
     /// One of `backends`, long form.
     Backend,
     /// `health`, long form.
@@ -288,6 +295,7 @@ pub static TABLE: &[&Section] = &[
     &SERVER,
     &TIMEOUTS,
     &LIMITS,
+    &tls::SERVER_TLS,
     &METRICS,
     &ADMIN,
     &LOG,
@@ -301,6 +309,8 @@ pub static TABLE: &[&Section] = &[
     &acme::ON_DEMAND,
     &ROUTE,
     &CERTIFICATE,
+    &tls::TLS,
+    &tls::CLIENT_AUTH,
     &BACKEND,
     &HEALTH,
     &UPSTREAM,
@@ -329,6 +339,8 @@ static SERVER: Section = Section {
         row("max_connections", Kind::CountOr("auto", 1, 10_000_000), Value(r#""auto""#), "Open client connections of the whole process; `\"auto\"` follows the file-descriptor limit."),
         fixed("limit_entries", Kind::Count(1_024, 1_000_000_000), Value("1048576"), "Entries of the rate limiters' shared table, 16 bytes each."),
         row("default_certificate", Kind::Text(253), Words("none: such clients are refused"), "The site whose certificate answers clients that send no server name, or an unknown one."),
+        row("tls", Kind::Table(Id::ServerTls), Words("every default"), "Versions of TLS for sites that say nothing else."),
+        row("require_encrypted_backends", Kind::Flag, Value("false"), "Refuse every backend that is reached in plain text, unless its address is one of this machine (127.0.0.0/8, `[::1]`)."),
         row("timeouts", Kind::Table(Id::Timeouts), Words("every default"), "Deadlines."),
         row("limits", Kind::Table(Id::Limits), Words("every default"), "Sizes."),
     ],
@@ -367,6 +379,7 @@ static LIMITS: Section = Section {
         row("h2_reset_rate", Kind::Count(1, 1_000_000), Value("100"), "Streams an HTTP/2 client may reset in a second, in the long run; five times as many at once. Beyond, its connection is closed."),
         row("body_rate", Kind::Size(0, MIB), Value(r#""100B""#), "Bytes of a request body that must arrive in a second, on average over the time it is waited for, once that is as long as `timeouts.body` (408); `\"0B\"`: any. gRPC is exempt."),
         row("write_rate", Kind::Size(0, MIB), Value(r#""100B""#), "Bytes of an answer that a client must take in a second, on average over the time it is waited for, once that is as long as `timeouts.write`; `\"0B\"`: any."),
+        row("handshakes", Kind::Count(16, 1_000_000), Value("2048"), "TLS handshakes of one worker that wait for their client (the oldest gives way), and again as many that wait for their turn (the newest is refused)."),
         row("upstream_idle", Kind::Count(0, 10_000), Value("256"), "Unused pooled connections kept per endpoint and worker."),
         row("upstream_head", Kind::Size(8 * KIB, MIB), Value(r#""64KiB""#), "Bytes of a backend's response head (502)."),
     ],
@@ -420,6 +433,8 @@ static SITE: Section = Section {
         row("certificates", Kind::Word(&["acme", "internal"]), Words("`\"internal\"` where no public authority would sign (`localhost`, `.test`, `.example`, `.internal`, `.local`, IP addresses …); else `\"acme\"`, which needs `[acme]`"), "`\"acme\"`: got from the authority of `[acme]` and renewed. `\"internal\"`: signed by the built-in local authority, for development and inner networks."),
         row("until_issued", Kind::Word(&["wait", "refuse", "internal"]), Value(r#""wait""#), "What serves before the first automatic certificate is there. `\"wait\"`: handshakes wait up to 10 s for an order whose turn is now, and are refused otherwise; `\"refuse\"`: they are refused at once; `\"internal\"`: a certificate of the built-in authority, which browsers warn about."),
         row("on_demand", Kind::Table(Id::OnDemand), Words("no"), "Names whose certificate is got at their first handshake: the custom domains of your customers."),
+        row("tls", Kind::Table(Id::Tls), Words("the server's"), "Versions of TLS, and certificates of clients."),
+        row("max_connections", Kind::Count(0, 10_000_000), Value("0"), "Open connections whose TLS handshake named this site; the newest is refused; 0 = no cap."),
         row("backends", BACKENDS, Words("none"), "Where requests go."),
         row("balance", Kind::Word(&["p2c", "round_robin"]), Value(r#""p2c""#), "How a backend is chosen: the less loaded of two random ones, or in turn."),
         row("health", Kind::ShortOr(HEALTH_SHORT, Id::Health), Value(r#""off""#), "Active health check of each backend."),
@@ -428,6 +443,7 @@ static SITE: Section = Section {
         row("timeout", Kind::Duration(1, DAY), Words("`server.timeouts.first_byte`"), "From the request sent to the first byte of the backend's answer (504)."),
         row("connect_timeout", Kind::Duration(1, HOUR), Words("`server.timeouts.connect`"), "Connecting to a backend."),
         row("upstream", Kind::Table(Id::Upstream), Words("every default"), "TLS to `https://` backends."),
+        row("require_encrypted_backends", Kind::Flag, Words("the server's"), "Refuse backends that are reached in plain text, those on this machine excepted. Where the server says `true`, a site cannot say `false`."),
         row("plain_http", Kind::Flag, Value("false"), "Serve plain HTTP instead of redirecting it to HTTPS."),
         row("redirect", Kind::ShortOr(REDIRECT_SHORT, Id::Redirect), Words("none"), "Send every request elsewhere."),
         row("respond", Kind::Table(Id::Respond), Words("none"), "Answer every request with a fixed text."),
@@ -511,6 +527,8 @@ static UPSTREAM: Section = Section {
     settings: &[
         row("ca_file", Kind::Path, Words("the system's roots"), "PEM file of the authority that signed the backends' certificates."),
         row("server_name", Kind::Text(253), Words("the backend's host"), "Name expected in the backend's certificate."),
+        row("cert", Kind::Path, Words("none"), "PEM file of the certificate shown to backends that ask for one, then its intermediates."),
+        row("key", Kind::Path, Words("none"), "PEM file of its private key."),
         row("http", Kind::Word(&["h1"]), Value(r#""h1""#), "Protocol: HTTP/1.1."),
     ],
 };

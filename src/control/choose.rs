@@ -11,7 +11,7 @@ use crate::base::clock;
 use crate::config::model::{self, Certificate, Claim, Origin, Server};
 use crate::config::{self, Diagnostic, Loaded, SiteEntry};
 use crate::control::last_good::{self, Store};
-use crate::control::{Known, State};
+use crate::control::{Known, State, client_auth};
 use crate::snapshot::Site;
 use crate::snapshot::compile::{self, Input};
 use crate::snapshot::resident::Residents;
@@ -219,6 +219,7 @@ impl Built {
         match compiled {
             Some(Ok((model, site))) => {
                 self.diagnostics.extend(site.identity.iter().flat_map(|identity| worries(model, identity)));
+                self.diagnostics.extend(client_auth::worries(model, &site));
                 let known = Known { site, text: entry.text.clone(), file: entry.file.clone(), age };
                 self.sites.insert(name.clone(), known);
                 return;

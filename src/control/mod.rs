@@ -6,6 +6,7 @@
 //! them; [`status`] says how everything is.
 
 mod choose;
+mod client_auth;
 pub mod last_good;
 pub mod probe;
 pub mod reload;

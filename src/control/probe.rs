@@ -14,6 +14,7 @@ use http_body_util::Empty;
 
 use crate::config::model;
 use crate::control::Control;
+use crate::net::descriptors::Descriptor;
 use crate::net::timer::Wheel;
 use crate::snapshot::{Action, Service, Snapshot};
 use crate::upstream::connect::{self, Target};
@@ -149,6 +150,7 @@ async fn ask(job: &Job, wheel: &Wheel) -> Result<http::StatusCode, String> {
         timeout: job.health.timeout,
         head_max: HEAD_MAX,
         wheel,
+        descriptor: Descriptor::of_reserve(),
     })
     .await
     .map_err(|error| error.to_string())?;

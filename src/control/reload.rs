@@ -15,6 +15,7 @@ use crate::config::{self, Diagnostic, Loaded};
 use crate::control::choose::{self, Built, build, told};
 use crate::control::last_good::{self, Store};
 use crate::control::{Control, Known, State, View, Watched, lock, renew};
+use crate::net::descriptors::Budget;
 use crate::snapshot::resident::Residents;
 use crate::snapshot::{Site, Snapshot, Source, compile};
 use crate::telemetry::hub::ReloadResult;
@@ -210,7 +211,8 @@ impl Control {
     fn swap(&self, snapshot: Snapshot, old: &Snapshot, server: &Server) {
         let generation = snapshot.generation;
         self.cell.swap(snapshot);
-        self.connections.set_limits(connection_cap(server), server.max_connections_per_client);
+        let cap = connection_cap(server, self.connections.descriptors());
+        self.connections.set_limits(cap, server.max_connections_per_client);
         self.access.set_style(server.log.format, server.log.privacy);
         if old.server.log.access != server.log.access
             && let Err(error) = self.access.retarget(&server.log.access)
@@ -261,6 +263,7 @@ impl Control {
 
     /// Says which certificates end soon and are not ours to renew.
     pub fn warn_of_expiry(&self) {
+        self.warn_of_lists();
         // Automatic ones have their own warnings, from whoever renews them.
         let snapshot = self.cell.load();
         let files = snapshot.sites.iter().filter(|site| site.source == Source::Files);
@@ -286,14 +289,11 @@ impl Control {
     }
 }
 
-/// Open connections allowed: what was configured, or what the descriptors allow. A quarter stays for
-/// connections to backends (idle clients need none), and a reserve for files, listeners and the control plane.
-pub fn connection_cap(server: &Server) -> u32 {
-    const RESERVE: u64 = 512;
-    let descriptors = crate::net::bind::fd_limit();
-    let spare = descriptors.saturating_sub(RESERVE.min(descriptors / 2));
-    let possible = u32::try_from(spare / 4 * 3).unwrap_or(u32::MAX);
-    server.max_connections.map_or(possible, |wanted| wanted.min(possible.max(1)))
+/// Open connections allowed: what was configured, or what the descriptors allow. A quarter stays for connections to
+/// backends: idle clients need none.
+pub fn connection_cap(server: &Server, budget: &Budget) -> u32 {
+    let possible = (budget.max() / 4 * 3).max(1);
+    server.max_connections.map_or(possible, |wanted| wanted.min(possible))
 }
 
 impl Built {

@@ -82,6 +82,7 @@ impl Control {
             }
         }
         self.certificate_readings(readings);
+        self.front_readings(&snapshot.sites, readings);
         for endpoint in self.residents.endpoints.list() {
             let address = endpoint.address.to_string();
             let labels = [&*endpoint.service, address.as_str()];
@@ -111,6 +112,7 @@ fn site_status(site: &Site, names: usize, reason: Option<&String>) -> Value {
         "generation": site.generation,
         "reason": reason,
         "routes": site.routes.len(),
+        "connections": site.places.open(),
         // Without hosts there is none: each name on demand has its own.
         "certificate": (!site.hosts.is_empty()).then(|| json!({
             "source": site.source.as_str(),

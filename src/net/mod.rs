@@ -1,6 +1,7 @@
 //! Layer 1: sockets, bytes and deadlines. Nothing here knows a route or a site.
 
 pub mod bind;
+pub mod descriptors;
 pub mod http1;
 pub mod pace;
 pub mod proxy_protocol;

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::base::address::ClientKey;
+use crate::net::descriptors::{Budget, Descriptor};
 
 /// Shards of the counts per client.
 const SHARDS: usize = 64;
@@ -30,6 +31,7 @@ pub struct Permit {
     counts: Arc<Counts>,
     /// `None` for a trusted proxy.
     client: Option<ClientKey>,
+    _descriptor: Descriptor,
 }
 
 /// Why a connection was refused.
@@ -39,6 +41,8 @@ pub enum Refusal {
     Total,
     /// This client has as many connections as it may.
     Client,
+    /// Connections of clients and to backends have taken all descriptors they may.
+    Descriptors,
 }
 
 #[derive(Debug)]
@@ -46,6 +50,7 @@ struct Counts {
     total_max: AtomicU32,
     per_client_max: AtomicU32,
     open: AtomicU32,
+    descriptors: Budget,
     seed: RandomState,
     shards: Box<[Shard]>,
 }
@@ -53,12 +58,13 @@ struct Counts {
 type Shard = Mutex<HashMap<ClientKey, u32>>;
 
 impl Connections {
-    /// At most `total` connections, and at most `per_client` from one client (0 = no cap).
-    pub fn new(total: u32, per_client: u32) -> Connections {
+    /// At most `total` connections, at most `per_client` from one client (0 = no cap), each with a descriptor.
+    pub fn new(total: u32, per_client: u32, descriptors: Budget) -> Connections {
         let counts = Counts {
             total_max: AtomicU32::new(total),
             per_client_max: AtomicU32::new(per_client),
             open: AtomicU32::new(0),
+            descriptors,
             seed: RandomState::new(),
             shards: (0..SHARDS).map(|_| Shard::default()).collect(),
         };
@@ -69,6 +75,11 @@ impl Connections {
     pub fn set_limits(&self, total: u32, per_client: u32) {
         self.counts.total_max.store(total, Ordering::Relaxed);
         self.counts.per_client_max.store(per_client, Ordering::Relaxed);
+    }
+
+    /// The descriptors that connections live from.
+    pub fn descriptors(&self) -> &Budget {
+        &self.counts.descriptors
     }
 
     /// How many connections are open.
@@ -88,18 +99,18 @@ impl Connections {
         if per_client_max != 0 && held >= per_client_max {
             return Err(Refusal::Client);
         }
-        counts.open_one()?;
+        let descriptor = counts.open_one()?;
         shard.insert(client, held.saturating_add(1));
-        Ok(Permit { counts: Arc::clone(counts), client: Some(client) })
+        Ok(Permit { counts: Arc::clone(counts), client: Some(client), _descriptor: descriptor })
     }
 
     /// Asks for one more connection of a trusted proxy: it brings many clients, so that no client's cap is its own.
     ///
     /// # Errors
-    /// [`Refusal::Total`].
+    /// [`Refusal::Total`] or [`Refusal::Descriptors`].
     pub fn try_acquire_trusted(&self) -> Result<Permit, Refusal> {
-        self.counts.open_one()?;
-        Ok(Permit { counts: Arc::clone(&self.counts), client: None })
+        let descriptor = self.counts.open_one()?;
+        Ok(Permit { counts: Arc::clone(&self.counts), client: None, _descriptor: descriptor })
     }
 
     #[cfg(test)]
@@ -126,12 +137,13 @@ impl Drop for Permit {
 }
 
 impl Counts {
-    fn open_one(&self) -> Result<(), Refusal> {
+    fn open_one(&self) -> Result<Descriptor, Refusal> {
+        let descriptor = self.descriptors.take().ok_or(Refusal::Descriptors)?;
         let max = self.total_max.load(Ordering::Relaxed);
         let more = |open| (open < max).then_some(open + 1);
         self.open
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
-            .map(|_| ())
+            .map(|_| descriptor)
             .map_err(|_| Refusal::Total)
     }
 
@@ -147,9 +159,13 @@ impl Counts {
 mod tests {
     use super::*;
 
+    fn new(total: u32, per_client: u32) -> Connections {
+        Connections::new(total, per_client, Budget::new(u32::MAX))
+    }
+
     #[test]
     fn a_client_is_refused_at_its_cap_and_let_in_again_after_a_drop() {
-        let connections = Connections::new(100, 2);
+        let connections = new(100, 2);
         let first = connections.try_acquire(ClientKey(1)).unwrap();
         let _second = connections.try_acquire(ClientKey(1)).unwrap();
         assert_eq!(connections.try_acquire(ClientKey(1)).unwrap_err(), Refusal::Client);
@@ -162,7 +178,7 @@ mod tests {
 
     #[test]
     fn a_trusted_proxy_is_capped_by_the_process_alone() {
-        let connections = Connections::new(3, 1);
+        let connections = new(3, 1);
         let mut held: Vec<_> = (0..3).map(|_| connections.try_acquire_trusted().unwrap()).collect();
         assert_eq!(connections.try_acquire_trusted().unwrap_err(), Refusal::Total);
         held.pop();
@@ -171,16 +187,31 @@ mod tests {
 
     #[test]
     fn the_newest_is_refused_when_the_process_is_full() {
-        let connections = Connections::new(2, 1);
+        let connections = new(2, 1);
         let _held = [1, 2].map(|client| connections.try_acquire(ClientKey(client)).unwrap());
         assert_eq!(connections.try_acquire(ClientKey(3)).unwrap_err(), Refusal::Total);
         assert_eq!(connections.try_acquire(ClientKey(1)).unwrap_err(), Refusal::Client);
-        assert_eq!(Connections::new(0, 0).try_acquire(ClientKey(1)).unwrap_err(), Refusal::Total);
+        assert_eq!(new(0, 0).try_acquire(ClientKey(1)).unwrap_err(), Refusal::Total);
+    }
+
+    #[test]
+    fn without_a_descriptor_nobody_is_let_in_and_nothing_is_counted() {
+        let budget = Budget::new(1);
+        let connections = Connections::new(10, 10, budget.clone());
+        let backend = budget.take().unwrap();
+        assert_eq!(connections.try_acquire(ClientKey(1)).unwrap_err(), Refusal::Descriptors);
+        assert_eq!(connections.try_acquire_trusted().unwrap_err(), Refusal::Descriptors);
+        assert_eq!((connections.open(), connections.clients()), (0, 0));
+        drop(backend);
+        let held = connections.try_acquire(ClientKey(1)).unwrap();
+        assert!(budget.take().is_none());
+        drop(held);
+        assert_eq!(connections.descriptors().used(), 0);
     }
 
     #[test]
     fn no_cap_is_no_cap_until_a_reload_sets_one() {
-        let connections = Connections::new(1000, 0);
+        let connections = new(1000, 0);
         let held: Vec<_> = (0..500).map(|_| connections.try_acquire(ClientKey(1)).unwrap()).collect();
         connections.set_limits(1000, 10);
         assert_eq!(connections.try_acquire(ClientKey(1)).unwrap_err(), Refusal::Client);
@@ -193,7 +224,7 @@ mod tests {
 
     #[test]
     fn memory_goes_with_the_connections() {
-        let connections = Connections::new(u32::MAX, 1);
+        let connections = new(u32::MAX, 1);
         let held: Vec<_> =
             (0..50_000).map(|client| connections.try_acquire(ClientKey(client)).unwrap()).collect();
         assert_eq!(connections.clients(), 50_000);
@@ -206,7 +237,7 @@ mod tests {
 
     #[test]
     fn threads_never_get_more_than_the_limits_and_leave_nothing_behind() {
-        let connections = Connections::new(8, 3);
+        let connections = new(8, 3);
         std::thread::scope(|scope| {
             for thread in 0..4u128 {
                 let connections = connections.clone();

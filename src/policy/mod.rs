@@ -2,7 +2,8 @@
 //!
 //! The order in which the data plane asks them, and why it is this order:
 //!
-//! 1. [`connection_limit`]: at accept, before a byte is read, because refusing is cheapest there.
+//! 1. [`connection_limit`]: at accept, before a byte is read, because refusing is cheapest there; [`site_limit`]: as
+//!    soon as the TLS handshake has named a site, before any cryptography.
 //! 2. [`rate_limit`]: as soon as the route is known: first the site's limits, then the route's. Before anything that
 //!    costs more than a table lookup.
 //! 3. [`redirect`] and [`respond`]: answers that need no backend end the request here, after the limits, so that they
@@ -19,3 +20,4 @@ pub mod rate_limit;
 pub mod redirect;
 pub mod respond;
 pub mod rewrite;
+pub mod site_limit;

@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::base::address::ClientKey;
+use crate::base::address::{ClientKey, truncated};
+use crate::base::record::Privacy;
 use crate::net::{bind, proxy_protocol};
 use crate::policy::connection_limit::{Permit, Refusal};
+use crate::proxy::shed::Shed;
 use crate::proxy::{Worker, handshake, serve};
 use crate::telemetry::metric::{Counter, Gauge};
 
@@ -54,7 +56,7 @@ async fn refused(worker: &Worker, error: &io::Error) {
     // A client that gave up while it waited is no news; running out of descriptors is, and looping on it would
     // burn the core that is needed to close some.
     if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
-        worker.shard.add(Counter::RefusedDescriptors, 1);
+        worker.shed(Shed::Accept, None);
         tokio::time::sleep(REST).await;
     }
 }
@@ -63,8 +65,10 @@ fn admit(worker: &Rc<Worker>, tcp: TcpStream, peer: SocketAddr, port: u16, kind:
     let snapshot = worker.snapshot();
     let trusted = snapshot.server.trusted_proxies.contains(peer.ip());
     if snapshot.server.proxy_protocol && trusted {
-        // The client is known only after its header: the cap per client is enforced then.
-        tokio::task::spawn_local(introduced(worker.clone(), tcp, peer, port, kind));
+        // The client is known only after its header: the cap per client is enforced then. Until then it is counted as
+        // its proxy's.
+        let Some(waiting) = permit(worker, peer, true) else { return };
+        tokio::task::spawn_local(introduced(worker.clone(), tcp, peer, port, kind, waiting));
         return;
     }
     let Some(permit) = permit(worker, peer, trusted) else { return };
@@ -78,20 +82,29 @@ fn permit(worker: &Worker, client: SocketAddr, trusted: bool) -> Option<Permit> 
         true => worker.connections.try_acquire_trusted(),
         false => worker.connections.try_acquire(ClientKey::of(client.ip())),
     };
-    match asked {
-        Ok(permit) => Some(permit),
-        Err(Refusal::Client) => {
-            worker.shard.add(Counter::RefusedClientCap, 1);
-            None
-        }
-        Err(Refusal::Total) => {
-            worker.shard.add(Counter::RefusedTotalCap, 1);
-            None
-        }
-    }
+    let why = match asked {
+        Ok(permit) => return Some(permit),
+        Err(Refusal::Client) => Shed::ClientCap,
+        Err(Refusal::Total) => Shed::TotalCap,
+        Err(Refusal::Descriptors) => Shed::Descriptors,
+    };
+    // The process log is no place for more of a client than the access log shows.
+    let shown = match worker.snapshot().server.log.privacy {
+        Privacy::Strict => truncated(client.ip()),
+        Privacy::Full => client.ip().to_canonical(),
+    };
+    worker.shed(why, Some(&shown));
+    None
 }
 
-async fn introduced(worker: Rc<Worker>, mut tcp: TcpStream, peer: SocketAddr, port: u16, kind: Kind) {
+async fn introduced(
+    worker: Rc<Worker>,
+    mut tcp: TcpStream,
+    peer: SocketAddr,
+    port: u16,
+    kind: Kind,
+    waiting: Permit,
+) {
     let deadline = worker.snapshot().server.timeouts.handshake;
     let Ok(Ok(header)) = tokio::time::timeout(deadline, proxy_protocol::read(&mut tcp)).await else {
         worker.shard.add(Counter::RefusedProxyHeader, 1);
@@ -100,6 +113,7 @@ async fn introduced(worker: Rc<Worker>, mut tcp: TcpStream, peer: SocketAddr, po
     // LOCAL and UNKNOWN: the proxy speaks for itself (its health check).
     let client = header.source.unwrap_or(peer);
     let trusted = header.source.is_none();
+    drop(waiting);
     let Some(permit) = permit(&worker, client, trusted) else { return };
     let accepted = Accepted { tcp, client, trusted, port, permit };
     connection(worker, accepted, kind).await;

@@ -19,14 +19,17 @@ use crate::net::stream::{Allowance, Guarded, Phase, Progress, Stream};
 use crate::net::timer::Timer;
 use crate::policy::connection_limit::Permit;
 use crate::policy::rate_limit::Verdict;
+use crate::policy::site_limit::Place;
 use crate::proxy::backlog::Backlog;
 use crate::proxy::body::Upload;
+use crate::proxy::client_cert::{self, ClientCert};
 use crate::proxy::respond::Accept;
 use crate::proxy::upgrade::Tunnel;
 use crate::proxy::{Worker, record};
 use crate::snapshot::cell::Held;
 use crate::snapshot::{Route, Site};
 use crate::telemetry::hub::SeriesId;
+use crate::tls::policy::Policy;
 use crate::upstream::endpoint::Endpoint;
 
 /// A client's stream with the watch on it.
@@ -57,10 +60,10 @@ pub struct Connection {
     pub forwarded_for: HeaderValue,
     /// `X-Forwarded-Port` as we would write it.
     pub forwarded_port: HeaderValue,
-    /// The name in the TLS handshake, lower case.
-    pub sni: Option<Box<str>>,
-    /// The TLS version, for the access log.
-    pub tls_version: Option<&'static str>,
+    /// What the TLS handshake agreed on; `None` on plain HTTP.
+    pub handshake: Option<Handshake>,
+    /// The TLS policy that the connection keeps to; moves on when its files change and the client is still good.
+    policy: RefCell<Option<Arc<Policy>>>,
     /// Deadlines.
     pub progress: Progress,
     /// An upgrade that waits for hyper to let go of the stream.
@@ -84,15 +87,27 @@ pub struct Connection {
     _permit: Option<Permit>,
 }
 
+/// What a TLS handshake agreed on.
+pub struct Handshake {
+    /// The TLS version, for the access log.
+    pub version: &'static str,
+    /// The name the client asked for, lower case.
+    pub sni: Option<Box<str>>,
+    /// The policy it was made under.
+    pub policy: Arc<Policy>,
+    /// The certificate that the client proved to hold.
+    pub client_cert: Option<Box<ClientCert>>,
+    /// Counts the connection of its site until it is dropped.
+    pub place: Option<Place>,
+}
+
 /// What accept and handshake found out, before there is a [`Connection`].
 pub struct Introduction {
     pub client: SocketAddr,
     pub trusted: bool,
-    pub secure: bool,
     pub http2: bool,
     pub port: u16,
-    pub sni: Option<Box<str>>,
-    pub tls_version: Option<&'static str>,
+    pub handshake: Option<Handshake>,
     pub permit: Option<Permit>,
 }
 
@@ -108,13 +123,13 @@ impl Connection {
         Connection {
             client,
             trusted: intro.trusted,
-            secure: intro.secure,
+            secure: intro.handshake.is_some(),
             http2: intro.http2,
             port: intro.port,
             forwarded_for: text(&client.ip().to_string()),
             forwarded_port: HeaderValue::from(intro.port),
-            sni: intro.sni,
-            tls_version: intro.tls_version,
+            policy: RefCell::new(intro.handshake.as_ref().map(|handshake| handshake.policy.clone())),
+            handshake: intro.handshake,
             progress,
             tunnel: RefCell::new(None),
             delivery: RefCell::new(None),
@@ -150,6 +165,43 @@ impl Connection {
         if left == 0 && self.progress.phase() == Phase::Serving {
             self.progress.enter(Phase::Idle);
         }
+    }
+
+    /// The name in the TLS handshake, lower case.
+    pub fn sni(&self) -> Option<&str> {
+        self.handshake.as_ref()?.sni.as_deref()
+    }
+
+    /// The TLS version; empty on plain HTTP.
+    pub fn tls_version(&self) -> &'static str {
+        self.handshake.as_ref().map(|handshake| handshake.version).unwrap_or_default()
+    }
+
+    /// The certificate that the client proved to hold.
+    pub fn client_cert(&self) -> Option<&ClientCert> {
+        self.handshake.as_ref()?.client_cert.as_deref()
+    }
+
+    /// Whether the connection may carry requests under a policy. What was decided in the handshake was decided under
+    /// another one where the site's `tls` was changed since: then it may not. Where only the files behind it changed,
+    /// the client's certificate is checked against the new ones, once.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn keeps_to(&self, policy: &Arc<Policy>) -> Result<(), Outcome> {
+        let mut kept = self.policy.borrow_mut();
+        let Some(own) = kept.as_ref() else { return Ok(()) };
+        let expired = || self.client_cert().is_some_and(ClientCert::has_expired);
+        if own.key != policy.key {
+            let auth = policy.auth.as_ref().filter(|_| own.said == policy.said);
+            let auth = auth.ok_or(Outcome::Misdirected)?;
+            let chain = self.client_cert().map_or(&[][..], |cert| &cert.identity.chain);
+            auth.check_again(chain).map_err(|refusal| client_cert::refused(refusal).0)?;
+            *kept = Some(policy.clone());
+        } else if policy.auth.is_some() && expired() {
+            return Err(Outcome::ClientCertExpired);
+        }
+        Ok(())
     }
 
     /// Requests being served now.

@@ -10,6 +10,7 @@ use http::{HeaderMap, StatusCode, Version};
 
 use crate::base::address::CidrSet;
 use crate::base::outcome::Outcome;
+use crate::proxy::client_cert;
 use crate::proxy::context::Connection;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -104,7 +105,7 @@ pub fn clean_request(headers: &mut HeaderMap, trusted: bool) -> Result<Found, Ou
             }
             "content-length" => padded = padded.or_else(|| unpadded(value)),
             other => {
-                if is_lookalike(other) {
+                if is_lookalike(other) || client_cert::claims_identity(other, trusted) {
                     remove.push(name);
                 }
             }
@@ -314,7 +315,8 @@ pub fn clean_trailers(trailers: &mut HeaderMap) {
     let mut remove = Removals::default();
     for name in trailers.keys() {
         let text = name.as_str();
-        if is_ours(text) || is_lookalike(text) || is_head_only(text) {
+        let claims = client_cert::claims_identity(text, false);
+        if claims || is_ours(text) || is_lookalike(text) || is_head_only(text) {
             remove.push(name);
         }
     }

@@ -22,6 +22,7 @@ use hyper::body::{Body, Incoming};
 
 use crate::base::clock;
 use crate::base::outcome::Outcome;
+use crate::net::descriptors::Descriptor;
 use crate::net::timer::Timer;
 use crate::proxy::Worker;
 use crate::proxy::body::{RequestBody, ResponseBody, Upload};
@@ -29,6 +30,7 @@ use crate::proxy::context::Context;
 use crate::proxy::fields::{self, Found};
 use crate::proxy::request::Answer;
 use crate::proxy::respond;
+use crate::proxy::shed::Shed;
 use crate::proxy::upgrade::Tunnel;
 use crate::snapshot::{Route, Service};
 use crate::telemetry::metric::Counter;
@@ -259,6 +261,7 @@ impl Exchange<'_> {
     }
 
     async fn connect(&self) -> Result<Connection<RequestBody>, ConnectError> {
+        let descriptor = self.descriptor().ok_or(ConnectError::NoDescriptor)?;
         let name = self.service.server_names.get(self.index).and_then(Option::as_ref);
         let snapshot = self.worker.snapshot();
         let connection = connect::connect(Target {
@@ -267,6 +270,7 @@ impl Exchange<'_> {
             timeout: self.service.core.connect_timeout,
             head_max: snapshot.server.limits.upstream_head,
             wheel: &self.worker.wheel,
+            descriptor,
         })
         .await?;
         self.worker.shard.add(Counter::UpstreamOpened, 1);
@@ -274,7 +278,21 @@ impl Exchange<'_> {
         Ok(connection)
     }
 
+    /// Leave for one more socket; idle connections of this worker give way to it.
+    fn descriptor(&self) -> Option<Descriptor> {
+        let budget = self.worker.connections.descriptors();
+        budget.take().or_else(|| {
+            self.worker.pools.shrink();
+            budget.take()
+        })
+    }
+
     fn unreachable(&self, error: &ConnectError, request: Box<Request<RequestBody>>) -> Failure {
+        // Not the endpoint's fault, and no other one could be reached either.
+        if matches!(error, ConnectError::NoDescriptor) {
+            self.worker.shed(Shed::Backend, None);
+            return Failure { outcome: Outcome::NoDescriptor, unsent: None, answered: true };
+        }
         let message = error.to_string();
         self.log("backend unreachable", &message);
         self.endpoint.connect_failed(self.worker.wheel.now(), &message);
@@ -284,6 +302,7 @@ impl Exchange<'_> {
             ConnectError::Network(_) => (Outcome::ConnectFailed, Counter::UpstreamIo),
             ConnectError::Tls(_) => (Outcome::UpstreamTls, Counter::UpstreamTls),
             ConnectError::Timeout(_) => (Outcome::ConnectTimeout, Counter::UpstreamTimeout),
+            ConnectError::NoDescriptor => (Outcome::NoDescriptor, Counter::UpstreamDescriptors),
         };
         self.worker.shard.add(counter, 1);
         Failure { outcome, unsent: Some(request), answered: false }
@@ -405,7 +424,12 @@ impl Exchange<'_> {
         }
         let fault = answer::fault(error);
         let invalid = fault.is_some() || error.is_parse() || error.is_parse_too_large();
-        let outcome = if invalid { Outcome::UpstreamInvalid } else { Outcome::UpstreamClosed };
+        let outcome = match invalid {
+            true => Outcome::UpstreamInvalid,
+            // TLS 1.3: a backend refuses our certificate only after the handshake is over for us.
+            false if connect::is_tls(error) => Outcome::UpstreamTls,
+            false => Outcome::UpstreamClosed,
+        };
         self.log("backend failed a request", &fault.map_or_else(|| error.to_string(), |f| f.to_string()));
         self.endpoint.note_failure(outcome.row().sentence);
         Failure { outcome, unsent: None, answered: invalid }

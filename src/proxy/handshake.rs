@@ -1,8 +1,11 @@
 //! Step 2: TLS. The ClientHello is read first, so that what it asks for can choose how we answer.
 
+mod failure;
+
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::server::{Acceptor, ClientHello};
 use rustls::{HandshakeKind, ProtocolVersion, ServerConfig};
@@ -12,24 +15,38 @@ use tokio_rustls::{LazyConfigAcceptor, StartHandshake, TlsStream, server};
 
 use crate::base::outcome::Outcome;
 use crate::net::stream::Stream;
+use crate::policy::site_limit::Place;
 use crate::proxy::accept::Accepted;
+use crate::proxy::client_cert::{self, ClientCert};
+use crate::proxy::context::{Handshake, Introduction};
+use crate::proxy::shed::Shed;
+use crate::proxy::turnstile::{Evicted, Full, Ticket};
 use crate::proxy::{Worker, demand, respond, serve};
+use crate::snapshot::{Site, Snapshot};
 use crate::telemetry::metric::Counter;
+use crate::tls::client_identity::ClientIdentity;
+use crate::tls::policy::Policy;
 
 /// Handshakes, then serves.
 pub async fn run(worker: &Rc<Worker>, accepted: Accepted) {
     let Accepted { tcp, client, trusted, port, permit } = accepted;
-    let deadline = worker.snapshot().server.timeouts.handshake;
+    let server = worker.snapshot().server.clone();
+    let Ok(ticket) = worker.turnstile.enter(server.limits.handshakes) else {
+        return worker.shed(Shed::HandshakeQueue, None);
+    };
     // One deadline over all of it, from accept on. Boxed: a parked connection must not carry the handshake's state.
-    let shaken = tokio::time::timeout(deadline, Box::pin(shake(worker, tcp))).await;
-    let tls = match shaken {
-        Ok(Ok(tls)) => tls,
-        Ok(Err(other)) => return worker.shard.add(other, 1),
+    let driven = ticket.drive(Box::pin(shake(worker, &ticket, tcp)));
+    let shaken = match tokio::time::timeout(server.timeouts.handshake, driven).await {
+        Ok(Ok(Ok(shaken))) => shaken,
+        Ok(Ok(Err(reason))) => return worker.count(reason),
+        Ok(Err(Evicted)) => return worker.shed(Shed::HandshakeOldest, None),
         Err(_) => {
             worker.shard.outcome_only(Outcome::HandshakeTimeout);
             return worker.shard.add(Counter::HandshakeTimeout, 1);
         }
     };
+    drop((ticket, server));
+    let Shaken { tls, policy, place } = shaken;
     let session = tls.get_ref().1;
     let tls_version = match session.protocol_version() {
         Some(ProtocolVersion::TLSv1_2) => "1.2",
@@ -47,59 +64,148 @@ pub async fn run(worker: &Rc<Worker>, accepted: Accepted) {
     );
     let http2 = session.alpn_protocol() == Some(b"h2".as_slice());
     let sni = session.server_name().map(|name| normal(name).into_boxed_str());
+    let client_cert = client_cert(worker, &policy, session);
     let stream = Stream::Tls(Box::new(TlsStream::Server(tls)));
-    let intro = crate::proxy::context::Introduction {
+    let intro = Introduction {
         client,
         trusted,
-        secure: true,
         http2,
         port,
-        sni,
-        tls_version: Some(tls_version),
+        handshake: Some(Handshake { version: tls_version, sni, policy, client_cert, place }),
         permit: Some(permit),
     };
     serve::run(worker, stream, intro).await;
 }
 
+/// The certificate that the client proved to hold, where it was asked for one.
+fn client_cert(
+    worker: &Worker,
+    policy: &Policy,
+    session: &rustls::ServerConnection,
+) -> Option<Box<ClientCert>> {
+    policy.auth.as_ref()?;
+    let identity = session.peer_certificates().and_then(ClientIdentity::of);
+    let counter = if identity.is_some() { Counter::ClientCertVerified } else { Counter::ClientCertAbsent };
+    worker.shard.add(counter, 1);
+    identity.map(|identity| Box::new(ClientCert::new(identity)))
+}
+
 /// ALPN name of the TLS-ALPN-01 challenge (RFC 8737 section 4).
 const ACME_ALPN: &[u8] = b"acme-tls/1";
 
-/// A handshake that ends with a connection to serve, or what is counted instead.
-async fn shake(worker: &Rc<Worker>, tcp: TcpStream) -> Result<server::TlsStream<TcpStream>, Counter> {
+/// What a handshake that succeeds leaves.
+struct Shaken {
+    tls: server::TlsStream<TcpStream>,
+    policy: Arc<Policy>,
+    place: Option<Place>,
+}
+
+/// A handshake that ends with a connection to serve, or what is counted instead; `None` where it was counted already.
+async fn shake(worker: &Rc<Worker>, ticket: &Ticket, tcp: TcpStream) -> Result<Shaken, Option<Counter>> {
     // Looked at before rustls, which would answer with an alert that plain HTTP clients cannot read.
     let mut first = [0u8; 1];
     let seen = tcp.peek(&mut first).await.map_err(|_| Counter::HandshakeIo)?;
     match first {
-        _ if seen == 0 => return Err(Counter::HandshakeIo),
+        _ if seen == 0 => return Err(Some(Counter::HandshakeSilent)),
         [HANDSHAKE_RECORD] => {}
         [byte] if byte.is_ascii_alphabetic() => {
             answer_plain(worker, tcp).await;
-            return Err(Counter::HandshakePlainHttp);
+            return Err(Some(Counter::HandshakePlainHttp));
         }
-        _ => return Err(Counter::HandshakeProtocol),
+        _ => return Err(Some(Counter::HandshakeNotTls)),
     }
-    let acceptor = LazyConfigAcceptor::new(Acceptor::default(), tcp);
-    let hello = acceptor.await.map_err(|error| reason(&error, true))?;
-    let named = hello.client_hello().server_name().is_some();
+    let mut acceptor = LazyConfigAcceptor::new(Acceptor::default(), tcp);
+    let hello = match (&mut acceptor).await {
+        Ok(hello) => hello,
+        Err(error) => {
+            hang_up(acceptor.take_io()).await;
+            return Err(Some(failure::reason(&error, true)));
+        }
+    };
+    let name = hello.client_hello().server_name().map(normal);
     if let Some(config) = challenge(worker, &hello.client_hello()) {
-        return answer_challenge(hello, config).await;
+        return Err(Some(answer_challenge(hello, config).await));
     }
     let mut snapshot = worker.snapshot();
-    if let Some(refusing) = snapshot.refusing.clone()
-        && let Some(name) = hello.client_hello().server_name().map(normal)
-    {
-        let Some(found) = demand::certificate(worker, snapshot, &name).await else {
+    if let (Some(refusing), Some(name)) = (snapshot.refusing.clone(), name.as_deref()) {
+        // Before its turn: who waits for an authority keeps nobody from computing.
+        let Some(found) = demand::certificate(worker, snapshot, name).await else {
             // Ends with an alert, because it finds no certificate.
             let _ = hello.into_stream(refusing).await;
-            return Err(Counter::HandshakeNoCertificate);
+            return Err(Some(Counter::HandshakeNoCertificate));
         };
         snapshot = found;
     }
-    hello.into_stream(snapshot.tls.clone()).await.map_err(|error| reason(&error, named))
+    let index = site_of(&snapshot, name.as_deref());
+    let Some((index, site)) = index.and_then(|index| Some((index, snapshot.sites.get(index)?))) else {
+        // Ends with an alert as well: no certificate fits.
+        let Err((error, tcp)) = hello.into_stream(snapshot.tls.clone()).into_fallible().await else {
+            return Err(Some(Counter::HandshakeProtocol));
+        };
+        hang_up(Some(tcp)).await;
+        return Err(Some(failure::reason(&error, name.is_some())));
+    };
+    // Before any cryptography: whoever is over the cap costs nothing.
+    let Some(place) = site.places.take(site.max_connections) else {
+        worker.shed(Shed::SiteCap, Some(&site.name));
+        return Err(None);
+    };
+    if let Err(Full) = ticket.turn().await {
+        worker.shed(Shed::HandshakeQueue, None);
+        return Err(None);
+    }
+    let config = snapshot.handshakes.get(index).unwrap_or(&snapshot.tls).clone();
+    match ticket.compute(hello.into_stream(config).into_fallible()).await {
+        Ok(tls) => Ok(Shaken { tls, policy: site.policy.clone(), place: Some(place) }),
+        Err((error, tcp)) => {
+            let reason = failed(worker, site, &error, name.is_some());
+            hang_up(Some(tcp)).await;
+            Err(Some(reason))
+        }
+    }
 }
 
-/// Reads of unwanted bytes before a plain HTTP connection is closed: 16 KiB.
+/// Ends a connection after an alert. Under TLS 1.3 a client may have sent its request already: closing on unread bytes
+/// would reset the connection, and the client would never learn what was wrong.
+async fn hang_up(tcp: Option<TcpStream>) {
+    let Some(mut tcp) = tcp else { return };
+    let _ = tokio::time::timeout(FAREWELL, async {
+        tcp.shutdown().await?;
+        discard(&mut tcp).await
+    })
+    .await;
+}
+
+/// Reads what nobody wants, up to a bound.
+async fn discard(tcp: &mut TcpStream) -> io::Result<()> {
+    let mut waste = [0u8; 1024];
+    for _ in 0..WASTE_READS {
+        if tcp.read(&mut waste).await? == 0 {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// What is counted for a handshake that failed; refused certificates of clients are told too.
+fn failed(worker: &Worker, site: &Site, error: &io::Error, named: bool) -> Counter {
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    if let Some(refusal) = tls.filter(|_| site.policy.auth.is_some()).and_then(failure::certificate) {
+        let (outcome, _) = client_cert::refused(refusal);
+        worker.refuse_certificate(site, outcome);
+    }
+    failure::reason(error, named)
+}
+
+/// Position of the site that a handshake is for: the one with this name, else the one that answers for unknown ones.
+fn site_of(snapshot: &Snapshot, name: Option<&str>) -> Option<usize> {
+    name.and_then(|name| snapshot.find(name)).or(snapshot.default_site)
+}
+
+/// Reads of unwanted bytes before a connection is closed: 16 KiB.
 const WASTE_READS: usize = 16;
+/// How long a client may take to hear that its handshake failed.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Content type of the record that a ClientHello comes in (RFC 8446 section 5.1).
 const HANDSHAKE_RECORD: u8 = 22;
@@ -115,33 +221,20 @@ fn challenge(worker: &Worker, hello: &ClientHello<'_>) -> Option<Arc<ServerConfi
 }
 
 /// The handshake is the answer; nothing is sent after it (RFC 8737 section 3).
-async fn answer_challenge(
-    hello: StartHandshake<TcpStream>,
-    config: Arc<ServerConfig>,
-) -> Result<server::TlsStream<TcpStream>, Counter> {
-    let mut tls = hello.into_stream(config).await.map_err(|error| reason(&error, true))?;
-    // The authority has what it wanted and may have gone.
-    let _ = tls.shutdown().await;
-    Err(Counter::ChallengeTlsAlpn01)
+async fn answer_challenge(hello: StartHandshake<TcpStream>, config: Arc<ServerConfig>) -> Counter {
+    match hello.into_stream(config).await {
+        Ok(mut tls) => {
+            // The authority has what it wanted and may have gone.
+            let _ = tls.shutdown().await;
+            Counter::ChallengeTlsAlpn01
+        }
+        Err(error) => failure::reason(&error, true),
+    }
 }
 
 /// A server name as hosts are written: lower case, without a dot at its end.
 fn normal(name: &str) -> String {
     name.trim_end_matches('.').to_ascii_lowercase()
-}
-
-fn reason(error: &io::Error, named: bool) -> Counter {
-    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-        Some(rustls::Error::General(text)) if text.contains("no server certificate chain resolved") => {
-            if named {
-                Counter::HandshakeUnknownName
-            } else {
-                Counter::HandshakeNoSni
-            }
-        }
-        Some(_) => Counter::HandshakeProtocol,
-        None => Counter::HandshakeIo,
-    }
 }
 
 /// A method instead of a record: most often a browser or a script that forgot the `s`.
@@ -152,10 +245,5 @@ async fn answer_plain(worker: &Worker, mut tcp: TcpStream) {
     let _ = tcp.write_all(&respond::raw(Outcome::PlainOnTls, id.to_str().unwrap_or_default())).await;
     let _ = tcp.shutdown().await;
     // The request is still unread: closing now would reset the connection, and the answer with it.
-    let mut waste = [0u8; 1024];
-    for _ in 0..WASTE_READS {
-        if !matches!(tcp.read(&mut waste).await, Ok(1..)) {
-            break;
-        }
-    }
+    let _ = discard(&mut tcp).await;
 }

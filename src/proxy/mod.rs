@@ -1,11 +1,13 @@
 //! Layer 4, the data plane: what happens to a request. Read the files in this order.
 //!
-//! 1. [`accept`]: a socket comes in; limits on connections, PROXY protocol.
-//! 2. [`handshake`]: TLS, SNI, ALPN; [`demand`] for names that have no certificate.
+//! 1. [`accept`]: a socket comes in; limits on connections, PROXY protocol. [`shed`] tells of what is turned away.
+//! 2. [`handshake`]: TLS, SNI, ALPN, certificates of clients; each takes its turn in the [`turnstile`]; [`demand`] for
+//!    names that have no certificate.
 //! 3. [`serve`]: one connection, many requests; its deadlines; its end. [`guard`] checks raw HTTP/1 bytes first,
 //!    [`frames`] counts the frames of HTTP/2.
 //! 4. [`request`]: THE life of a request, on one screen.
-//! 5. [`normalize`] and [`fields`]: one reading of host and path; hop-by-hop and forwarded fields.
+//! 5. [`normalize`] and [`fields`]: one reading of host and path; hop-by-hop and forwarded fields; [`client_cert`]: what
+//!    is told of a client's certificate.
 //! 6. [`enforce`]: the policies, in their fixed order.
 //! 7. [`forward`]: choose an endpoint, send, perhaps retry.
 //! 8. [`body`], [`backlog`] and [`upgrade`]: streaming, limits, tunnels.
@@ -18,6 +20,7 @@
 pub mod accept;
 pub mod backlog;
 pub mod body;
+pub mod client_cert;
 pub mod context;
 pub mod demand;
 pub mod enforce;
@@ -31,6 +34,8 @@ pub mod record;
 pub mod request;
 pub mod respond;
 pub mod serve;
+pub mod shed;
+pub mod turnstile;
 pub mod upgrade;
 
 use std::cell::{Cell, RefCell};
@@ -45,8 +50,10 @@ use crate::net::timer::Wheel;
 use crate::policy::connection_limit::Connections;
 use crate::proxy::body::RequestBody;
 use crate::proxy::context::Connection;
+use crate::proxy::turnstile::Turnstile;
 use crate::snapshot::cell::{Held, Reader};
 use crate::telemetry::access::Sink;
+use crate::telemetry::metric::Gauge;
 use crate::telemetry::shard::Shard;
 use crate::tls::acme::Challenges;
 use crate::upstream::pool::Pools;
@@ -67,6 +74,10 @@ pub struct Worker {
     pub connections: Connections,
     /// Answers to challenges of ACME authorities, shared by all workers.
     pub challenges: Arc<Challenges>,
+    /// TLS handshakes in flight.
+    pub turnstile: Rc<Turnstile>,
+    told: shed::Told,
+    handshakes_shown: Cell<(usize, usize)>,
     reader: Reader,
     open: RefCell<Vec<Weak<Connection>>>,
     draining: Cell<bool>,
@@ -110,6 +121,9 @@ impl Worker {
             pools: Pools::default(),
             connections: parts.connections,
             challenges: parts.challenges,
+            turnstile: Rc::default(),
+            told: shed::Told::default(),
+            handshakes_shown: Cell::default(),
             reader: parts.reader,
             open: RefCell::default(),
             draining: Cell::new(false),
@@ -175,9 +189,24 @@ impl Worker {
         // An idle worker too must let go of an old snapshot and of the endpoints in it.
         self.reader.load();
         self.sink.flush();
+        self.show_handshakes();
         // Idle connections to backends live for a minute; a look a second is exact enough.
         if count.is_multiple_of(10) {
             self.pools.sweep(self.wheel.now());
+        }
+    }
+
+    /// Brings the gauges of handshakes up to date; once a tick is exact enough.
+    fn show_handshakes(&self) {
+        let now = self.turnstile.in_flight();
+        let shown = self.handshakes_shown.replace(now);
+        for (gauge, now, shown) in
+            [(Gauge::HandshakesClient, now.0, shown.0), (Gauge::HandshakesTurn, now.1, shown.1)]
+        {
+            let change = now.cast_signed() as i64 - shown.cast_signed() as i64;
+            if change != 0 {
+                self.shard.gauge_add(gauge, change);
+            }
         }
     }
 

@@ -31,6 +31,7 @@ pub fn record(context: &Context) {
     if !worker.sink.enabled() {
         return;
     }
+    let identity = context.connection.client_cert().map(|cert| &cert.identity);
     worker.sink.write(&Record {
         wall_ms: worker.wall_ms(context.started()),
         request_id: context.request_id.to_str().unwrap_or_default(),
@@ -42,7 +43,9 @@ pub fn record(context: &Context) {
         path: context.uri.path(),
         query: context.uri.query(),
         version: context.version,
-        tls: context.connection.tls_version.unwrap_or_default(),
+        tls: context.connection.tls_version(),
+        client_cert: identity.map_or("", |identity| &identity.fingerprint),
+        client_subject: identity.map_or("", |identity| &identity.subject),
         status,
         outcome,
         bytes_in,
@@ -86,7 +89,9 @@ pub fn unread(worker: &Worker, connection: &Connection, outcome: Outcome) -> Str
             path: "",
             query: None,
             version: Version::HTTP_11,
-            tls: connection.tls_version.unwrap_or_default(),
+            tls: connection.tls_version(),
+            client_cert: "",
+            client_subject: "",
             status,
             outcome,
             bytes_in: 0,

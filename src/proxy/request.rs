@@ -15,12 +15,13 @@ use http::{HeaderValue, Method, Request, Response, Version};
 use hyper::body::{Body, Incoming};
 
 use crate::base::outcome::Outcome;
+use crate::config::model::Forward;
 use crate::proxy::body::{RequestBody, ResponseBody, Upload};
 use crate::proxy::context::{Connection, Context};
 use crate::proxy::fields::{self, Found};
 use crate::proxy::{Worker, enforce, forward, normalize, respond};
 use crate::route::RequestHead;
-use crate::snapshot::{Action, Snapshot};
+use crate::snapshot::{Action, Site, Snapshot};
 
 /// Bytes of an unwanted body that are read to keep a connection, and how long an answer waits for that.
 const DISCARD_MAX: u64 = 16 * 1024;
@@ -100,6 +101,7 @@ async fn answer(
     if !fields::came_secure(&context.connection, &parts.headers) && !site.plain_http {
         return respond::to_https(context, &parts, &path.text);
     }
+    proven(context, site)?;
     let find = |path: &str| {
         site.table.find(&RequestHead {
             method: &parts.method,
@@ -125,7 +127,7 @@ async fn answer(
         Action::Redirect(redirect) => Ok(respond::redirect(redirect, &parts, path.as_deref())),
         Action::Respond(fixed) => Ok(respond::fixed(fixed)),
         Action::Proxy(service) => {
-            let mut found = prepare(context, &mut parts, path.as_deref())?;
+            let mut found = prepare(context, &mut parts, path.as_deref(), site.forward)?;
             // What follows the head would be body and tunnel at once: an upgrade may be ignored (RFC 9110 section 7.8).
             if context.untouched {
                 found.upgrade = None;
@@ -155,7 +157,7 @@ fn within_limits(context: &Context, parts: &Parts) -> Result<(), Outcome> {
 /// The site that takes a host on demand, for plain requests: most often the redirect to the handshake that orders its
 /// certificate. What nobody has allowed yet gets that redirect and nothing else.
 fn on_demand(context: &Context, snapshot: &Snapshot, parts: &Parts, host: &str) -> Option<usize> {
-    if context.connection.sni.is_some() || context.connection.secure {
+    if context.connection.sni().is_some() || context.connection.secure {
         return None;
     }
     let owner = snapshot.rules.owner(host)?;
@@ -169,39 +171,54 @@ fn unknown_host(context: &Context, host: &str) -> Outcome {
         return Outcome::SiteUnavailable;
     }
     // Under TLS the certificate that was shown belongs to some site: the client may try a connection of its own.
-    if context.connection.sni.is_some() { Outcome::Misdirected } else { Outcome::UnknownHost }
+    if context.connection.sni().is_some() { Outcome::Misdirected } else { Outcome::UnknownHost }
 }
 
-/// A connection opened for one site may carry requests for another only where both show the same certificate
-/// (RFC 9110 section 7.4, RFC 9113 section 9.1.1): otherwise what the handshake decided was decided for somebody else.
-fn authorised(context: &Context, snapshot: &Snapshot, host: &str, site: usize) -> Result<(), Outcome> {
-    let Some(sni) = context.connection.sni.as_deref() else { return Ok(()) };
-    if sni == host {
-        return Ok(());
+/// A connection opened for one site may carry requests for another only where both show the same certificate and have
+/// the same TLS policy (RFC 9110 section 7.4, RFC 9113 section 9.1.1): otherwise what the handshake decided was decided
+/// for somebody else.
+fn authorised(context: &mut Context, snapshot: &Snapshot, host: &str, site: usize) -> Result<(), Outcome> {
+    let wanted = snapshot.sites.get(site).ok_or(Outcome::Internal)?;
+    let kept = context.connection.keeps_to(&wanted.policy);
+    if let Err(outcome) = kept
+        && outcome != Outcome::Misdirected
+    {
+        // The client was good once and is no more: nothing that follows on this connection will be.
+        context.close = true;
+        context.connection.closing.set(true);
+        context.connection.progress.wake();
     }
+    let Some(sni) = context.connection.sni().filter(|sni| *sni != host) else { return kept };
     // Each name on demand has a certificate of its own.
     if snapshot.names.contains_key(sni) || snapshot.names.contains_key(host) {
         return Err(Outcome::Misdirected);
     }
     let shown = snapshot.hosts.find(sni).and_then(|&index| snapshot.sites.get(index));
-    let wanted = snapshot.sites.get(site);
-    match (shown, wanted) {
-        (Some(shown), Some(wanted))
-            if Arc::ptr_eq(shown, wanted)
-                || shown
-                    .identity
-                    .as_ref()
-                    .zip(wanted.identity.as_ref())
-                    .is_some_and(|(shown, wanted)| shown.fingerprint == wanted.fingerprint) =>
-        {
-            Ok(())
-        }
+    let print = |site: &Site| site.identity.as_ref().map(|identity| identity.fingerprint);
+    match shown {
+        Some(shown) if Arc::ptr_eq(shown, wanted) => kept,
+        Some(shown) if print(shown).is_some() && print(shown) == print(wanted) => kept,
         _ => Err(Outcome::Misdirected),
     }
 }
 
+/// A site that asks for client certificates is served over TLS to us alone: a trusted proxy that ended TLS has not
+/// seen the proof.
+fn proven(context: &Context, site: &Site) -> Result<(), Outcome> {
+    if site.policy.auth.is_none() || context.connection.secure {
+        Ok(())
+    } else {
+        Err(Outcome::ClientCertMissing)
+    }
+}
+
 /// Makes the head of a request ours to send.
-fn prepare(context: &mut Context, parts: &mut Parts, path: Option<&str>) -> Result<Found, Outcome> {
+fn prepare(
+    context: &mut Context,
+    parts: &mut Parts,
+    path: Option<&str>,
+    forward: Forward,
+) -> Result<Found, Outcome> {
     let connection = context.connection.clone();
     if connection.trusted
         && let Some(id) = fields::request_id(&parts.headers)
@@ -214,7 +231,11 @@ fn prepare(context: &mut Context, parts: &mut Parts, path: Option<&str>) -> Resu
         trusted: connection.trusted,
         secure: connection.secure,
     };
-    normalize::write(parts, path, &sender, context.request_id.clone())
+    let found = normalize::write(parts, path, &sender, context.request_id.clone())?;
+    if let Some(cert) = connection.client_cert() {
+        cert.tell(&mut parts.headers, forward);
+    }
+    Ok(found)
 }
 
 /// A short body that nobody wants is read all the same, so that the connection can carry the next request; a long or

@@ -40,16 +40,7 @@ const LINGER_BUFFER: usize = 16 * 1024;
 /// Serves a connection of a plain HTTP listener.
 pub async fn plain(worker: &Rc<Worker>, accepted: Accepted) {
     let Accepted { tcp, client, trusted, port, permit } = accepted;
-    let intro = Introduction {
-        client,
-        trusted,
-        secure: false,
-        http2: false,
-        port,
-        sni: None,
-        tls_version: None,
-        permit: Some(permit),
-    };
+    let intro = Introduction { client, trusted, http2: false, port, handshake: None, permit: Some(permit) };
     run(worker, Stream::Plain(tcp), intro).await;
 }
 

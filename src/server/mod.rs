@@ -17,6 +17,7 @@ use crate::config::model::Server;
 use crate::control::reload::connection_cap;
 use crate::control::{self, Control, Listener};
 use crate::net::bind;
+use crate::net::descriptors::{self, Budget};
 use crate::net::timer::{self, Wheel};
 use crate::policy::connection_limit::Connections;
 use crate::snapshot::Cell;
@@ -64,8 +65,10 @@ pub fn run(path: &Path, ready: impl FnOnce(&Started)) -> Result<(), StartError> 
     let (sinks, access) =
         access::start(&log.access, log.format, log.privacy, workers).map_err(|e| e.to_string())?;
     hub.set_access_dropped(access.dropped_counter());
-    let connections = Connections::new(connection_cap(&server), server.max_connections_per_client);
     let control_sockets = ControlSockets::bind(&server)?;
+    let budget = Budget::within(bind::fd_limit(), descriptors::open_now(), workers);
+    let cap = connection_cap(&server, &budget);
+    let connections = Connections::new(cap, server.max_connections_per_client, budget);
     let listeners = sockets.listeners().into_iter().chain(control_sockets.listeners()).collect();
     let started = started(&first, &cell, listeners, &residents);
     let challenges = residents.acme.challenges.clone();

@@ -173,6 +173,7 @@ async fn run(worker: Rc<Worker>, listeners: Vec<(Kind, TcpListener)>, signals: A
         }
     }
     tokio::task::spawn_local(tick(worker.clone()));
+    tokio::task::spawn_local(worker.turnstile.clone().run());
     signals.drain.notified().await;
     // Closed before the drain: what waits in their queues is refused at once instead of being let down later.
     for task in accepting {

@@ -1,30 +1,30 @@
 //! Config and residents in, one snapshot out. No logic of its own: each craft compiles its part, this calls them in
 //! order and collects what they refuse.
 
-use std::collections::HashSet;
-use std::path::PathBuf;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use rustls::ServerConfig;
+use rustls::sign::CertifiedKey;
 use sha2::{Digest, Sha256};
 
-use crate::config::model::{self, Certificate, HostPattern, Located, Origin, UntilIssued};
+use crate::config::model::{self, Certificate, HostPattern, Located, Origin, TlsVersion, UntilIssued};
 use crate::config::{self, Diagnostic};
 use crate::policy::header::HeaderEdits;
 use crate::policy::redirect::Redirect;
 use crate::policy::respond::Respond;
 use crate::policy::rewrite::Rewrite;
 use crate::route::{HostIndex, Table};
-use crate::snapshot::resident::{Authority, Residents};
+use crate::snapshot::files::{self, Toward};
+use crate::snapshot::resident::Residents;
 use crate::snapshot::{Action, Route, Service, Site, Snapshot, Source};
 use crate::tls;
 use crate::tls::acme::demand::{Rules, Terms};
 use crate::tls::index::CertificateIndex;
 use crate::tls::pem::{Identity, Which};
+use crate::tls::policy::Policy;
 use crate::upstream;
-
-/// Largest CA file read.
-const CA_BYTES_MAX: usize = 1 << 20;
 
 /// A site and what it is known by.
 pub struct Input<'a> {
@@ -53,15 +53,18 @@ pub fn site(input: &Input<'_>, residents: &Residents) -> Result<Arc<Site>, Vec<D
         Some(kept) => (Some(kept.clone()), Source::Files),
         None => identity(input, residents).map_err(fail)?,
     };
-    let roots = authorities(model).map_err(fail)?;
-    let fingerprint = fingerprint(input, identity.as_deref(), source, &roots);
+    let policy = files::policy(model, residents).map_err(fail)?;
+    let toward = model.routes.iter().map(|route| files::toward(route, residents));
+    let toward = toward.collect::<Result<Vec<_>, _>>();
+    let toward = toward.map_err(fail)?;
+    let fingerprint = fingerprint(input, identity.as_deref(), source, &policy, &toward);
     if let Some(current) = input.current.filter(|current| current.fingerprint == fingerprint) {
         return Ok(current.clone());
     }
     let mut problems = Vec::new();
     let mut routes = Vec::with_capacity(model.routes.len());
-    for (said, roots) in model.routes.iter().zip(&roots) {
-        match route(model, said, roots, residents) {
+    for (said, toward) in model.routes.iter().zip(&toward) {
+        match route(model, said, toward, residents) {
             Ok(route) => routes.push(route),
             Err(diagnostic) => problems.push(diagnostic.for_site(&model.name)),
         }
@@ -85,6 +88,10 @@ pub fn site(input: &Input<'_>, residents: &Residents) -> Result<Arc<Site>, Vec<D
                 identity,
                 source,
                 told_waiting: AtomicU64::new(0),
+                policy,
+                forward: model.tls.client_auth.as_ref().map(|auth| auth.forward).unwrap_or_default(),
+                places: residents.places(&model.name),
+                max_connections: model.max_connections,
                 plain_http: model.plain_http,
                 limits: model.limits.iter().map(|l| residents.limiter(&model.name, &none, l)).collect(),
                 table,
@@ -144,29 +151,12 @@ fn identity(input: &Input<'_>, residents: &Residents) -> Result<Found, Box<Diagn
     }
 }
 
-/// The CA file of each route's service with the hash of its content, so that a changed file is a changed site.
-fn authorities(site: &model::Site) -> Result<Vec<Authority>, Box<Diagnostic>> {
-    let of = |route: &model::Route| match &route.action {
-        model::Action::Proxy(service) => service.upstream.ca_file.as_ref().map(authority).transpose(),
-        _ => Ok(None),
-    };
-    site.routes.iter().map(of).collect()
-}
-
-fn authority(file: &Located<PathBuf>) -> Result<(PathBuf, [u8; 32]), Box<Diagnostic>> {
-    let bytes = tls::file::read_bounded(&file.value, CA_BYTES_MAX).map_err(|error| {
-        let path = file.value.display();
-        let message = format!("the CA file {path} cannot be read: {error}");
-        Box::new(Diagnostic::error("bad-ca-file", &file.origin, message))
-    })?;
-    Ok((file.value.clone(), Sha256::digest(&*bytes).into()))
-}
-
 fn fingerprint(
     input: &Input<'_>,
     identity: Option<&Identity>,
     source: Source,
-    roots: &[Authority],
+    policy: &Policy,
+    toward: &[Toward],
 ) -> [u8; 32] {
     let mut hash = Sha256::new();
     hash.update(input.text.as_bytes());
@@ -174,8 +164,10 @@ fn fingerprint(
     hash.update(source.as_str());
     // What a site inherits from the server where it says nothing itself.
     hash.update(format!("{:?}", input.server.timeouts).as_bytes());
-    for (_, content) in roots.iter().flatten() {
-        hash.update(content);
+    hash.update(policy.key);
+    for toward in toward {
+        hash.update(toward.ca.as_ref().map(|(_, content)| *content).unwrap_or_default());
+        hash.update(toward.identity.as_ref().map(|identity| identity.fingerprint).unwrap_or_default());
     }
     hash.finalize().into()
 }
@@ -183,12 +175,12 @@ fn fingerprint(
 fn route(
     site: &model::Site,
     said: &model::Route,
-    roots: &Authority,
+    toward: &Toward,
     residents: &Residents,
 ) -> Result<Route, Box<Diagnostic>> {
     let refuse = |why: String| Box::new(Diagnostic::error("bad-route", &said.origin, why));
     let action = match &said.action {
-        model::Action::Proxy(service) => Action::Proxy(Box::new(self::service(service, roots, residents)?)),
+        model::Action::Proxy(service) => Action::Proxy(Box::new(self::service(service, toward, residents)?)),
         model::Action::Redirect { to, status } => {
             Action::Redirect(Redirect::compile(to, *status, &said.path).map_err(refuse)?)
         }
@@ -211,7 +203,7 @@ fn route(
 
 fn service(
     said: &model::Service,
-    roots: &Authority,
+    toward: &Toward,
     residents: &Residents,
 ) -> Result<Service, Box<Diagnostic>> {
     let refuse = |(origin, why): (Origin, String)| Box::new(Diagnostic::error("bad-upstream", &origin, why));
@@ -225,7 +217,8 @@ fn service(
         );
     }
     let encrypted = said.backends.iter().any(|backend| backend.value.tls);
-    let tls = encrypted.then(|| residents.client_config(&said.upstream, roots.clone()));
+    let identity = toward.identity.as_deref();
+    let tls = encrypted.then(|| residents.client_config(&said.upstream, toward.ca.clone(), identity));
     let tls = tls.transpose().map_err(refuse)?;
     Ok(Service { core: upstream::Service::compile(said, &residents.endpoints), server_names, tls })
 }
@@ -248,18 +241,18 @@ pub fn assemble(
             .enumerate()
             .flat_map(|(index, site)| site.hosts.iter().map(move |host| (host.clone(), index))),
     );
-    let key = |site: &Site| site.identity.as_ref().map(|identity| identity.key.clone());
     let certificates = sites.iter().filter_map(|site| Some((site, key(site)?)));
     let certificates =
         certificates.flat_map(|(site, key)| site.hosts.iter().map(move |host| (host.clone(), key.clone())));
-    let fallback = server.default_certificate.as_ref();
-    let fallback = fallback.and_then(|name| sites.iter().find(|site| site.name == name.value));
-    let index = CertificateIndex::new(certificates, fallback.and_then(|site| key(site)));
+    let default = server.default_certificate.as_ref();
+    let default = default.and_then(|name| sites.iter().position(|site| site.name == name.value));
+    let fallback = default.and_then(|index| sites.get(index)).and_then(|site| self::key(site));
+    let certificates = Arc::new(CertificateIndex::new(certificates, fallback));
     let rules = rules(&server, &sites);
     let waiting = sites.iter().any(|site| site.identity.is_none() && !site.hosts.is_empty());
+    let plain = Policy::plain(TlsVersion::V12);
     let refusing = (waiting || !rules.is_empty())
-        .then(|| tls::server::server_config(Arc::default(), residents.ticketer.clone()));
-    let certificates = Arc::new(index);
+        .then(|| tls::server::server_config(Arc::default(), residents.ticketer.clone(), &plain));
     let snapshot = Snapshot {
         generation,
         server,
@@ -270,7 +263,9 @@ pub fn assemble(
         demand: None,
         unavailable: Arc::new(unavailable),
         https_port,
-        tls: tls::server::server_config(certificates.clone(), residents.ticketer.clone())?,
+        tls: tls::server::server_config(certificates.clone(), residents.ticketer.clone(), &plain)?,
+        handshakes: Vec::new(),
+        default_site: default,
         certificates,
         refusing: refusing.transpose()?,
     };
@@ -297,6 +292,9 @@ pub fn named(old: &Snapshot, generation: u64, residents: &Residents) -> Result<S
         manager.as_ref().map(|manager| manager.named(&old.rules, |name| old.hosts.find(name).is_some()));
     let names = Arc::new(names.unwrap_or_default());
     let certificates = Arc::new(old.certificates.with_names(names.clone()));
+    let plain = Policy::plain(TlsVersion::V12);
+    let tls = tls::server::server_config(certificates.clone(), residents.ticketer.clone(), &plain)?;
+    let handshakes = handshakes(&old.sites, &certificates, &tls, &plain, residents)?;
     Ok(Snapshot {
         generation,
         server: old.server.clone(),
@@ -307,8 +305,39 @@ pub fn named(old: &Snapshot, generation: u64, residents: &Residents) -> Result<S
         demand: manager.map(|manager| manager.demand()),
         unavailable: old.unavailable.clone(),
         https_port: old.https_port,
-        tls: tls::server::server_config(certificates.clone(), residents.ticketer.clone())?,
+        tls,
+        handshakes,
+        default_site: old.default_site,
         certificates,
         refusing: old.refusing.clone(),
     })
+}
+
+fn key(site: &Site) -> Option<Arc<CertifiedKey>> {
+    site.identity.as_ref().map(|identity| identity.key.clone())
+}
+
+/// The handshake settings of each site: one value for each policy, however many sites have it.
+fn handshakes(
+    sites: &[Arc<Site>],
+    index: &Arc<CertificateIndex>,
+    tls: &Arc<ServerConfig>,
+    plain: &Policy,
+    residents: &Residents,
+) -> Result<Vec<Arc<ServerConfig>>, String> {
+    let mut made = HashMap::from([(plain.key, tls.clone())]);
+    let mut all = Vec::with_capacity(sites.len());
+    for site in sites {
+        let config = match made.get(&site.policy.key) {
+            Some(config) => config.clone(),
+            None => {
+                let config =
+                    tls::server::server_config(index.clone(), residents.ticketer.clone(), &site.policy)?;
+                made.insert(site.policy.key, config.clone());
+                config
+            }
+        };
+        all.push(config);
+    }
+    Ok(all)
 }

@@ -5,6 +5,7 @@
 
 pub mod cell;
 pub mod compile;
+mod files;
 pub mod resident;
 
 use std::collections::HashSet;
@@ -20,11 +21,13 @@ use crate::policy::rate_limit::Limiter;
 use crate::policy::redirect::Redirect;
 use crate::policy::respond::Respond;
 use crate::policy::rewrite::Rewrite;
+use crate::policy::site_limit::Places;
 use crate::route::{HostIndex, Table};
 use crate::telemetry::hub::SeriesId;
 use crate::tls::acme::demand::{self, Demand, Names, Rules};
 use crate::tls::index::CertificateIndex;
 use crate::tls::pem::Identity;
+use crate::tls::policy::Policy;
 use crate::upstream;
 
 pub use cell::Cell;
@@ -51,8 +54,12 @@ pub struct Snapshot {
     pub https_port: Option<u16>,
     /// Certificates by the names they serve.
     pub certificates: Arc<CertificateIndex>,
-    /// The handshake: certificates of all sites.
+    /// The handshake where no site is known; it finds no certificate and refuses.
     pub tls: Arc<ServerConfig>,
+    /// The handshake of each site, by its position in `sites`: one for each policy, with the certificates of all sites.
+    pub handshakes: Vec<Arc<ServerConfig>>,
+    /// Position of the site that answers clients without a name, or with an unknown one.
+    pub default_site: Option<usize>,
     /// Refuses handshakes for names whose certificate is not there yet; `None` where every site has one and none takes
     /// names on demand, so that a handshake then costs no look.
     pub refusing: Option<Arc<ServerConfig>>,
@@ -102,6 +109,14 @@ pub struct Site {
     pub source: Source,
     /// When a refused handshake was last told in the log, in seconds of process time plus one; 0 is never.
     pub told_waiting: AtomicU64,
+    /// How it speaks TLS with clients.
+    pub policy: Arc<Policy>,
+    /// What its backends hear about a client's certificate.
+    pub forward: model::Forward,
+    /// Its open connections, and how many there may be (0 = no cap).
+    pub places: Arc<Places>,
+    /// See `places`.
+    pub max_connections: u32,
     /// Plain HTTP is served, not redirected.
     pub plain_http: bool,
     /// Limits over all routes.

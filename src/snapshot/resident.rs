@@ -10,13 +10,15 @@ use rustls::ClientConfig;
 use rustls::server::ProducesTickets;
 
 use crate::base::clock;
-use crate::config::model::{Acme, HostPattern, Limit, Upstream};
+use crate::config::model::{Acme, HostPattern, Limit, Origin, Tls, Upstream};
 use crate::policy::rate_limit::{self, Limiter};
+use crate::policy::site_limit::Places;
 use crate::telemetry::hub::Hub;
 use crate::tls;
 use crate::tls::acme::{Challenges, Manager};
 use crate::tls::internal_ca::InternalCa;
 use crate::tls::pem::Identity;
+use crate::tls::policy::{self, Policy};
 use crate::upstream::registry::Registry;
 
 /// Certificates of the internal CA are issued anew when less than this is left, in seconds: 30 of their 90 days.
@@ -38,7 +40,9 @@ pub struct Residents {
     limiters: Mutex<Limiters>,
     issued: Mutex<HashMap<Vec<HostPattern>, Arc<Identity>>>,
     files: Mutex<HashMap<Pair, Arc<Identity>>>,
-    clients: Mutex<HashMap<Authority, Arc<ClientConfig>>>,
+    clients: Mutex<HashMap<Toward, Arc<ClientConfig>>>,
+    policies: Mutex<HashMap<(Hash, Hash), Arc<Policy>>>,
+    places: Mutex<HashMap<Arc<str>, Arc<Places>>>,
 }
 
 /// The one manager of automatic certificates, opened when `[acme]` is first seen and then kept for the life of the
@@ -104,6 +108,9 @@ type Pair = (PathBuf, PathBuf);
 /// A CA file and the hash of its content; `None` is the system's roots.
 pub type Authority = Option<(PathBuf, Hash)>;
 
+/// What settings towards backends are made from: whom they trust, and the hash of the certificate they show.
+type Toward = (Authority, Option<Hash>);
+
 type Hash = [u8; 32];
 
 #[derive(Default)]
@@ -148,6 +155,8 @@ impl Residents {
             issued: Mutex::default(),
             files: Mutex::default(),
             clients: Mutex::default(),
+            policies: Mutex::default(),
+            places: Mutex::default(),
         })
     }
 
@@ -200,7 +209,8 @@ impl Residents {
         Ok(identity)
     }
 
-    /// How to speak TLS to backends: one for each content of a CA file, so that pooled connections can be shared.
+    /// How to speak TLS to backends: one for each content of a CA file and each certificate shown, so that pooled
+    /// connections can be shared, and never by services that show different certificates.
     ///
     /// # Errors
     /// Where the setting stands and what is wrong with it.
@@ -208,13 +218,40 @@ impl Residents {
         &self,
         upstream: &Upstream,
         ca: Authority,
-    ) -> Result<Arc<ClientConfig>, (crate::config::model::Origin, String)> {
-        if let Some(known) = lock(&self.clients).get(&ca) {
+        identity: Option<&Identity>,
+    ) -> Result<Arc<ClientConfig>, (Origin, String)> {
+        let key = (ca, identity.map(|identity| identity.fingerprint));
+        if let Some(known) = lock(&self.clients).get(&key) {
             return Ok(known.clone());
         }
-        let config = tls::client::client_config(upstream)?;
-        lock(&self.clients).insert(ca, config.clone());
+        let config = tls::client::client_config(upstream, identity)?;
+        lock(&self.clients).insert(key, config.clone());
         Ok(config)
+    }
+
+    /// A TLS policy: one for all sites that say the same and whose files hold the same.
+    ///
+    /// # Errors
+    /// Where the blame lies, what is wrong, what to do.
+    pub fn policy(
+        &self,
+        said: &Tls,
+        files: Option<&policy::Files>,
+    ) -> Result<Arc<Policy>, (Origin, String, String)> {
+        // Both what is written and what the files hold: policies that decide alike but were said in different places
+        // are two values.
+        let key = (policy::key(said, None), policy::key(said, files));
+        if let Some(known) = lock(&self.policies).get(&key) {
+            return Ok(known.clone());
+        }
+        let policy = Arc::new(Policy::compile(said, files)?);
+        lock(&self.policies).insert(key, policy.clone());
+        Ok(policy)
+    }
+
+    /// The open connections of a site.
+    pub fn places(&self, site: &Arc<str>) -> Arc<Places> {
+        lock(&self.places).entry(site.clone()).or_default().clone()
     }
 
     /// Forgets what nothing uses any more. Called after each swap.
@@ -223,6 +260,8 @@ impl Residents {
         lock(&self.issued).retain(|_, identity| Arc::strong_count(identity) > 1);
         lock(&self.files).retain(|_, identity| Arc::strong_count(identity) > 1);
         lock(&self.clients).retain(|_, config| Arc::strong_count(config) > 1);
+        lock(&self.policies).retain(|_, policy| Arc::strong_count(policy) > 1);
+        lock(&self.places).retain(|_, places| Arc::strong_count(places) > 1);
         self.endpoints.sweep();
     }
 }

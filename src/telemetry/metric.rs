@@ -73,6 +73,11 @@ metrics! {
     Handshakes = "tidegate_tls_handshakes_total", Counter, ["version", "kind"], "TLS handshakes completed with clients.";
     HandshakeFailures = "tidegate_tls_handshake_failures_total", Counter, ["reason"], "TLS handshakes with clients that failed.";
     Floods = "tidegate_http2_floods_total", Counter, ["reason"], "HTTP/2 connections closed because of a flood, by what there was too much of.";
+    HandshakesActive = "tidegate_tls_handshakes_active", Gauge, ["waiting"], "TLS handshakes in flight, by what they wait for: their client, or a turn of the processor.";
+    ClientCerts = "tidegate_client_certificates_total", Counter, ["result"], "Connections to sites that ask for client certificates, by whether one was shown; refused ones are failed handshakes.";
+    ClientCrl = "tidegate_client_crl_next_update_timestamp_seconds", Gauge, ["site"], "When the first of the site's revocation lists is past its date, in seconds since 1970.";
+    SiteConnections = "tidegate_site_connections_active", Gauge, ["site"], "Open connections of sites that have a cap.";
+    Descriptors = "tidegate_descriptors", Gauge, ["kind"], "File descriptors of connections to clients and backends: used, and the most they may use.";
     UpstreamOpened = "tidegate_upstream_connections_opened_total", Counter, [], "Connections to backends opened.";
     UpstreamReused = "tidegate_upstream_connections_reused_total", Counter, [], "Requests sent on a connection that was already open.";
     UpstreamFailures = "tidegate_upstream_connection_failures_total", Counter, ["reason"], "Connections to backends that could not be opened.";
@@ -141,6 +146,9 @@ cells! {
         RefusedClientCap = ConnectionsRefused ["client-cap"];
         RefusedTotalCap = ConnectionsRefused ["total-cap"];
         RefusedDescriptors = ConnectionsRefused ["descriptors"];
+        RefusedReserve = ConnectionsRefused ["reserve"];
+        RefusedSiteCap = ConnectionsRefused ["site-cap"];
+        RefusedHandshakeQueue = ConnectionsRefused ["handshake-queue"];
         RefusedProxyHeader = ConnectionsRefused ["proxy-header"];
         Tls12Full = Handshakes ["1.2", "full"];
         Tls12Resumed = Handshakes ["1.2", "resumed"];
@@ -171,6 +179,25 @@ cells! {
         FloodContinuations = Floods ["continuations"];
         FloodUnknown = Floods ["unknown-frames"];
         FloodStalls = Floods ["stalls"];
+        HandshakeOldest = HandshakeFailures ["gave-way"];
+        HandshakeSilent = HandshakeFailures ["no-bytes"];
+        HandshakeAbandoned = HandshakeFailures ["abandoned"];
+        HandshakeNotTls = HandshakeFailures ["not-tls"];
+        HandshakeMalformed = HandshakeFailures ["malformed"];
+        HandshakeTooLarge = HandshakeFailures ["too-large"];
+        HandshakeVersion = HandshakeFailures ["version"];
+        HandshakeNoCipher = HandshakeFailures ["no-cipher"];
+        HandshakeAlpn = HandshakeFailures ["alpn"];
+        HandshakeBadSni = HandshakeFailures ["bad-name"];
+        HandshakeAlert = HandshakeFailures ["alert"];
+        ClientCertMissing = HandshakeFailures ["client-cert-missing"];
+        ClientCertUntrusted = HandshakeFailures ["client-cert-untrusted"];
+        ClientCertRevoked = HandshakeFailures ["client-cert-revoked"];
+        ClientCertExpired = HandshakeFailures ["client-cert-expired"];
+        ClientCertUnchecked = HandshakeFailures ["client-cert-unchecked"];
+        ClientCertInvalid = HandshakeFailures ["client-cert-invalid"];
+        ClientCertVerified = ClientCerts ["verified"];
+        ClientCertAbsent = ClientCerts ["absent"];
         ChallengeHttp01 = AcmeChallenges ["http-01"];
         ChallengeTlsAlpn01 = AcmeChallenges ["tls-alpn-01"];
         UpstreamOpened = UpstreamOpened [];
@@ -180,6 +207,7 @@ cells! {
         UpstreamName = UpstreamFailures ["name"];
         UpstreamTls = UpstreamFailures ["tls"];
         UpstreamIo = UpstreamFailures ["io"];
+        UpstreamDescriptors = UpstreamFailures ["descriptors"];
         UpstreamEvicted = UpstreamEvicted [];
         UpstreamStale = UpstreamStale [];
         Retries = Retries [];
@@ -195,6 +223,8 @@ cells! {
         ActiveHttp = ConnectionsActive ["http"];
         ActiveHttps = ConnectionsActive ["https"];
         TunnelsActive = TunnelsActive [];
+        HandshakesClient = HandshakesActive ["client"];
+        HandshakesTurn = HandshakesActive ["turn"];
     }
 }
 

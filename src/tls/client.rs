@@ -5,11 +5,12 @@
 use std::sync::{Arc, OnceLock};
 
 use rustls::client::Resumption;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::ServerName;
 
-use super::pem;
+use super::pem::{self, Identity};
 use crate::config::model::{Origin, Upstream};
 
 /// Sessions remembered by the configuration shared by all services that trust the system's roots.
@@ -18,13 +19,23 @@ const SESSIONS_SHARED: usize = 2048;
 /// kilobyte for eight sessions.
 const SESSIONS_OWN: usize = 64;
 
-/// The settings for connections to the backends of a service.
+/// The settings for connections to the backends of a service; `identity` is shown to backends that ask for a certificate.
 ///
-/// Services without a `ca_file` share one configuration, made when first asked for: the system's roots are read once
-/// per process. Errors name the setting that is to blame; [`Origin::Default`] when it is the system.
-pub fn client_config(upstream: &Upstream) -> Result<Arc<ClientConfig>, (Origin, String)> {
+/// Services without a `ca_file` and an identity share one configuration, made when first asked for: the system's roots
+/// are read once per process. Errors name the setting that is to blame; [`Origin::Default`] when it is the system.
+pub fn client_config(
+    upstream: &Upstream,
+    identity: Option<&Identity>,
+) -> Result<Arc<ClientConfig>, (Origin, String)> {
     let Some(file) = &upstream.ca_file else {
-        return system_config().map_err(|message| (Origin::Default, message));
+        let system = |message| (Origin::Default, message);
+        return match identity {
+            None => system_config().map_err(system),
+            Some(_) => {
+                let roots = system_roots().map_err(system)?;
+                build(roots, SESSIONS_OWN, identity).map_err(system)
+            }
+        };
     };
     let failed = |message: String| (file.origin.clone(), message);
     let label = file.value.display().to_string();
@@ -40,7 +51,7 @@ pub fn client_config(upstream: &Upstream) -> Result<Arc<ClientConfig>, (Origin, 
             ))
         })?;
     }
-    build(roots, SESSIONS_OWN).map_err(failed)
+    build(Arc::new(roots), SESSIONS_OWN, identity).map_err(failed)
 }
 
 /// The name a backend must prove, also sent as SNI: `upstream.server_name`, else the backend's host (a name or an IP
@@ -65,6 +76,15 @@ fn system_config() -> Result<Arc<ClientConfig>, String> {
     if let Some(made) = SYSTEM.get() {
         return Ok(Arc::clone(made));
     }
+    let made = build(system_roots()?, SESSIONS_SHARED, None)?;
+    Ok(Arc::clone(SYSTEM.get_or_init(|| made)))
+}
+
+fn system_roots() -> Result<Arc<RootCertStore>, String> {
+    static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
+    if let Some(read) = ROOTS.get() {
+        return Ok(Arc::clone(read));
+    }
     let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();
     // Systems carry the odd root that does not parse; the others still count.
@@ -76,15 +96,25 @@ fn system_config() -> Result<Arc<ClientConfig>, String> {
              `ca-certificates`, or name the CA of the backends: upstream = {{ ca_file = \"ca.pem\" }}."
         ));
     }
-    let made = build(roots, SESSIONS_SHARED)?;
-    Ok(Arc::clone(SYSTEM.get_or_init(|| made)))
+    Ok(Arc::clone(ROOTS.get_or_init(|| Arc::new(roots))))
 }
 
-fn build(roots: RootCertStore, sessions: usize) -> Result<Arc<ClientConfig>, String> {
+fn build(
+    roots: Arc<RootCertStore>,
+    sessions: usize,
+    identity: Option<&Identity>,
+) -> Result<Arc<ClientConfig>, String> {
     let builder = ClientConfig::builder_with_provider(super::provider())
         .with_protocol_versions(&[&TLS13, &TLS12])
         .map_err(|e| format!("The TLS library refused its own settings: {e}. This is a bug in Tidegate."))?;
-    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+    let builder = builder.with_root_certificates(roots);
+    let mut config = match identity {
+        Some(identity) => {
+            let pair = SingleCertAndKey::from(CertifiedKey::clone(&identity.key));
+            builder.with_client_cert_resolver(Arc::new(pair))
+        }
+        None => builder.with_no_client_auth(),
+    };
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config.resumption = Resumption::in_memory_sessions(sessions);
     config.enable_early_data = false;
@@ -106,7 +136,10 @@ mod tests {
         if let Some(content) = content {
             std::fs::write(&path, content).unwrap();
         }
-        client_config(&Upstream { ca_file: Some(Located { value: path, origin: here() }), server_name: None })
+        client_config(
+            &Upstream { ca_file: Some(Located { value: path, origin: here() }), ..Upstream::default() },
+            None,
+        )
     }
 
     #[test]

@@ -18,9 +18,10 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::index::CertificateIndex;
 use super::internal_ca::InternalCa;
+use super::policy::Policy;
 use super::server::server_config;
 use super::{client, pem};
-use crate::config::model::{HostPattern, Located, Origin, Upstream};
+use crate::config::model::{HostPattern, Located, Origin, TlsVersion, Upstream};
 
 /// A CA in a folder of its own, and what a test needs of it.
 struct World {
@@ -50,7 +51,7 @@ impl World {
 
     fn server(&self, names: &[&str], ticketer: &Arc<dyn ProducesTickets>) -> Arc<ServerConfig> {
         let pairs = names.iter().map(|name| self.pair(pattern(name)));
-        server_config(Arc::new(CertificateIndex::new(pairs, None)), ticketer.clone()).unwrap()
+        server_config(Arc::new(CertificateIndex::new(pairs, None)), ticketer.clone(), &plain()).unwrap()
     }
 
     /// A browser that trusts our CA.
@@ -74,6 +75,10 @@ fn pattern(name: &str) -> HostPattern {
         Some(parent) => HostPattern::Wildcard(parent.into()),
         None => HostPattern::Exact(name.into()),
     }
+}
+
+fn plain() -> Policy {
+    Policy::plain(TlsVersion::V12)
 }
 
 fn tickets() -> Arc<dyn ProducesTickets> {
@@ -139,7 +144,7 @@ async fn a_default_certificate_answers_clients_without_a_name() {
     let world = World::new();
     let (_, default) = world.pair(pattern("127.0.0.1"));
     let index = CertificateIndex::new([world.pair(pattern("a.test"))], Some(default));
-    let server = server_config(Arc::new(index), tickets()).unwrap();
+    let server = server_config(Arc::new(index), tickets(), &plain()).unwrap();
     let browser = Arc::new(world.browser(&[&TLS13, &TLS12]));
     connect(&server, &browser, "127.0.0.1").await.unwrap();
     connect(&server, &browser, "a.test").await.unwrap();
@@ -270,23 +275,24 @@ async fn backends_are_verified_against_their_ca_and_name() {
     let upstream = |ca: &World, name: Option<&str>| Upstream {
         ca_file: Some(Located { value: ca.ca.ca_path().to_owned(), origin: Origin::Default }),
         server_name: name.map(|n| Located { value: n.to_owned(), origin: Origin::Default }),
+        identity: None,
     };
     let name = |u: &Upstream| client::server_name(u, "other.internal").unwrap().to_str().into_owned();
 
     let wrong_ca = upstream(&stranger, Some("app.internal"));
-    let config = client::client_config(&wrong_ca).unwrap();
+    let config = client::client_config(&wrong_ca, None).unwrap();
     let (_, error) = connect(&backend, &config, &name(&wrong_ca)).await.unwrap_err();
     assert!(error.unwrap().to_string().contains("UnknownIssuer"));
 
     let (_, default) = world.pair(pattern("app.internal"));
-    let any = server_config(Arc::new(CertificateIndex::new([], Some(default))), tickets()).unwrap();
+    let any = server_config(Arc::new(CertificateIndex::new([], Some(default))), tickets(), &plain()).unwrap();
     let wrong_name = upstream(&world, None);
-    let config = client::client_config(&wrong_name).unwrap();
+    let config = client::client_config(&wrong_name, None).unwrap();
     let (_, error) = connect(&any, &config, &name(&wrong_name)).await.unwrap_err();
     assert!(error.unwrap().to_string().contains("not valid for name"));
 
     let right = upstream(&world, Some("app.internal"));
-    let config = client::client_config(&right).unwrap();
+    let config = client::client_config(&right, None).unwrap();
     let first = connect(&backend, &config, &name(&right)).await.unwrap();
     assert_eq!(first.alpn.as_deref(), Some(&b"http/1.1"[..]));
     assert_eq!(connect(&backend, &config, &name(&right)).await.unwrap().kind, HandshakeKind::Resumed);

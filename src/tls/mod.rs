@@ -1,15 +1,19 @@
 //! Layer folder `tls`: who are we, who are they.
 //!
 //! Certificates come from PEM files ([`pem`]) or from the built-in CA ([`internal_ca`]), are found by server name
-//! ([`index`]) and serve clients ([`server`]). [`client`] holds the settings towards backends. No file here opens a
+//! ([`index`]) and serve clients ([`server`]) by the site's [`policy`], which may ask them for certificates of their own
+//! ([`client_auth`], [`client_identity`]). [`client`] holds the settings towards backends. No file here opens a
 //! socket, and none does cryptography of its own: everything is rustls with aws-lc-rs.
 
 pub mod acme;
 pub mod client;
+pub mod client_auth;
+pub mod client_identity;
 pub mod file;
 pub mod index;
 pub mod internal_ca;
 pub mod pem;
+pub mod policy;
 pub mod server;
 
 use std::sync::{Arc, OnceLock};

@@ -6,10 +6,10 @@
 use std::sync::{Arc, OnceLock};
 
 use rustls::server::{NoServerSessionStorage, ProducesTickets};
-use rustls::version::{TLS12, TLS13};
 use rustls::{ServerConfig, crypto::aws_lc_rs};
 
 use super::index::CertificateIndex;
+use super::policy::Policy;
 
 /// ALPN names in the order we prefer them.
 const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
@@ -18,22 +18,36 @@ const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
 /// connections at a time.
 const TLS13_TICKETS: usize = 2;
 
-/// The handshake settings of all HTTPS listeners. Build one per snapshot, always with the same `ticketer`, so that
-/// clients resume across reloads.
+/// The handshake settings of all sites with one policy. Build one per snapshot and policy, always with the same
+/// `ticketer`, so that clients resume across reloads.
 ///
 /// rustls checks that a ticket is used for the server name it was given for, and asks `index` before it resumes, so
-/// that a removed site does not live on in tickets.
+/// that a removed site does not live on in tickets. It does not check that the policy is still the one under which the
+/// ticket was given. So a policy that asks for certificates gives no tickets and opens none: each connection proves its
+/// certificate, against the authorities and revocation lists of that moment.
+///
+/// # Errors
+/// A sentence when rustls refuses the settings.
 pub fn server_config(
     index: Arc<CertificateIndex>,
     ticketer: Arc<dyn ProducesTickets>,
+    policy: &Policy,
 ) -> Result<Arc<ServerConfig>, String> {
     let builder = ServerConfig::builder_with_provider(super::provider())
-        .with_protocol_versions(&[&TLS13, &TLS12])
+        .with_protocol_versions(policy.versions())
         .map_err(|e| format!("The TLS library refused its own settings: {e}. This is a bug in Tidegate."))?;
-    let mut config = builder.with_no_client_auth().with_cert_resolver(index);
+    let builder = match &policy.auth {
+        Some(auth) => builder.with_client_cert_verifier(auth.verifier.clone()),
+        None => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_cert_resolver(index);
     config.alpn_protocols = ALPN.iter().map(|name| name.to_vec()).collect();
-    config.ticketer = ticketer;
-    config.send_tls13_tickets = TLS13_TICKETS;
+    if policy.auth.is_some() {
+        config.send_tls13_tickets = 0;
+    } else {
+        config.ticketer = ticketer;
+        config.send_tls13_tickets = TLS13_TICKETS;
+    }
     config.max_early_data_size = 0;
     // Only TLS 1.2 clients without tickets would use the store, at the price of a lock that all workers share.
     config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -58,10 +72,12 @@ pub fn ticketer() -> Result<Arc<dyn ProducesTickets>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::model::TlsVersion;
 
     #[test]
     fn the_settings_are_what_the_documentation_promises() {
-        let config = server_config(Arc::default(), ticketer().unwrap()).unwrap();
+        let config =
+            server_config(Arc::default(), ticketer().unwrap(), &Policy::plain(TlsVersion::V12)).unwrap();
         assert_eq!(config.alpn_protocols, [b"h2".to_vec(), b"http/1.1".to_vec()]);
         assert!(config.ticketer.enabled());
         assert_eq!((config.send_tls13_tickets, config.max_early_data_size), (2, 0));

@@ -22,6 +22,7 @@ use tokio::task::AbortHandle;
 use tokio_rustls::{TlsConnector, TlsStream};
 
 use crate::base::address::EndpointAddress;
+use crate::net::descriptors::Descriptor;
 use crate::net::stream::Stream;
 use crate::net::timer::{Timer, Wheel};
 use crate::upstream::answer::{Asked, Checked};
@@ -38,6 +39,8 @@ pub struct Target<'a> {
     pub head_max: usize,
     /// The worker's timers.
     pub wheel: &'a Wheel,
+    /// Leave for the socket.
+    pub descriptor: Descriptor,
 }
 
 /// Why a connection could not be made.
@@ -53,6 +56,8 @@ pub enum ConnectError {
     Tls(io::Error),
     /// The deadline passed.
     Timeout(Duration),
+    /// There is no leave to open one more socket.
+    NoDescriptor,
 }
 
 impl fmt::Display for ConnectError {
@@ -63,8 +68,18 @@ impl fmt::Display for ConnectError {
             ConnectError::Network(why) => write!(f, "connecting failed: {why}"),
             ConnectError::Tls(why) => write!(f, "TLS handshake failed: {why}"),
             ConnectError::Timeout(after) => write!(f, "no connection within {after:?}"),
+            ConnectError::NoDescriptor => f.write_str("no file descriptor is left for it"),
         }
     }
+}
+
+/// Whether an error on a connection came from TLS: an alert, most often.
+pub fn is_tls(error: &(dyn std::error::Error + 'static)) -> bool {
+    let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    if inner.is_some_and(|inner| inner.is::<rustls::Error>()) {
+        return true;
+    }
+    error.source().is_some_and(is_tls)
 }
 
 /// A live HTTP/1.1 connection to an endpoint.
@@ -79,6 +94,7 @@ pub struct Connection<B> {
     pub timer: Timer,
     asked: Rc<Asked>,
     task: AbortHandle,
+    _descriptor: Descriptor,
 }
 
 impl<B> Connection<B> {
@@ -121,11 +137,12 @@ impl Ending {
 ///
 /// # Errors
 /// [`ConnectError`] says which step failed. The request was not sent in any of these cases.
-pub async fn connect<B>(target: Target<'_>) -> Result<Connection<B>, ConnectError>
+pub async fn connect<B>(mut target: Target<'_>) -> Result<Connection<B>, ConnectError>
 where
     B: Body<Data = Bytes> + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
+    let descriptor = std::mem::replace(&mut target.descriptor, Descriptor::of_reserve());
     let head_max = target.head_max;
     let timeout = target.timeout;
     let timer = target.wheel.timer();
@@ -146,7 +163,7 @@ where
         .map_err(|error| ConnectError::Network(io::Error::other(error)))?;
     let ending = Rc::new(Ending::default());
     let task = tokio::task::spawn_local(drive(connection, ending.clone())).abort_handle();
-    Ok(Connection { sender, ending, tls, timer, asked, task })
+    Ok(Connection { sender, ending, tls, timer, asked, task, _descriptor: descriptor })
 }
 
 /// hyper refuses smaller buffers.

@@ -11,3 +11,4 @@ pub mod server;
 pub mod service;
 pub mod site;
 mod store_key;
+pub mod tls;

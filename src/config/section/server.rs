@@ -8,7 +8,7 @@ use std::sync::Arc;
 use ipnet::{IpNet, Ipv4Net};
 use toml::de::{DeTable, DeValue};
 
-use super::{acme, host};
+use super::{acme, host, tls};
 use crate::base::address::CidrSet;
 use crate::base::record::{AccessFormat, AccessTarget, Privacy};
 use crate::config::diagnostic::Diagnostic;
@@ -45,6 +45,8 @@ pub fn read(context: &mut Context<'_>, root: &DeTable<'_>) -> Said {
         max_requests_per_connection: narrow(context.count(&table, "max_requests_per_connection")),
         max_connections: context.count_or(&table, "max_connections").map(narrow),
         limit_entries: wide(context.count(&table, "limit_entries")),
+        tls: tls::of_server(context, &table),
+        require_encrypted_backends: context.flag(&table, "require_encrypted_backends"),
         timeouts: timeouts(context, &table),
         limits: limits(context, &table),
         default_certificate: default_certificate(context, &table),
@@ -283,6 +285,7 @@ fn limits(context: &mut Context<'_>, server: &Table<'_>) -> Limits {
         h2_reset_rate: narrow(context.count(&table, "h2_reset_rate")),
         body_rate: context.size(&table, "body_rate"),
         write_rate: context.size(&table, "write_rate"),
+        handshakes: wide(context.count(&table, "handshakes")),
         upstream_idle: wide(context.count(&table, "upstream_idle")),
         upstream_head: wide(context.size(&table, "upstream_head")),
     };

@@ -10,8 +10,7 @@ use std::time::Duration;
 
 use http::{HeaderValue, Uri};
 
-use super::header;
-use super::host;
+use super::{header, host, tls};
 use crate::base::unit::print_duration;
 use crate::config::diagnostic::Diagnostic;
 use crate::config::model::{
@@ -25,6 +24,8 @@ use crate::config::setting::{self, Id, Setting};
 pub struct Shared {
     /// `backends`, `redirect` or `respond`.
     pub target: Option<Located<Target>>,
+    /// Whether plaintext backends are refused.
+    encrypted: bool,
     toward: Toward,
     /// `max_body`
     pub max_body: Located<Option<u64>>,
@@ -54,8 +55,8 @@ pub enum Target {
     Respond { status: u16, body: String, content_type: String },
 }
 
-/// What a site inherits.
-pub fn of_server(server: &Server) -> Shared {
+/// What a site inherits. `encrypted`: its plaintext backends are refused.
+pub fn of_server(server: &Server, encrypted: bool) -> Shared {
     fn default<T>(value: T) -> Located<T> {
         Located { value, origin: Origin::Default }
     }
@@ -68,7 +69,7 @@ pub fn of_server(server: &Server) -> Shared {
         request_headers: default(HeaderEdits::default()),
     };
     let (max_body, response_headers) = (default(None), default(HeaderEdits::default()));
-    Shared { target: None, toward, max_body, response_headers }
+    Shared { target: None, encrypted, toward, max_body, response_headers }
 }
 
 /// Reads what a site or route says.
@@ -83,6 +84,7 @@ pub fn read(context: &mut Context<'_>, table: &Table<'_>, inherited: &Shared) ->
     };
     let shared = Shared {
         target,
+        encrypted: inherited.encrypted,
         toward,
         max_body: context.size_or(table, "max_body", Some(&inherited.max_body)),
         response_headers: header::edits(
@@ -93,6 +95,12 @@ pub fn read(context: &mut Context<'_>, table: &Table<'_>, inherited: &Shared) ->
         ),
     };
     warn_of_unused_upstream(context, table, &shared);
+    if let Some(Target::Backends(backends)) = shared.target.as_ref().map(|target| &target.value)
+        && shared.encrypted
+        && table.has("backends")
+    {
+        tls::refuse_plaintext(context, backends);
+    }
     shared
 }
 
@@ -371,6 +379,10 @@ fn upstream(
         if let Some(name) = &upstream.server_name {
             parts.push(format!("server_name = {}, ", literal(&name.value)));
         }
+        if let Some((cert, key)) = &upstream.identity {
+            let (cert, key) = (cert.value.to_string_lossy(), key.value.to_string_lossy());
+            parts.push(format!("cert = {}, key = {}, ", literal(&cert), literal(&key)));
+        }
         format!("{{ {}http = \"h1\" }}", parts.concat())
     };
     context.value(
@@ -417,7 +429,8 @@ fn read_upstream(
             }
         }
     });
-    Some(Upstream { ca_file, server_name })
+    let identity = tls::upstream_identity(context, &table);
+    Some(Upstream { ca_file, server_name, identity })
 }
 
 /// Reads a path to a file that is watched from now on.
@@ -434,8 +447,8 @@ pub fn located_path(
 /// TLS settings beside backends that are all plain do nothing: somebody believes in an encryption that is not there.
 fn warn_of_unused_upstream(context: &mut Context<'_>, table: &Table<'_>, shared: &Shared) {
     let Some(Target::Backends(backends)) = shared.target.as_ref().map(|target| &target.value) else { return };
-    let said =
-        shared.toward.upstream.value.ca_file.is_some() || shared.toward.upstream.value.server_name.is_some();
+    let upstream = &shared.toward.upstream.value;
+    let said = upstream.ca_file.is_some() || upstream.server_name.is_some() || upstream.identity.is_some();
     if said
         && table.has("upstream")
         && table.has("backends")

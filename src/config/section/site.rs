@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::server::texts;
 use super::service::{self, located_path};
-use super::{acme, demand, host, limit, route};
+use super::{acme, demand, host, limit, route, tls};
 use crate::config::model::{Certificate, HostPattern, Located, Origin, Server, Site, UntilIssued};
 use crate::config::parse::{Context, Table, Value, literal, literals, quoted};
 use crate::config::setting::{ACME_NAMES_MAX, Id, Setting};
@@ -39,13 +39,48 @@ pub fn read(
     let tenant = tenant(context, &table, name);
     let certificate = certificate(context, &table, &hosts, server);
     let on_demand = demand::read(context, &table, server);
+    let tls = tls::of_site(context, &table, server);
+    let max_connections = u32::try_from(context.count(&table, "max_connections")).unwrap_or(u32::MAX);
     let plain_http = context.flag(&table, "plain_http");
     let limits = limit::read(context, &table);
-    let shared = service::read(context, &table, &service::of_server(server));
+    let encrypted = encrypted(context, &table, server);
+    let shared = service::read(context, &table, &service::of_server(server, encrypted));
     let routes = route::read(context, &table, name, &shared, &origin);
-    let certificate = certificate.filter(|_| context.errors == 0)?;
-    let name = name.clone();
-    Some(Site { name, origin, hosts, on_demand, tenant, certificate, plain_http, routes, limits })
+    let (certificate, tls) = certificate.zip(tls).filter(|_| context.errors == 0)?;
+    Some(Site {
+        name: name.clone(),
+        origin,
+        hosts,
+        on_demand,
+        tenant,
+        certificate,
+        tls,
+        max_connections,
+        plain_http,
+        routes,
+        limits,
+    })
+}
+
+/// Whether plaintext backends are refused: a site may be stricter than its server, never laxer.
+fn encrypted(context: &mut Context<'_>, table: &Table<'_>, server: &Server) -> bool {
+    const NAME: &str = "require_encrypted_backends";
+    let of_server = server.require_encrypted_backends;
+    let fallback = Located { value: of_server, origin: Origin::Default };
+    let read = |context: &mut Context<'_>, setting: &'static Setting, value: &Value<'_>| {
+        let flag = value.get_ref().as_bool();
+        if flag.is_none() {
+            context.wrong_type(setting.name, &setting.kind.expected(), value);
+        }
+        flag
+    };
+    let said = context.value(table, NAME, &fallback, read, bool::to_string).value;
+    if of_server && !said {
+        let message = format!("this site turns `{NAME}` off, which its server demands of every site");
+        let help = "remove it here, and reach the backends by `https://`; or remove it in [server]";
+        context.error("conflict", table.span_of(NAME), message, help);
+    }
+    of_server || said
 }
 
 /// Names go into file names, labels and logs: nothing there may be surprised by them.

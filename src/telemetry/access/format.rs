@@ -39,6 +39,10 @@ pub struct Record<'a> {
     pub version: http::Version,
     /// TLS version (`1.2`, `1.3`); empty on plain HTTP.
     pub tls: &'a str,
+    /// SHA-256 of the client's certificate in hexadecimal; empty where none was shown.
+    pub client_cert: &'a str,
+    /// Its subject.
+    pub client_subject: &'a str,
     /// Status sent; 0 where none was.
     pub status: u16,
     /// How the request ended.
@@ -77,6 +81,11 @@ pub const FIELDS: &[(&str, &str)] = &[
     ("query", "query; only with `privacy = \"full\"`, absent where there was none"),
     ("protocol", "`h1`, `h1.0` or `h2`"),
     ("tls", "TLS version, `1.2` or `1.3`; `null` on plain HTTP"),
+    ("client_cert", "SHA-256 of the client's certificate, absent where it showed none"),
+    (
+        "client_subject",
+        "subject of the client's certificate; only with `privacy = \"full\"`, absent where it showed none",
+    ),
     ("status", "status sent; 0 where none was"),
     ("outcome", "how the request ended: a code of the outcome table"),
     ("blame", "whose fault the ending was: `none`, `client`, `tidegate`, `upstream`"),
@@ -140,6 +149,12 @@ pub(super) fn json(out: &mut Vec<u8>, r: &Record<'_>, worker: usize, privacy: Pr
     }
     text(out, b"\",\"protocol\":\"", protocol(r.version).as_bytes());
     text_or_null(out, b"\",\"tls\":", r.tls);
+    if !r.client_cert.is_empty() {
+        text_or_null(out, b",\"client_cert\":", r.client_cert);
+        if privacy == Privacy::Full && !r.client_subject.is_empty() {
+            text_or_null(out, b",\"client_subject\":", r.client_subject);
+        }
+    }
     number(out, b",\"status\":", r.status.into());
     text(out, b",\"outcome\":\"", r.outcome.code().as_bytes());
     text(out, b"\",\"blame\":\"", r.outcome.row().blame.as_str().as_bytes());

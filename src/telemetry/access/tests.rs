@@ -19,6 +19,8 @@ fn record() -> Record<'static> {
         query: Some("token=secret"),
         version: http::Version::HTTP_2,
         tls: "1.3",
+        client_cert: "c0ffee",
+        client_subject: "CN=ann",
         status: 200,
         outcome: Outcome::Served,
         bytes_in: 3,
@@ -62,6 +64,7 @@ fn json_says_everything_the_table_of_fields_says_and_nothing_else() {
     assert_eq!(object["client"], "192.0.2.77");
     assert_eq!(object["query"], "token=secret");
     assert_eq!(object["protocol"], "h2");
+    assert_eq!((&object["client_cert"], &object["client_subject"]), (&"c0ffee".into(), &"CN=ann".into()));
     assert_eq!((&object["outcome"], &object["blame"]), (&"OK".into(), &"none".into()));
     assert_eq!(object["bytes_out"], 1234);
     assert_eq!(object["generation"], 7);

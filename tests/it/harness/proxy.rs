@@ -24,6 +24,7 @@ pub struct ProxyBuilder {
     sites: Vec<(String, String)>,
     folder: tempfile::TempDir,
     wrapper: &'static [&'static str],
+    files: Option<u64>,
 }
 
 /// Starts what follows without root's right to pass over the permissions of files.
@@ -61,6 +62,12 @@ impl ProxyBuilder {
         self
     }
 
+    /// At most so many files open.
+    pub fn files(mut self, limit: u64) -> ProxyBuilder {
+        self.files = Some(limit);
+        self
+    }
+
     /// The folder of the configuration, to put files into before the start.
     pub fn folder(&self) -> &Path {
         self.folder.path()
@@ -85,7 +92,7 @@ impl ProxyBuilder {
     /// Starts the process and waits until it says `ready`.
     pub async fn start(self) -> Proxy {
         let config = self.write();
-        let mut proxy = spawn(self.folder, &config, self.wrapper);
+        let mut proxy = spawn(self.folder, &config, self.wrapper, self.files);
         proxy.await_ready().await;
         proxy
     }
@@ -136,8 +143,15 @@ fn put_site(folder: &Path, name: &str, toml: &str) {
     std::fs::rename(fresh, path).expect("site file in place");
 }
 
-fn spawn(folder: tempfile::TempDir, config: &Path, wrapper: &'static [&'static str]) -> Proxy {
-    let mut words = wrapper.iter().copied().chain([TIDEGATE]);
+fn spawn(
+    folder: tempfile::TempDir,
+    config: &Path,
+    wrapper: &'static [&'static str],
+    files: Option<u64>,
+) -> Proxy {
+    let limit = files.map(|limit| format!("ulimit -n {limit}; exec \"$0\" \"$@\""));
+    let shell = limit.iter().flat_map(|script| ["sh", "-c", script.as_str()]);
+    let mut words = shell.chain(wrapper.iter().copied()).chain([TIDEGATE]);
     let mut child = Command::new(words.next().expect("a program"))
         .args(words)
         .args(["run", "--config"])
@@ -175,7 +189,8 @@ impl Proxy {
         let state = folder.path().join("state");
         let socket = folder.path().join("admin.sock");
         let log = folder.path().join("access.log");
-        let builder = ProxyBuilder { settings: BTreeMap::new(), sites: Vec::new(), folder, wrapper: &[] };
+        let builder =
+            ProxyBuilder { settings: BTreeMap::new(), sites: Vec::new(), folder, wrapper: &[], files: None };
         builder
             .set("server.http", "[\"127.0.0.1:0\"]")
             .set("server.https", "[\"127.0.0.1:0\"]")
@@ -233,7 +248,7 @@ impl Proxy {
         assert!(!self.stderr().contains("panicked at"), "the proxy panicked\n{}", self.everything());
         let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().expect("folder"));
         let config = folder.path().join("tidegate.toml");
-        *self = spawn(folder, &config, self.wrapper);
+        *self = spawn(folder, &config, self.wrapper, None);
     }
 
     fn address_of(&self, kind: &str) -> SocketAddr {

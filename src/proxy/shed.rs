@@ -1,0 +1,143 @@
+//! What is turned away, counted always and told in the log now and then: a flood must not flood the log too.
+
+use std::cell::Cell;
+use std::fmt::Display;
+
+use crate::base::clock;
+use crate::base::outcome::Outcome;
+use crate::proxy::Worker;
+use crate::snapshot::Site;
+use crate::telemetry::metric::Counter;
+
+/// Why something is turned away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Shed {
+    /// `max_connections_per_client`
+    ClientCap,
+    /// `max_connections`
+    TotalCap,
+    /// `max_connections` of a site.
+    SiteCap,
+    /// Clients and backends have taken the descriptors they may.
+    Descriptors,
+    /// The system gave no descriptor.
+    Accept,
+    /// Too many handshakes wait for a turn.
+    HandshakeQueue,
+    /// A handshake gave way to a newer one.
+    HandshakeOldest,
+    /// No descriptor was left for a connection to a backend.
+    Backend,
+}
+
+/// Reasons told apart: those above, then the outcomes of refused certificates.
+const REASONS: usize = 8 + Outcome::ALL.len();
+/// Seconds between two lines of one worker about one reason.
+const TELL_EVERY: u64 = 10;
+
+impl Shed {
+    /// The cell that counts it.
+    fn counter(self) -> Counter {
+        match self {
+            Shed::ClientCap => Counter::RefusedClientCap,
+            Shed::TotalCap => Counter::RefusedTotalCap,
+            Shed::SiteCap => Counter::RefusedSiteCap,
+            Shed::Descriptors => Counter::RefusedReserve,
+            Shed::Accept => Counter::RefusedDescriptors,
+            Shed::HandshakeQueue => Counter::RefusedHandshakeQueue,
+            Shed::HandshakeOldest => Counter::HandshakeOldest,
+            Shed::Backend => Counter::UpstreamDescriptors,
+        }
+    }
+
+    fn sentence(self) -> &'static str {
+        match self {
+            Shed::ClientCap => {
+                "a client has as many connections as `max_connections_per_client` in [server] allows; its new ones are closed"
+            }
+            Shed::TotalCap => {
+                "there are as many connections as `max_connections` in [server] allows; new ones are closed"
+            }
+            Shed::SiteCap => {
+                "the site has as many connections as its `max_connections` allows; new ones are closed"
+            }
+            Shed::Descriptors => {
+                "connections have taken all file descriptors but the reserve; new ones are closed. Raise the limit of open files (LimitNOFILE=, `ulimit -n`)"
+            }
+            Shed::Accept => {
+                "the system gives no more file descriptors; accepting rests. Raise the limit of open files (LimitNOFILE=, `ulimit -n`; fs.file-max)"
+            }
+            Shed::HandshakeQueue => {
+                "as many TLS handshakes wait for the processor as `handshakes` in [server.limits] allows; new connections are closed"
+            }
+            Shed::HandshakeOldest => {
+                "as many TLS handshakes wait for their clients as `handshakes` in [server.limits] allows; the oldest gave way"
+            }
+            Shed::Backend => {
+                "connections have taken all file descriptors but the reserve, and none is left for a backend. Raise the limit of open files (LimitNOFILE=, `ulimit -n`)"
+            }
+        }
+    }
+}
+
+/// When each reason was last told, in seconds of process time plus one, and how often it came up since.
+pub struct Told([Cell<(u64, u64)>; REASONS]);
+
+impl Default for Told {
+    fn default() -> Told {
+        Told([const { Cell::new((0, 0)) }; REASONS])
+    }
+}
+
+impl Told {
+    /// Whether it is time to tell of a reason again, and what to add about the times that were not told.
+    fn due(&self, reason: usize) -> Option<String> {
+        let told = self.0.get(reason)?;
+        let now = clock::now().0 / 1000 + 1;
+        let (last, since) = told.get();
+        if last != 0 && now < last + TELL_EVERY {
+            told.set((last, since + 1));
+            return None;
+        }
+        told.set((now, 0));
+        Some(if since == 0 { String::new() } else { format!(" ({since} more since it was last told)") })
+    }
+}
+
+impl Worker {
+    /// Counts something that is turned away, and tells it if that was not done lately. `whom` is a site or a client,
+    /// where there is one.
+    pub fn shed(&self, why: Shed, whom: Option<&dyn Display>) {
+        self.shard.add(why.counter(), 1);
+        let Some(more) = self.told.due(why as usize) else { return };
+        let (worker, whom) = (self.id, whom.map(ToString::to_string).unwrap_or_default());
+        match why {
+            Shed::SiteCap => tracing::warn!(worker, site = whom, "{}{more}", why.sentence()),
+            Shed::ClientCap => tracing::warn!(worker, client = whom, "{}{more}", why.sentence()),
+            _ => tracing::warn!(worker, "{}{more}", why.sentence()),
+        }
+    }
+
+    /// Counts the outcome of a client's certificate that a handshake refused, and tells it if that was not done lately.
+    pub fn refuse_certificate(&self, site: &Site, outcome: Outcome) {
+        self.shard.outcome_only(outcome);
+        if let Some(more) = self.told.due(8 + outcome.index()) {
+            let (worker, site, code) = (self.id, &*site.name, outcome.code());
+            tracing::info!(
+                worker,
+                site,
+                code,
+                "a client was refused in the handshake{more}: {}",
+                outcome.row().sentence
+            );
+        }
+    }
+
+    /// Counts a reason, where it was not counted yet.
+    pub fn count(&self, reason: Option<Counter>) {
+        if let Some(reason) = reason {
+            self.shard.add(reason, 1);
+        }
+    }
+}
