@@ -6,6 +6,7 @@ pub mod dns;
 pub mod header;
 pub mod host;
 pub mod limit;
+pub mod protocol;
 pub mod route;
 pub mod server;
 pub mod service;

@@ -4,6 +4,7 @@ pub mod api;
 pub mod bind;
 pub mod client;
 pub mod front;
+pub mod h2_origin;
 pub mod h2raw;
 pub mod origin;
 pub mod pebble;
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 
 pub use client::H2;
 pub use front::Front;
+pub use h2_origin::H2Origin;
 pub use origin::{Answer, Exchange, Origin, Received};
 pub use pebble::Pebble;
 pub use proxy::{Proxy, ProxyBuilder};
