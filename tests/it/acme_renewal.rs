@@ -222,6 +222,11 @@ async fn a_window_in_the_future_is_kept_to_over_a_restart_and_the_old_identifier
         house.row().await["renew_at"].as_u64().filter(|at| (start..end).contains(at))
     })
     .await;
+    // Told before it is on the disk.
+    let record = house.proxy.path().join("state/acme/certificate/shop.test.rec");
+    let stored =
+        || std::fs::read_to_string(&record).is_ok_and(|text| text.contains(&format!("\"chosen\":{chosen}")));
+    wait_until("the second to be stored", stored).await;
     // The second chosen is kept, also by a process that asks again and hears the same.
     let asked = house.front.asked("/renewal-info/").len();
     house.proxy.restart().await;
