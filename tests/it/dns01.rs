@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use aws_lc_rs::{digest, hmac};
 use serde_json::{Value, json};
 
-use crate::acme::{all_issued, asking, automatic, certificates, curl};
+use crate::acme::{all_issued, asking, automatic, certificates, curl, fresh_start};
 use crate::harness::api::{Api, Asked, Names};
 use crate::harness::bind::{self, Bind};
 use crate::harness::pebble::Ports;
@@ -51,6 +51,20 @@ async fn failed_with(proxy: &Proxy, site: &str, word: &str) -> String {
         error.contains(word).then_some(error)
     })
     .await
+}
+
+#[tokio::test]
+async fn fifty_sites_get_certificates_with_a_wildcard_by_dns_01_and_keep_them_over_a_restart() {
+    if !(Pebble::is_here() && Bind::is_here()) {
+        return;
+    }
+    // Every name, of the sites and of the story's late one, is in one zone and leads here.
+    let bind = Bind::start(&[("test", "@ IN A 127.0.0.1\n* IN A 127.0.0.1", true)]).await;
+    let ports = Ports::free();
+    let pebble = Pebble::start_asking(ports, &[], bind.address.to_string()).await;
+    let builder = asking(&pebble, ports, "[\"dns-01\"]");
+    let builder = signed_updates(builder, &bind, bind::KEY, bind::SECRET);
+    fresh_start(&pebble, builder, "dns-01", &["{}", "*.{}"]).await;
 }
 
 #[tokio::test]
