@@ -474,6 +474,8 @@ mod tests {
     fn until(frames: &mut Frames, bytes: &[u8], now: u64) -> (u64, Option<Flood>) {
         for count in 0..100_000 {
             if let Err(flood) = frames.read(bytes, Millis(now), 0) {
+                // Nobody reads on behind a flood but this test: the payload was not.
+                frames.skip = 0;
                 return (count, Some(flood));
             }
         }

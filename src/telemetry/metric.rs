@@ -72,7 +72,7 @@ metrics! {
     ConnectionsRefused = "tidegate_connections_refused_total", Counter, ["reason"], "Client connections closed at once because a cap was reached.";
     Handshakes = "tidegate_tls_handshakes_total", Counter, ["version", "kind"], "TLS handshakes completed with clients.";
     HandshakeFailures = "tidegate_tls_handshake_failures_total", Counter, ["reason"], "TLS handshakes with clients that failed.";
-    Floods = "tidegate_http2_floods_total", Counter, ["reason"], "HTTP/2 connections closed because of a flood, by what there was too much of.";
+    Floods = "tidegate_floods_total", Counter, ["reason"], "HTTP/2 connections closed because of a flood, by what there was too much of.";
     HandshakesActive = "tidegate_tls_handshakes_active", Gauge, ["waiting"], "TLS handshakes in flight, by what they wait for: their client, or a turn of the processor.";
     ClientCerts = "tidegate_client_certificates_total", Counter, ["result"], "Connections to sites that ask for client certificates, by whether one was shown; refused ones are failed handshakes.";
     ClientCrl = "tidegate_client_crl_next_update_timestamp_seconds", Gauge, ["site"], "When the first of the site's revocation lists is past its date, in seconds since 1970.";

@@ -93,7 +93,7 @@ async fn each_flood_of_frames_ends_its_connection_with_a_reason() {
         let _ = wire.try_send(&bytes).await;
         let (code, said) = goaway(wire, reason).await;
         assert!(code == ENHANCE_YOUR_CALM && said.contains(words), "{reason}: {code} {said}");
-        let counted = proxy.metrics().await.sum("tidegate_http2_floods_total", &[("reason", reason)]);
+        let counted = proxy.metrics().await.sum("tidegate_floods_total", &[("reason", reason)]);
         assert_eq!(counted, 1.0, "{reason}");
         assert_eq!(proxy.get(SITE, "/").await.status, 200, "others are served");
     }
@@ -141,7 +141,7 @@ async fn honest_clients_stay_below_every_budget() {
     for _ in 0..50 {
         assert_eq!(h2.get("/").await.status, 200);
     }
-    assert_eq!(proxy.metrics().await.sum("tidegate_http2_floods_total", &[]), 0.0);
+    assert_eq!(proxy.metrics().await.sum("tidegate_floods_total", &[]), 0.0);
 }
 
 #[tokio::test]
@@ -158,7 +158,7 @@ async fn a_client_that_leaves_stream_after_stream_unread_loses_its_connection() 
     wire.send((0..20).flat_map(|n| get(2 * n + 1)).collect::<Vec<u8>>()).await;
     let (code, said) = goaway(wire, "the goodbye").await;
     assert!(code == ENHANCE_YOUR_CALM && said.contains("unread"), "{code} {said}");
-    assert_eq!(proxy.metrics().await.sum("tidegate_http2_floods_total", &[("reason", "stalls")]), 1.0);
+    assert_eq!(proxy.metrics().await.sum("tidegate_floods_total", &[("reason", "stalls")]), 1.0);
 }
 
 #[tokio::test]
@@ -312,7 +312,7 @@ async fn storms_of_frames_leave_the_honest_client_served_and_memory_flat() {
     for (what, first, bytes) in storms {
         storm(what, &proxy, |proxy, over| pour(proxy, over, first.clone(), bytes.clone())).await;
     }
-    let floods = proxy.metrics().await.sum("tidegate_http2_floods_total", &[]);
+    let floods = proxy.metrics().await.sum("tidegate_floods_total", &[]);
     assert!(floods >= 4.0, "{floods}");
 }
 
