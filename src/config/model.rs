@@ -131,6 +131,7 @@ pub struct Limits {
     /// `write_rate`: bytes of an answer that a client must take in a second while it is waited for. 0 = any. 100.
     pub write_rate: u64,
     /// `handshakes`: TLS handshakes of a worker that wait for their client, and again as many that wait for their turn.
+    /// 1,024: what a worker gets through in less than half a second.
     pub handshakes: usize,
     /// `upstream_idle`: unused pooled connections kept per endpoint and worker. 256: as many as a few HTTP/2 clients
     /// can have in flight, or each burst would connect anew.

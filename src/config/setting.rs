@@ -382,7 +382,7 @@ static LIMITS: Section = Section {
         row("h2_reset_rate", Kind::Count(1, 1_000_000), Value("100"), "Streams an HTTP/2 client may reset in a second, in the long run; five times as many at once. Beyond, its connection is closed."),
         row("body_rate", Kind::Size(0, MIB), Value(r#""100B""#), "Bytes of a request body that must arrive in a second, on average over the time it is waited for, once that is as long as `timeouts.body` (408); `\"0B\"`: any. gRPC is exempt."),
         row("write_rate", Kind::Size(0, MIB), Value(r#""100B""#), "Bytes of an answer that a client must take in a second, on average over the time it is waited for, once that is as long as `timeouts.write`; `\"0B\"`: any."),
-        row("handshakes", Kind::Count(16, 1_000_000), Value("2048"), "TLS handshakes of one worker that wait for their client (the oldest gives way), and again as many that wait for their turn (the newest is refused)."),
+        row("handshakes", Kind::Count(16, 1_000_000), Value("1024"), "TLS handshakes of one worker that wait for their client (the oldest gives way), and again as many that wait for their turn (the newest is refused)."),
         row("upstream_idle", Kind::Count(0, 10_000), Value("256"), "Unused pooled connections kept per endpoint and worker."),
         row("upstream_h2_connections", Kind::Count(1, 1_000), Value("16"), "HTTP/2 connections per endpoint and worker; with all streams taken, a request waits until `connect_timeout` has passed (503)."),
         row("upstream_head", Kind::Size(8 * KIB, MIB), Value(r#""64KiB""#), "Bytes of a backend's response head (502)."),

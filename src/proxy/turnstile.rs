@@ -40,8 +40,10 @@ pub struct Turnstile {
     max: Cell<usize>,
     /// Rings when the queue is empty no more.
     ring: Notify,
-    /// Microseconds spent in turns since they were last looked at, and how many turns that was.
+    /// Microseconds that handshakes took since this was last looked at, with all that belongs to them.
     spent: Cell<u64>,
+    /// Microseconds of that which turns took, and how many turns that was.
+    computed: Cell<u64>,
     turns: Cell<u64>,
 }
 
@@ -146,11 +148,15 @@ impl Turnstile {
             tokio::task::yield_now().await;
             let lap = clock::micros().saturating_sub(began);
             let spent = self.spent.take();
-            if let Some(measured) = spent.checked_div(self.turns.take()) {
+            if let Some(measured) = self.computed.take().checked_div(self.turns.take()) {
                 cost = ((cost * 7 + measured) / 8).max(1);
             }
             allowed = (lap.saturating_sub(spent) / cost).clamp(1, TURNS_MAX);
         }
+    }
+
+    fn add(&self, sum: &Cell<u64>, began: u64) {
+        sum.set(sum.get().saturating_add(clock::micros().saturating_sub(began)));
     }
 
     fn give(&self, turns: u64) {
@@ -193,7 +199,10 @@ impl Ticket {
                 return Poll::Ready(Err(Evicted));
             }
             self.slot.remember(cx);
-            handshake.as_mut().poll(cx).map(Ok)
+            let began = clock::micros();
+            let polled = handshake.as_mut().poll(cx).map(Ok);
+            self.turnstile.add(&self.turnstile.spent, began);
+            polled
         })
         .await
     }
@@ -211,16 +220,15 @@ impl Ticket {
         Ok(())
     }
 
-    /// Runs what needs the processor in a turn, and then waits for the client. Its time is measured.
+    /// Runs what needs the processor in a turn, and then waits for the client. What the turn took is measured.
     pub async fn compute<T>(&self, work: impl Future<Output = T>) -> T {
         let turnstile = &self.turnstile;
         let mut work = std::pin::pin!(work);
         poll_fn(|cx| {
             let began = clock::micros();
             let polled = work.as_mut().poll(cx);
-            let took = clock::micros().saturating_sub(began);
-            turnstile.spent.set(turnstile.spent.get().saturating_add(took));
             if self.slot.state.get() == State::Turn {
+                turnstile.add(&turnstile.computed, began);
                 turnstile.turns.set(turnstile.turns.get() + 1);
                 turnstile.await_client(&self.slot);
             }

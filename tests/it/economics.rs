@@ -142,6 +142,9 @@ async fn a_flood_of_handshakes_leaves_open_connections_their_share() {
         times[98],
         tool::rss_kib(proxy.pid())
     ));
+    let shed = sum(&proxy, REFUSED, ("reason", "handshake-queue")).await
+        + sum(&proxy, "tidegate_tls_handshake_failures_total", ("reason", "gave-way")).await;
+    assert!(shed > 0.0 && proxy.stderr().contains("`handshakes` in [server.limits]"), "{}", proxy.stderr());
     assert_eq!(proxy.get(SITE, "/").await.status, 200, "afterwards all is as before");
 }
 
