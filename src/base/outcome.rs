@@ -85,6 +85,7 @@ outcomes! {
     BadFraming = "BAD-FRAMING", 400, Client, false, "http_request_error", "The length of the request body was ambiguous.";
     PlainOnTls = "PLAIN-ON-TLS", 400, Client, false, "http_request_error", "Plain HTTP was sent to the HTTPS port.";
     MethodRefused = "METHOD-REFUSED", 405, Client, false, "http_request_denied", "CONNECT and TRACE are not served here.";
+    TunnelRefused = "TUNNEL-REFUSED", 501, Client, false, "http_request_denied", "No tunnel for this protocol is opened here.";
     HandshakeTimeout = "HANDSHAKE-TIMEOUT", 0, Client, true, "", "The TLS handshake did not finish in time.";
     HeadTimeout = "HEAD-TIMEOUT", 408, Client, true, "connection_timeout", "The request head did not arrive in time.";
     BodyTimeout = "BODY-TIMEOUT", 408, Client, true, "connection_timeout", "The request body stopped arriving.";
@@ -110,6 +111,10 @@ outcomes! {
     ConnectTimeout = "CONNECT-TIMEOUT", 504, Upstream, true, "connection_timeout", "The backend did not accept the connection in time.";
     UpstreamName = "UPSTREAM-NAME", 502, Upstream, true, "dns_error", "The backend's name could not be resolved.";
     UpstreamTls = "UPSTREAM-TLS", 502, Upstream, false, "tls_certificate_error", "The TLS handshake with the backend failed.";
+    UpstreamNotH2 = "UPSTREAM-PROTOCOL", 502, Upstream, false, "http_protocol_error", "The backend does not speak HTTP/2.";
+    UpstreamBusy = "UPSTREAM-BUSY", 503, Upstream, true, "connection_limit_reached", "The backend had no free stream in time.";
+    UpstreamReset = "UPSTREAM-RESET", 502, Upstream, true, "connection_terminated", "The backend reset the request before it answered.";
+    UpstreamNoTunnel = "UPSTREAM-NO-TUNNEL", 502, Upstream, false, "http_request_denied", "The backend opens no tunnels over HTTP/2.";
     UpstreamClosed = "UPSTREAM-CLOSED", 502, Upstream, true, "connection_terminated", "The backend closed the connection before it answered.";
     UpstreamInvalid = "UPSTREAM-INVALID", 502, Upstream, false, "http_protocol_error", "The backend's answer was not valid HTTP.";
     UpstreamTimeout = "UPSTREAM-TIMEOUT", 504, Upstream, true, "http_response_timeout", "The backend did not begin to answer in time.";

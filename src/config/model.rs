@@ -104,6 +104,8 @@ pub struct Timeouts {
     pub upstream_idle: Duration,
     /// `age`: the longest life of a client connection; the request that is begun after it is its last. 0 = no end. 1 h.
     pub age: Duration,
+    /// `upstream_ping`: silence on an HTTP/2 connection to a backend before a ping. 5 min 30 s.
+    pub upstream_ping: Duration,
 }
 
 /// `[server.limits]`
@@ -131,6 +133,8 @@ pub struct Limits {
     /// `upstream_idle`: unused pooled connections kept per endpoint and worker. 256: as many as a few HTTP/2 clients
     /// can have in flight, or each burst would connect anew.
     pub upstream_idle: usize,
+    /// `upstream_h2_connections`: HTTP/2 connections per endpoint and worker. 16.
+    pub upstream_h2_connections: usize,
     /// `upstream_head`: bytes of a backend's response head. 64 KiB.
     pub upstream_head: usize,
 }
@@ -293,8 +297,10 @@ pub struct Service {
     pub connect_timeout: Duration,
     /// Deadline for the first byte of the answer.
     pub timeout: Duration,
-    /// TLS to `https://` backends.
+    /// How to speak to the backends.
     pub upstream: Upstream,
+    /// Protocols a client may change to, lower case.
+    pub upgrade: Vec<String>,
 }
 
 /// One backend as written.
@@ -341,6 +347,29 @@ pub struct Upstream {
     pub server_name: Option<Located<String>>,
     /// PEM files of the certificate shown to backends that ask for one, and of its key; absolute.
     pub identity: Option<(Located<PathBuf>, Located<PathBuf>)>,
+    /// Which protocol.
+    pub http: Http,
+    /// Which PROXY protocol header begins each connection, if any.
+    pub proxy_protocol: Option<ProxyHeader>,
+}
+
+/// The protocol spoken to backends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Http {
+    /// HTTP/1.1.
+    #[default]
+    H1,
+    /// HTTP/2: by ALPN under TLS, else with prior knowledge (RFC 9113 section 3.3).
+    H2,
+}
+
+/// A version of the PROXY protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ProxyHeader {
+    /// A line of text.
+    V1,
+    /// Binary.
+    V2,
 }
 
 /// A rate limit.

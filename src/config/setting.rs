@@ -255,6 +255,8 @@ pub const ROUTES_MAX: usize = 1_000;
 pub const NAMES_MAX: usize = 1_000;
 /// Limits of one site or route.
 pub const LIMITS_MAX: usize = 16;
+/// Protocols a site or route may list in `upgrade`.
+pub const UPGRADES_MAX: usize = 16;
 /// Sites of one configuration.
 pub const SITES_MAX: usize = 100_000;
 
@@ -349,6 +351,7 @@ static TIMEOUTS: Section = Section {
         row("first_byte", Kind::Duration(1, DAY), Value(r#""60s""#), "From the request sent to the first byte of the backend's answer. A site or route may set its own `timeout`."),
         row("upstream_idle", Kind::Duration(1, DAY), Value(r#""60s""#), "An unused pooled connection to a backend."),
         row("age", Kind::Duration(0, 30 * DAY), Value(r#""1h""#), "The longest life of a client connection: the request begun after it is its last, and tunnels are left alone; `\"0s\"`: no end."),
+        row("upstream_ping", Kind::Duration(SECOND, DAY), Value(r#""330s""#), "Silence on an HTTP/2 connection to a backend before it is asked by a ping whether it lives. gRPC servers take pings more often than every 5 minutes for abuse."),
     ],
 };
 
@@ -368,6 +371,7 @@ static LIMITS: Section = Section {
         row("write_rate", Kind::Size(0, MIB), Value(r#""100B""#), "Bytes of an answer that a client must take in a second, on average over the time it is waited for, once that is as long as `timeouts.write`; `\"0B\"`: any."),
         row("handshakes", Kind::Count(16, 1_000_000), Value("1024"), "TLS handshakes of one worker that wait for their client (the oldest gives way), and again as many that wait for their turn (the newest is refused)."),
         row("upstream_idle", Kind::Count(0, 10_000), Value("256"), "Unused pooled connections kept per endpoint and worker."),
+        row("upstream_h2_connections", Kind::Count(1, 1_000), Value("16"), "HTTP/2 connections per endpoint and worker; with all streams taken, a request waits until `connect_timeout` has passed (503)."),
         row("upstream_head", Kind::Size(8 * KIB, MIB), Value(r#""64KiB""#), "Bytes of a backend's response head (502)."),
     ],
 };
@@ -428,8 +432,9 @@ static SITE: Section = Section {
         row("max_body", Kind::SizeOr("unlimited", 0, TIB), Value(r#""unlimited""#), "Largest request body (413)."),
         row("timeout", Kind::Duration(1, DAY), Words("`server.timeouts.first_byte`"), "From the request sent to the first byte of the backend's answer (504)."),
         row("connect_timeout", Kind::Duration(1, HOUR), Words("`server.timeouts.connect`"), "Connecting to a backend."),
-        row("upstream", Kind::Table(Id::Upstream), Words("every default"), "TLS to `https://` backends."),
+        row("upstream", Kind::Table(Id::Upstream), Words("every default"), "How to speak to the backends: TLS, HTTP/2, PROXY protocol."),
         row("require_encrypted_backends", Kind::Flag, Words("the server's"), "Refuse backends that are reached in plain text, those on this machine excepted. Where the server says `true`, a site cannot say `false`."),
+        row("upgrade", Kind::Texts(UPGRADES_MAX), Value(r#"["websocket"]"#), "Protocols a client may change to (`Upgrade`, or extended CONNECT over HTTP/2); anything else is ignored or refused."),
         row("plain_http", Kind::Flag, Value("false"), "Serve plain HTTP instead of redirecting it to HTTPS."),
         row("redirect", Kind::ShortOr(REDIRECT_SHORT, Id::Redirect), Words("none"), "Send every request elsewhere."),
         row("respond", Kind::Table(Id::Respond), Words("none"), "Answer every request with a fixed text."),
@@ -459,9 +464,10 @@ static ROUTE: Section = Section {
         row("max_body", Kind::SizeOr("unlimited", 0, TIB), Words("the site's"), "Largest request body (413)."),
         row("timeout", Kind::Duration(1, DAY), Words("the site's"), "From the request sent to the first byte of the backend's answer (504)."),
         row("connect_timeout", Kind::Duration(1, HOUR), Words("the site's"), "Connecting to a backend."),
-        row("upstream", Kind::Table(Id::Upstream), Words("the site's, as a whole"), "TLS to `https://` backends."),
+        row("upstream", Kind::Table(Id::Upstream), Words("the site's, as a whole"), "How to speak to the backends: TLS, HTTP/2, PROXY protocol."),
         row("redirect", Kind::ShortOr(REDIRECT_SHORT, Id::Redirect), Words("the site's"), "Send the client elsewhere."),
         row("respond", Kind::Table(Id::Respond), Words("the site's"), "Answer with a fixed text."),
+        row("upgrade", Kind::Texts(UPGRADES_MAX), Words("the site's"), "Protocols a client may change to; `[]` is none."),
         row("strip", Kind::Flag, Value("false"), "Remove the route's prefix from the path before it is sent on."),
         row("rewrite", Kind::Text(2_048), Words("none"), "Replaces the route's prefix (or exact path) before it is sent on; with a regular expression, the whole path, and `$1` is its first group."),
         row("request_headers", Kind::Table(Id::Edits), Words("the site's, as a whole"), "Edits of the request's fields."),
@@ -515,7 +521,8 @@ static UPSTREAM: Section = Section {
         row("server_name", Kind::Text(253), Words("the backend's host"), "Name expected in the backend's certificate."),
         row("cert", Kind::Path, Words("none"), "PEM file of the certificate shown to backends that ask for one, then its intermediates."),
         row("key", Kind::Path, Words("none"), "PEM file of its private key."),
-        row("http", Kind::Word(&["h1"]), Value(r#""h1""#), "Protocol: HTTP/1.1."),
+        row("http", Kind::Word(&["h1", "h2"]), Value(r#""h1""#), "Protocol: HTTP/1.1, or HTTP/2 (by ALPN to `https://` backends, with prior knowledge to others); gRPC needs HTTP/2."),
+        row("proxy_protocol", Kind::Word(&["off", "v1", "v2"]), Value(r#""off""#), "Begin each connection with a PROXY protocol header that names the client; it then carries requests of this client only."),
     ],
 };
 

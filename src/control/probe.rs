@@ -1,6 +1,7 @@
 //! Asks endpoints how they are: `GET` the path of the service's `health`, in turn, with jitter.
 //!
-//! Every answer below 400 is healthy. `rise` and `fall` answers in a row change an endpoint's state; what it said last
+//! They are asked as requests ask: over HTTP/2 where the service says so, and behind a PROXY protocol header in nobody's
+//! name where it wants one. Every answer below 400 is healthy. `rise` and `fall` answers in a row change an endpoint's state; what it said last
 //! when it failed is kept for `status`. One task per endpoint, bounded by the endpoints of the snapshot; the tasks
 //! follow the snapshot, not the other way round.
 
@@ -9,21 +10,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, header};
+use http::{Request, Uri, header};
 use http_body_util::Empty;
 
-use crate::config::model;
+use crate::config::model::{self, Http, ProxyHeader};
 use crate::control::Control;
 use crate::net::descriptors::Descriptor;
+use crate::net::proxy_protocol;
 use crate::net::timer::Wheel;
 use crate::snapshot::{Action, Service, Snapshot};
 use crate::upstream::connect::{self, Target};
+use crate::upstream::multiplex::{Allowed, Multiplexed};
 use crate::upstream::{Endpoint, Health};
 
 /// How often the tasks are compared with the snapshot.
 const FOLLOW: Duration = Duration::from_millis(500);
 /// Bytes of a probe's response head.
 const HEAD_MAX: usize = 64 * 1024;
+/// What probes call themselves.
+const AGENT: &str = concat!("tidegate/", env!("CARGO_PKG_VERSION"));
 
 /// One endpoint and how to ask it.
 #[derive(Clone)]
@@ -31,6 +36,8 @@ struct Job {
     endpoint: Arc<Endpoint>,
     health: model::Health,
     host: String,
+    http: Http,
+    proxy_protocol: Option<ProxyHeader>,
     tls: Option<(Arc<rustls::ClientConfig>, rustls_pki_types::ServerName<'static>)>,
 }
 
@@ -82,6 +89,8 @@ fn jobs(snapshot: &Snapshot) -> impl Iterator<Item = Job> {
                 endpoint: weighted.endpoint.clone(),
                 health: health.clone(),
                 host: site.name.to_string(),
+                http: service.core.http,
+                proxy_protocol: service.core.proxy_protocol,
                 tls: tls(service, index),
             })
         })
@@ -144,22 +153,53 @@ async fn probe(job: &Job, wheel: &Wheel) -> Result<(), String> {
 }
 
 async fn ask(job: &Job, wheel: &Wheel) -> Result<http::StatusCode, String> {
-    let mut connection = connect::connect::<Empty<Bytes>>(Target {
+    let header = match job.proxy_protocol {
+        None => &[],
+        Some(ProxyHeader::V1) => proxy_protocol::V1_UNKNOWN,
+        Some(ProxyHeader::V2) => proxy_protocol::V2_LOCAL,
+    };
+    let target = Target {
         address: &job.endpoint.address,
         tls: job.tls.as_ref().map(|(config, name)| (config, name)),
         timeout: job.health.timeout,
         head_max: HEAD_MAX,
+        bound: None,
+        header: header.to_vec(),
         wheel,
         descriptor: Descriptor::of_reserve(),
-    })
-    .await
-    .map_err(|error| error.to_string())?;
+    };
+    match job.http {
+        Http::H1 => ask_h1(job, target).await,
+        Http::H2 => ask_h2(job, target).await,
+    }
+}
+
+async fn ask_h1(job: &Job, target: Target<'_>) -> Result<http::StatusCode, String> {
+    let mut connection = connect::connect::<Empty<Bytes>>(target).await.map_err(|error| error.to_string())?;
     let request = Request::get(&job.health.path)
         .header(header::HOST, &job.host)
-        .header(header::USER_AGENT, concat!("tidegate/", env!("CARGO_PKG_VERSION")))
+        .header(header::USER_AGENT, AGENT)
         .header(header::CONNECTION, "close")
         .body(Empty::new())
         .map_err(|error| error.to_string())?;
     let answer = connection.sender.send_request(request).await.map_err(|error| error.to_string())?;
+    Ok(answer.status())
+}
+
+async fn ask_h2(job: &Job, target: Target<'_>) -> Result<http::StatusCode, String> {
+    // A connection of its own each time: it is connecting that is probed.
+    let connections = Multiplexed::<Empty<Bytes>>::default();
+    let allowed = Allowed { connections: 1, ping_after: job.health.interval };
+    let stream = connections
+        .stream(&job.endpoint, target, || Some(Descriptor::of_reserve()), allowed)
+        .await
+        .map_err(|error| error.to_string())?;
+    let scheme = if job.tls.is_some() { "https" } else { "http" };
+    let uri = Uri::builder().scheme(scheme).authority(job.host.as_str()).path_and_query(&*job.health.path);
+    let request = Request::get(uri.build().map_err(|error| error.to_string())?)
+        .header(header::USER_AGENT, AGENT)
+        .body(Empty::new())
+        .map_err(|error| error.to_string())?;
+    let answer = stream.sender().send_request(request).await.map_err(|error| error.to_string())?;
     Ok(answer.status())
 }

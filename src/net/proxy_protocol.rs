@@ -120,6 +120,21 @@ pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Header> {
     }
 }
 
+/// A version 1 header for a TCP connection. Addresses of different families are written as IPv6.
+pub fn write_v1(source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
+    let (family, from, to) = match (source.ip(), destination.ip()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => ("TCP4", from.to_string(), to.to_string()),
+        (from, to) => ("TCP6", v6(from).to_string(), v6(to).to_string()),
+    };
+    let (from_port, to_port) = (source.port(), destination.port());
+    format!("PROXY {family} {from} {to} {from_port} {to_port}\r\n").into_bytes()
+}
+
+/// A version 1 header of a connection made in nobody's name: a health check.
+pub const V1_UNKNOWN: &[u8] = b"PROXY UNKNOWN\r\n";
+/// The same in version 2 (`LOCAL`).
+pub const V2_LOCAL: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
+
 /// A version 2 header for a TCP connection, without TLVs. Addresses of different families are written as IPv6.
 pub fn write_v2(source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
     let mut header = V2_SIGNATURE.to_vec();

@@ -35,6 +35,14 @@ impl Stream {
         // Best effort: a socket that cannot be told is closed anyway.
         let _ = socket2::SockRef::from(tcp).set_linger(Some(Duration::ZERO));
     }
+
+    /// Whether HTTP/2 was agreed on in the TLS handshake (ALPN).
+    pub fn speaks_h2(&self) -> bool {
+        match self {
+            Stream::Plain(_) => false,
+            Stream::Tls(io) => io.get_ref().1.alpn_protocol() == Some(b"h2"),
+        }
+    }
 }
 
 macro_rules! delegate {

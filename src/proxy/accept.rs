@@ -34,6 +34,8 @@ pub struct Accepted {
     pub trusted: bool,
     /// Port of the listener.
     pub port: u16,
+    /// What the client connected to, or what PROXY protocol said.
+    pub local: SocketAddr,
     /// Counts the connection until it is dropped.
     pub permit: Permit,
 }
@@ -72,7 +74,8 @@ fn admit(worker: &Rc<Worker>, tcp: TcpStream, peer: SocketAddr, port: u16, kind:
         return;
     }
     let Some(permit) = permit(worker, peer, trusted) else { return };
-    let accepted = Accepted { tcp, client: peer, trusted, port, permit };
+    let local = tcp.local_addr().unwrap_or(SocketAddr::new(peer.ip(), port));
+    let accepted = Accepted { tcp, client: peer, trusted, port, local, permit };
     tokio::task::spawn_local(connection(worker.clone(), accepted, kind));
 }
 
@@ -115,7 +118,9 @@ async fn introduced(
     let trusted = header.source.is_none();
     drop(waiting);
     let Some(permit) = permit(&worker, client, trusted) else { return };
-    let accepted = Accepted { tcp, client, trusted, port, permit };
+    let local = header.destination.or_else(|| tcp.local_addr().ok());
+    let local = local.unwrap_or(SocketAddr::new(peer.ip(), port));
+    let accepted = Accepted { tcp, client, trusted, port, local, permit };
     connection(worker, accepted, kind).await;
 }
 

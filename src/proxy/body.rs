@@ -20,27 +20,52 @@ use crate::base::outcome::Outcome;
 use crate::net::pace::Pace;
 use crate::net::timer::{Timer, Wheel};
 use crate::proxy::context::{Connection, Context};
+use crate::proxy::expect::GoOn;
 use crate::proxy::fields;
 use crate::proxy::forward::{Lease, broke};
+use crate::proxy::keep::Kept;
+use crate::proxy::reset;
 
 /// Why a body was cut; hyper turns it into an aborted message, never into a clean end.
-#[derive(Debug, Clone, Copy)]
-pub struct Cut(pub Outcome);
+#[derive(Debug)]
+pub struct Cut {
+    outcome: Outcome,
+    /// Under HTTP/2 hyper resets the stream with the code it finds here.
+    reset: Option<h2::Error>,
+}
 
-impl fmt::Display for Cut {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0.row().sentence)
+impl Cut {
+    /// Cut by us.
+    pub fn new(outcome: Outcome) -> Cut {
+        Cut { outcome, reset: None }
+    }
+
+    /// Cut by the other side: the code with which it reset its stream is passed on.
+    pub fn by(outcome: Outcome, error: &hyper::Error) -> Cut {
+        Cut { outcome, reset: reset::passed_on(error).map(h2::Error::from) }
     }
 }
 
-impl std::error::Error for Cut {}
+impl fmt::Display for Cut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.outcome.row().sentence)
+    }
+}
+
+impl std::error::Error for Cut {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.reset.as_ref().map(|error| error as &(dyn std::error::Error + 'static))
+    }
+}
 
 /// The body of a request on its way to a backend.
 pub enum RequestBody {
     /// There is none.
     Empty,
     /// It streams from the client.
-    Streaming(Incoming, Rc<Upload>),
+    Streaming(Streaming),
+    /// It streams from the client, and its beginning is kept for another try.
+    Kept(Kept),
 }
 
 /// What is known about a body that streams from the client; outlives the body itself.
@@ -54,6 +79,7 @@ pub struct Upload {
     moved: Cell<Millis>,
     done: Cell<bool>,
     failure: Cell<Option<Outcome>>,
+    expecting: RefCell<Option<Rc<GoOn>>>,
     wheel: Wheel,
     client: Rc<Connection>,
 }
@@ -78,6 +104,7 @@ impl Upload {
             moved: Cell::new(wheel.now()),
             done: Cell::new(false),
             failure: Cell::new(None),
+            expecting: RefCell::new(None),
             wheel: wheel.clone(),
             client,
         }
@@ -103,9 +130,42 @@ impl Upload {
         self.failure.get()
     }
 
+    fn poll(&self, incoming: &mut Incoming, cx: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        if let Some(go_on) = self.expecting.borrow().as_ref()
+            && go_on.poll(cx, &self.stall).is_pending()
+        {
+            return Poll::Pending;
+        }
+        match Pin::new(incoming).poll_frame(cx) {
+            Poll::Pending => self.pending(cx),
+            Poll::Ready(Some(Ok(frame))) => self.frame(frame),
+            // The client went away, or what it sent could not be framed.
+            Poll::Ready(Some(Err(error))) => {
+                let outcome = self.client.ending.get();
+                self.failure.set(Some(outcome));
+                Poll::Ready(Some(Err(Cut::by(outcome, &error))))
+            }
+            Poll::Ready(None) => {
+                self.moved.set(self.wheel.now());
+                self.done.set(true);
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    /// Nothing is read before the backend says so.
+    pub fn expect(&self, go_on: Rc<GoOn>) {
+        self.expecting.replace(Some(go_on));
+    }
+
+    /// The client waits to be told to go on, and was not.
+    pub fn unasked(&self) -> bool {
+        self.expecting.borrow().as_ref().is_some_and(|go_on| !go_on.said())
+    }
+
     fn cut(&self, outcome: Outcome) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         self.failure.set(Some(outcome));
-        Poll::Ready(Some(Err(Cut(outcome))))
+        Poll::Ready(Some(Err(Cut::new(outcome))))
     }
 
     fn pending(&self, cx: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
@@ -151,46 +211,59 @@ impl Body for RequestBody {
     type Error = Cut;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
-        let RequestBody::Streaming(incoming, upload) = self.get_mut() else { return Poll::Ready(None) };
-        match Pin::new(incoming).poll_frame(cx) {
-            Poll::Pending => upload.pending(cx),
-            Poll::Ready(Some(Ok(frame))) => upload.frame(frame),
-            // The client went away, or what it sent could not be framed.
-            Poll::Ready(Some(Err(_))) => upload.cut(upload.client.ending.get()),
-            Poll::Ready(None) => {
-                upload.moved.set(upload.wheel.now());
-                upload.done.set(true);
-                Poll::Ready(None)
-            }
+        match self.get_mut() {
+            RequestBody::Empty => Poll::Ready(None),
+            RequestBody::Streaming(body) => body.poll(cx),
+            RequestBody::Kept(kept) => kept.poll(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             RequestBody::Empty => true,
-            RequestBody::Streaming(incoming, _) => incoming.is_end_stream(),
+            RequestBody::Streaming(body) => body.incoming.is_end_stream(),
+            RequestBody::Kept(kept) => kept.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             RequestBody::Empty => SizeHint::with_exact(0),
-            RequestBody::Streaming(incoming, _) => incoming.size_hint(),
+            RequestBody::Streaming(body) => body.incoming.size_hint(),
+            RequestBody::Kept(kept) => kept.size_hint(),
         }
     }
 }
 
-impl Drop for RequestBody {
-    fn drop(&mut self) {
-        let RequestBody::Streaming(incoming, upload) = self else { return };
+/// A body that streams from the client.
+pub struct Streaming {
+    /// What hyper reads from the client.
+    pub incoming: Incoming,
+    /// Its limits.
+    pub upload: Rc<Upload>,
+}
+
+impl Streaming {
+    /// The next piece of the body, under its limits.
+    pub fn poll(&mut self, cx: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        self.upload.poll(&mut self.incoming, cx)
+    }
+
+    /// Nobody will read on. hyper learns that only when it looks, and must not wait for the client to send more.
+    pub fn dropped(&self) {
         // A body with a known length ends with its last byte: nobody asks for the frame after it.
-        if incoming.is_end_stream() {
-            upload.done.set(true);
+        if self.incoming.is_end_stream() {
+            self.upload.done.set(true);
         }
-        // Nobody wants the rest. hyper learns that only when it looks, and must not wait for the client to send more.
-        if !upload.done.get() {
-            upload.client.progress.wake();
+        if !self.upload.done.get() {
+            self.upload.client.progress.wake();
         }
+    }
+}
+
+impl Drop for Streaming {
+    fn drop(&mut self) {
+        self.dropped();
     }
 }
 
@@ -240,6 +313,10 @@ impl Delivery {
     }
 }
 
+#[allow(
+    clippy::large_enum_variant,
+    reason = "nearly every body is the large one: a box would cost each an allocation"
+)]
 enum Source {
     /// One piece that we made.
     Piece(Option<Bytes>),
@@ -250,8 +327,12 @@ enum Source {
         lease: RefCell<Option<Lease>>,
         stall_after: Duration,
         stalled: bool,
+        /// It has none by its nature (HEAD, 204, 304), whatever its length says.
+        bare: bool,
     },
 }
+
+type Polled = Poll<Option<Result<Frame<Bytes>, Cut>>>;
 
 impl ResponseBody {
     /// No body, and nothing to record when it ends.
@@ -275,7 +356,9 @@ impl ResponseBody {
         context: Box<Context>,
     ) -> ResponseBody {
         let lease = RefCell::new(Some(lease));
-        let source = Source::Upstream { first, incoming, lease, stall_after, stalled: false };
+        // RFC 9110 sections 9.3.2, 15.3.5 and 15.4.5.
+        let bare = matches!(context.status, 204 | 304) || context.method == http::Method::HEAD;
+        let source = Source::Upstream { first, incoming, lease, stall_after, stalled: false, bare };
         let delivery = Delivery::of(&context);
         ResponseBody { source, context: Some(context), delivery }
     }
@@ -292,7 +375,7 @@ impl ResponseBody {
         }
     }
 
-    fn cut(&mut self, outcome: Outcome) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+    fn cut(&mut self, outcome: Outcome, error: Option<&hyper::Error>) -> Polled {
         if let Source::Upstream { lease, .. } = &mut self.source
             && let Some(lease) = lease.get_mut().take()
         {
@@ -305,7 +388,15 @@ impl ResponseBody {
             }
             context.end(outcome);
         }
-        Poll::Ready(Some(Err(Cut(outcome))))
+        let cut = error.map_or_else(|| Cut::new(outcome), |error| Cut::by(outcome, error));
+        Poll::Ready(Some(Err(cut)))
+    }
+
+    /// It ended before its announced length: hyper takes an HTTP/2 stream that was reset without an error for a whole
+    /// one, but RFC 9113 section 8.1 allows that reset only behind a whole answer.
+    fn is_short(&self) -> bool {
+        let Source::Upstream { incoming, bare: false, .. } = &self.source else { return false };
+        incoming.size_hint().exact().is_some_and(|left| left > 0)
     }
 }
 
@@ -318,7 +409,7 @@ impl Body for ResponseBody {
         // Asked for more: the client took what there was.
         if let Some(delivery) = &mut this.delivery {
             if delivery.taken() {
-                return this.cut(Outcome::ClientStalled);
+                return this.cut(Outcome::ClientStalled, None);
             }
             ready!(delivery.connection.backlog.poll_room(cx.waker()));
         }
@@ -330,7 +421,8 @@ impl Body for ResponseBody {
                 };
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
-            Source::Upstream { first, incoming, lease, stall_after, stalled } => {
+            Source::Upstream { bare: true, .. } => Poll::Ready(None),
+            Source::Upstream { first, incoming, lease, stall_after, stalled, .. } => {
                 let polled = match first.take() {
                     Some(first) => Poll::Ready(Some(Ok(Frame::data(first)))),
                     None => Pin::new(incoming).poll_frame(cx),
@@ -342,7 +434,7 @@ impl Body for ResponseBody {
                         lease.timer().set(*stall_after);
                     }
                     if lease.timer().poll_expired(cx).is_ready() {
-                        return this.cut(Outcome::UpstreamStalled);
+                        return this.cut(Outcome::UpstreamStalled, None);
                     }
                     return Poll::Pending;
                 }
@@ -361,7 +453,8 @@ impl Body for ResponseBody {
                 }
                 Poll::Ready(Some(Ok(cleaned(frame))))
             }
-            Poll::Ready(Some(Err(error))) => this.cut(broke(&error).0),
+            Poll::Ready(Some(Err(error))) => this.cut(broke(&error).0, Some(&error)),
+            Poll::Ready(None) if this.is_short() => this.cut(Outcome::UpstreamTruncated, None),
             Poll::Ready(None) => {
                 this.finish();
                 Poll::Ready(None)
@@ -372,6 +465,7 @@ impl Body for ResponseBody {
     fn is_end_stream(&self) -> bool {
         match &self.source {
             Source::Piece(piece) => piece.is_none(),
+            Source::Upstream { bare: true, .. } => true,
             Source::Upstream { first, incoming, .. } => first.is_none() && incoming.is_end_stream(),
         }
     }
@@ -379,6 +473,7 @@ impl Body for ResponseBody {
     fn size_hint(&self) -> SizeHint {
         match &self.source {
             Source::Piece(piece) => SizeHint::with_exact(piece.as_ref().map_or(0, |b| b.len() as u64)),
+            Source::Upstream { bare: true, .. } => SizeHint::with_exact(0),
             Source::Upstream { first: None, incoming, .. } => incoming.size_hint(),
             Source::Upstream { first: Some(first), incoming, .. } => {
                 let (first, mut hint) = (first.len() as u64, incoming.size_hint());

@@ -15,6 +15,8 @@ use crate::base::address::ClientKey;
 use crate::base::clock::{self, Millis};
 use crate::base::outcome::Outcome;
 use crate::base::record::Privacy;
+use crate::config::model::ProxyHeader;
+use crate::net::proxy_protocol;
 use crate::net::stream::{Allowance, Guarded, Phase, Progress, Stream};
 use crate::net::timer::Timer;
 use crate::policy::connection_limit::Permit;
@@ -25,7 +27,7 @@ use crate::proxy::body::Upload;
 use crate::proxy::client_cert::{self, ClientCert};
 use crate::proxy::respond::Accept;
 use crate::proxy::upgrade::Tunnel;
-use crate::proxy::{Worker, record};
+use crate::proxy::{Worker, grpc, record};
 use crate::snapshot::cell::Held;
 use crate::snapshot::{Route, Site};
 use crate::telemetry::hub::SeriesId;
@@ -56,6 +58,8 @@ pub struct Connection {
     pub http2: bool,
     /// Port of the listener, for `X-Forwarded-Port`.
     pub port: u16,
+    /// What the client connected to, as far as the connection tells.
+    pub local: SocketAddr,
     /// `X-Forwarded-For` as we would write it for this client.
     pub forwarded_for: HeaderValue,
     /// `X-Forwarded-Port` as we would write it.
@@ -107,6 +111,7 @@ pub struct Introduction {
     pub trusted: bool,
     pub http2: bool,
     pub port: u16,
+    pub local: SocketAddr,
     pub handshake: Option<Handshake>,
     pub permit: Option<Permit>,
 }
@@ -126,6 +131,7 @@ impl Connection {
             secure: intro.handshake.is_some(),
             http2: intro.http2,
             port: intro.port,
+            local: SocketAddr::new(intro.local.ip().to_canonical(), intro.local.port()),
             forwarded_for: text(&client.ip().to_string()),
             forwarded_port: HeaderValue::from(intro.port),
             policy: RefCell::new(intro.handshake.as_ref().map(|handshake| handshake.policy.clone())),
@@ -256,6 +262,8 @@ pub struct Context {
     pub endpoint: Option<Arc<Endpoint>>,
     /// From sending to the answer's head, in microseconds.
     pub upstream_micros: Option<u64>,
+    /// The code with which an HTTP/2 backend reset the request before it answered.
+    pub reset: Option<h2::Reason>,
     /// Endpoints tried.
     pub tries: u32,
     /// Status sent.
@@ -299,13 +307,14 @@ impl Context {
             host: headers.get(header::HOST).cloned(),
             version: request.version(),
             limit: None,
-            accept: Accept::of(headers),
+            accept: if grpc::is_request(request) { Accept::Grpc } else { Accept::of(headers) },
             user_agent: headers.get(header::USER_AGENT).filter(|_| verbose).cloned(),
             referer: headers.get(header::REFERER).filter(|_| verbose).cloned(),
             upload: None,
             untouched: false,
             endpoint: None,
             upstream_micros: None,
+            reset: None,
             tries: 0,
             status: 0,
             close: last || connection.closing.get(),
@@ -331,6 +340,17 @@ impl Context {
     /// Its route, once known.
     pub fn route(&self) -> Option<&Route> {
         self.site()?.routes.get(self.route?)
+    }
+
+    /// The PROXY protocol header that names its client to a backend. Behind trusted proxies that say it in a field, the
+    /// client's port is not known: 0.
+    pub fn proxy_header(&self, version: ProxyHeader) -> Vec<u8> {
+        let port = if self.client == self.connection.client.ip() { self.connection.client.port() } else { 0 };
+        let (source, destination) = (SocketAddr::new(self.client, port), self.connection.local);
+        match version {
+            ProxyHeader::V1 => proxy_protocol::write_v1(source, destination),
+            ProxyHeader::V2 => proxy_protocol::write_v2(source, destination),
+        }
     }
 
     /// What limits are kept for.

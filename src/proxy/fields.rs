@@ -32,6 +32,8 @@ pub struct Found {
     pub upgrade: Option<HeaderValue>,
     /// The client understands trailers (RFC 9110 section 10.1.4).
     pub te_trailers: bool,
+    /// The client waits to be told to go on before it sends its body (RFC 9110 section 10.1.1).
+    pub expects: bool,
 }
 
 /// Who a request comes from; what the fields are replaced with.
@@ -91,13 +93,16 @@ pub fn clean_request(headers: &mut HeaderMap, trusted: bool) -> Result<Found, Ou
                 found.upgrade = Some(value.clone());
                 remove.push(name);
             }
-            // `Expect` is answered by us: the body is not asked for before a backend wants it.
+            // Set anew where the backend can be asked.
+            "expect" => {
+                found.expects |= value.as_bytes().eq_ignore_ascii_case(b"100-continue");
+                remove.push(name);
+            }
             "keep-alive"
             | "proxy-connection"
             | "transfer-encoding"
             | "proxy-authorization"
-            | "http2-settings"
-            | "expect" => remove.push(name),
+            | "http2-settings" => remove.push(name),
             "forwarded" | "x-real-ip" | "x-client-ip" | "true-client-ip" | "cf-connecting-ip" => {
                 if !trusted {
                     remove.push(name);
@@ -422,7 +427,7 @@ mod tests {
             ("accept", "*/*"),
         ]);
         let found = clean_request(&mut headers, false).unwrap();
-        assert_eq!(found, Found { upgrade: None, te_trailers: true });
+        assert_eq!(found, Found { te_trailers: true, ..Found::default() });
         assert_eq!(names(&headers), ["accept"]);
     }
 

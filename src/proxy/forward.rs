@@ -22,22 +22,25 @@ use hyper::body::{Body, Incoming};
 
 use crate::base::clock;
 use crate::base::outcome::Outcome;
+use crate::config::model::Http;
 use crate::net::descriptors::Descriptor;
 use crate::net::timer::Timer;
 use crate::proxy::Worker;
 use crate::proxy::body::{RequestBody, ResponseBody, Upload};
 use crate::proxy::context::Context;
+use crate::proxy::expect;
 use crate::proxy::fields::{self, Found};
 use crate::proxy::request::Answer;
 use crate::proxy::respond;
 use crate::proxy::shed::Shed;
-use crate::proxy::upgrade::Tunnel;
+use crate::proxy::upgrade::{self, StreamTunnel, Wish};
 use crate::snapshot::{Route, Service};
 use crate::telemetry::metric::Counter;
 use crate::upstream::answer;
 use crate::upstream::balance::Tried;
 use crate::upstream::connect::{self, ConnectError, Connection, Target};
 use crate::upstream::endpoint::{Endpoint, InFlight};
+use crate::upstream::multiplex::Stream;
 use crate::upstream::pool::Keep;
 
 /// Endpoints tried for one request.
@@ -53,33 +56,50 @@ pub struct Outgoing {
     pub body: RequestBody,
     /// What its hop-by-hop fields said.
     pub found: Found,
+    /// The protocol it is to be changed to, if it may.
+    pub wish: Option<Box<Wish>>,
+    /// The backend is to say when it wants the body.
+    pub expects: bool,
 }
 
 /// A connection to an endpoint, lent to one request.
 pub struct Lease {
-    worker: Rc<Worker>,
-    connection: Connection<RequestBody>,
-    in_flight: InFlight,
-    upload: Option<Rc<Upload>>,
+    pub(super) worker: Rc<Worker>,
+    pub(super) carrier: Carrier,
+    pub(super) in_flight: InFlight,
+    pub(super) upload: Option<Rc<Upload>>,
     /// A body went with a method that has none by habit: a backend that ignored it would take it for the next request
     /// (RFC 9110 section 9.3.1), so the connection carries no other.
-    last: bool,
+    pub(super) last: bool,
+}
+
+/// What carries a request to its endpoint.
+pub enum Carrier {
+    /// An HTTP/1.1 connection, for this request alone.
+    Alone(Connection<RequestBody>),
+    /// A stream of an HTTP/2 connection.
+    Shared(Stream<RequestBody>),
 }
 
 impl Lease {
-    /// The timer of the connection.
+    /// For the deadlines of the request.
     pub fn timer(&self) -> &Timer {
-        &self.connection.timer
+        match &self.carrier {
+            Carrier::Alone(connection) => &connection.timer,
+            Carrier::Shared(stream) => &stream.timer,
+        }
     }
 
-    /// The answer was read whole: the connection can carry another request, unless the last one is still being sent.
+    /// The answer was read whole: the connection can carry another request, unless the last one is still being sent. A
+    /// stream is dropped, and with it what is still being sent.
     pub fn give_back(self) {
-        self.connection.timer.clear();
+        let Carrier::Alone(connection) = self.carrier else { return };
+        connection.timer.clear();
         if !self.last && self.upload.as_ref().is_none_or(|upload| upload.done()) {
             let snapshot = self.worker.snapshot();
             let server = &snapshot.server;
             let keep = Keep { count: server.limits.upstream_idle, time: server.timeouts.upstream_idle };
-            self.worker.pools.give(self.in_flight.endpoint(), self.connection, self.worker.wheel.now(), keep);
+            self.worker.pools.give(self.in_flight.endpoint(), connection, self.worker.wheel.now(), keep);
         }
     }
 
@@ -91,22 +111,26 @@ impl Lease {
 
 /// An answer from a backend on its way out.
 pub struct Forwarded {
-    response: Response<Incoming>,
+    pub(super) response: Response<Incoming>,
     /// The first piece of the body, where it was waited for.
-    first: Option<Bytes>,
+    pub(super) first: Option<Bytes>,
     /// `None` when the connection went into a tunnel.
-    lease: Option<Lease>,
+    pub(super) lease: Option<Lease>,
+    /// The tunnel of an HTTP/2 client.
+    pub(super) tunnel: Option<Box<StreamTunnel>>,
 }
 
 impl Forwarded {
     /// The answer as the client gets it.
     pub fn into_response(self, mut context: Box<Context>) -> Response<ResponseBody> {
-        let Forwarded { response, first, lease } = self;
+        let Forwarded { response, first, lease, tunnel } = self;
         let (mut parts, incoming) = response.into_parts();
         fields::clean_response(&mut parts.headers, parts.status);
         if let Some(route) = context.route() {
             route.response_headers.apply(&mut parts.headers);
         }
+        // The client was never told to go on: it sends no body, and nobody could tell a late one from its next request.
+        context.close |= context.upload.as_ref().is_some_and(|upload| upload.unasked());
         respond::finish(&mut parts.headers, &context);
         context.status = parts.status.as_u16();
         parts.version = Version::HTTP_11;
@@ -116,20 +140,10 @@ impl Forwarded {
                 let stall = context.snapshot.server.timeouts.tunnel;
                 ResponseBody::upstream(first, incoming, lease, stall, context)
             }
-            None => switching(context),
+            None => upgrade::begun(context, tunnel),
         };
         Response::from_parts(parts, body)
     }
-}
-
-/// The body of a `101` is empty; the request goes on as a tunnel and is recorded when that ends.
-fn switching(mut context: Box<Context>) -> ResponseBody {
-    context.expect(Outcome::Tunnelled);
-    let connection = context.connection.clone();
-    if let Some(tunnel) = connection.tunnel.borrow_mut().as_mut() {
-        tunnel.context = Some(context);
-    }
-    ResponseBody::nothing()
 }
 
 /// Sends a request to one endpoint of a service, to another if that one fails.
@@ -140,10 +154,14 @@ pub async fn run(
     context: &mut Context,
     route: &Route,
     service: &Service,
-    outgoing: Outgoing,
+    mut outgoing: Outgoing,
 ) -> Result<Answer, Outcome> {
-    let upgrading = outgoing.found.upgrade.is_some();
+    let mut wish = outgoing.wish.take();
+    let expects = outgoing.expects;
     let mut request = outgoing.into_request(route)?;
+    if expects && let Some(upload) = &context.upload {
+        expect::pass_on(&mut request, upload);
+    }
     let saved = Saved::of(&request);
     let worker = context.worker().clone();
     let mut tried = Tried::default();
@@ -155,6 +173,10 @@ pub async fn run(
             break;
         };
         let Some(chosen) = service.core.endpoints.get(index) else { break };
+        // It waited there already as long as it may.
+        if last == Outcome::UpstreamBusy && tried.contains(index) {
+            break;
+        }
         tried.insert(index);
         context.tries = attempt + 1;
         context.endpoint = Some(chosen.endpoint.clone());
@@ -168,7 +190,9 @@ pub async fn run(
             Err(failure) => Err(failure),
         };
         match sent {
-            Ok((response, first, lease)) => return arrived(context, response, first, lease, upgrading).await,
+            Ok((response, first, lease)) => {
+                return arrived(context, response, first, lease, wish.take()).await;
+            }
             Err(failure) => {
                 last = failure.outcome;
                 let again = failure.unsent.or_else(|| if failure.answered { None } else { saved.restore() });
@@ -188,37 +212,47 @@ async fn arrived(
     response: Response<Incoming>,
     first: Option<Bytes>,
     lease: Lease,
-    upgrading: bool,
+    wish: Option<Box<Wish>>,
 ) -> Result<Answer, Outcome> {
-    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        return Ok(Answer::Forwarded(Box::new(Forwarded { response, first, lease: Some(lease) })));
-    }
-    // Nobody asked: bytes behind such an answer would be taken for the next one (RFC 9110 section 15.2.2).
-    if !upgrading {
-        lease.fail(Outcome::UpstreamInvalid);
-        return Err(Outcome::UpstreamInvalid);
-    }
-    let (upstream, early) = lease.connection.ending.upgraded().await.ok_or(Outcome::UpstreamClosed)?;
-    let tunnel = Tunnel { upstream, early, lease, context: None };
-    *context.connection.tunnel.borrow_mut() = Some(tunnel);
-    Ok(Answer::Forwarded(Box::new(Forwarded { response, first: None, lease: None })))
+    let forwarded = match wish {
+        Some(wish) => Box::pin(upgrade::answered(context, response, first, lease, *wish)).await?,
+        // Nobody asked: bytes behind such an answer would be taken for the next one (RFC 9110 section 15.2.2).
+        None if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+            lease.fail(Outcome::UpstreamInvalid);
+            return Err(Outcome::UpstreamInvalid);
+        }
+        None => Forwarded { response, first, lease: Some(lease), tunnel: None },
+    };
+    Ok(Answer::Forwarded(Box::new(forwarded)))
 }
 
 /// A try that failed.
-struct Failure {
-    outcome: Outcome,
+pub(super) struct Failure {
+    pub(super) outcome: Outcome,
     /// The request, where it was certainly never sent.
-    unsent: Option<Box<Request<RequestBody>>>,
+    pub(super) unsent: Option<Box<Request<RequestBody>>>,
     /// The endpoint had its chance to answer: sending again would only make things worse.
-    answered: bool,
+    pub(super) answered: bool,
+}
+
+impl Failure {
+    /// Nothing is sent again.
+    pub(super) fn last(outcome: Outcome) -> Failure {
+        Failure { outcome, unsent: None, answered: true }
+    }
+
+    /// The request was not processed; `unsent` is it, where it can be sent again.
+    pub(super) fn again(outcome: Outcome, unsent: Option<Box<Request<RequestBody>>>) -> Failure {
+        Failure { outcome, unsent, answered: false }
+    }
 }
 
 /// One try at one endpoint.
-struct Exchange<'a> {
-    worker: &'a Rc<Worker>,
-    service: &'a Service,
-    index: usize,
-    endpoint: &'a Arc<Endpoint>,
+pub(super) struct Exchange<'a> {
+    pub(super) worker: &'a Rc<Worker>,
+    pub(super) service: &'a Service,
+    pub(super) index: usize,
+    pub(super) endpoint: &'a Arc<Endpoint>,
 }
 
 impl Exchange<'_> {
@@ -227,18 +261,22 @@ impl Exchange<'_> {
         context: &mut Context,
         mut request: Box<Request<RequestBody>>,
     ) -> Result<(Response<Incoming>, Lease), Failure> {
+        if self.service.core.http == Http::H2 {
+            return Box::pin(self.send_multiplexed(context, request)).await;
+        }
         let tls = self.tls();
+        let bound = self.service.core.proxy_protocol.map(|_| context.client);
         // One that is down gets this request as its trial: only a new connection can show that it is back.
         let up = self.endpoint.is_up(self.worker.wheel.now());
         loop {
-            let pooled = up.then(|| self.worker.pools.take(self.endpoint, tls)).flatten();
+            let pooled = up.then(|| self.worker.pools.take(self.endpoint, tls, bound)).flatten();
             let fresh = pooled.is_none();
             let connection = match pooled {
                 Some(pooled) => pooled,
                 // Boxed: a request on a pooled connection must not carry the room for a handshake.
-                None => match Box::pin(self.connect()).await {
+                None => match Box::pin(self.connect(context)).await {
                     Ok(connection) => connection,
-                    Err(error) => return Err(self.unreachable(&error, request)),
+                    Err(error) => return Err(self.unreachable(&error, Some(request))),
                 },
             };
             if !fresh {
@@ -260,42 +298,62 @@ impl Exchange<'_> {
         if self.endpoint.tls { self.service.tls.as_ref() } else { None }
     }
 
-    async fn connect(&self) -> Result<Connection<RequestBody>, ConnectError> {
-        let descriptor = self.descriptor().ok_or(ConnectError::NoDescriptor)?;
+    /// How the endpoint is reached; in nobody's name.
+    pub(super) fn target(&self, head_max: usize) -> Target<'_> {
         let name = self.service.server_names.get(self.index).and_then(Option::as_ref);
-        let snapshot = self.worker.snapshot();
-        let connection = connect::connect(Target {
+        Target {
             address: &self.endpoint.address,
             tls: self.tls().zip(name),
             timeout: self.service.core.connect_timeout,
-            head_max: snapshot.server.limits.upstream_head,
+            head_max,
+            bound: None,
+            header: Vec::new(),
             wheel: &self.worker.wheel,
-            descriptor,
-        })
-        .await?;
+            descriptor: Descriptor::of_reserve(),
+        }
+    }
+
+    async fn connect(&self, context: &Context) -> Result<Connection<RequestBody>, ConnectError> {
+        let snapshot = self.worker.snapshot();
+        let mut target = self.target(snapshot.server.limits.upstream_head);
+        target.descriptor = self.descriptor().ok_or(ConnectError::NoDescriptor)?;
+        if let Some(version) = self.service.core.proxy_protocol {
+            target.bound = Some(context.client);
+            target.header = context.proxy_header(version);
+        }
+        let connection = connect::connect(target).await?;
         self.worker.shard.add(Counter::UpstreamOpened, 1);
         self.endpoint.connect_succeeded();
         Ok(connection)
     }
 
     /// Leave for one more socket; idle connections of this worker give way to it.
-    fn descriptor(&self) -> Option<Descriptor> {
+    pub(super) fn descriptor(&self) -> Option<Descriptor> {
         let budget = self.worker.connections.descriptors();
         budget.take().or_else(|| {
             self.worker.pools.shrink();
+            self.worker.multiplexed.shrink();
             budget.take()
         })
     }
 
-    fn unreachable(&self, error: &ConnectError, request: Box<Request<RequestBody>>) -> Failure {
+    pub(super) fn unreachable(
+        &self,
+        error: &ConnectError,
+        unsent: Option<Box<Request<RequestBody>>>,
+    ) -> Failure {
         // Not the endpoint's fault, and no other one could be reached either.
         if matches!(error, ConnectError::NoDescriptor) {
             self.worker.shed(Shed::Backend, None);
-            return Failure { outcome: Outcome::NoDescriptor, unsent: None, answered: true };
+            return Failure::last(Outcome::NoDescriptor);
         }
         let message = error.to_string();
         self.log("backend unreachable", &message);
-        self.endpoint.connect_failed(self.worker.wheel.now(), &message);
+        match error {
+            // It answers, it has only too much to do: no reason to take it out.
+            ConnectError::Busy => self.endpoint.note_failure(&message),
+            _ => self.endpoint.connect_failed(self.worker.wheel.now(), &message),
+        }
         let (outcome, counter) = match error {
             ConnectError::Refused => (Outcome::ConnectRefused, Counter::UpstreamRefused),
             ConnectError::Name(_) => (Outcome::UpstreamName, Counter::UpstreamName),
@@ -303,12 +361,14 @@ impl Exchange<'_> {
             ConnectError::Tls(_) => (Outcome::UpstreamTls, Counter::UpstreamTls),
             ConnectError::Timeout(_) => (Outcome::ConnectTimeout, Counter::UpstreamTimeout),
             ConnectError::NoDescriptor => (Outcome::NoDescriptor, Counter::UpstreamDescriptors),
+            ConnectError::NotH2(_) => (Outcome::UpstreamNotH2, Counter::UpstreamNotH2),
+            ConnectError::Busy => (Outcome::UpstreamBusy, Counter::UpstreamBusy),
         };
         self.worker.shard.add(counter, 1);
-        Failure { outcome, unsent: Some(request), answered: false }
+        Failure::again(outcome, unsent)
     }
 
-    fn log(&self, what: &str, why: &str) {
+    pub(super) fn log(&self, what: &str, why: &str) {
         let Some(more) = self.endpoint.may_log(self.worker.wheel.now()) else { return };
         let service = &*self.service.core.name;
         match more {
@@ -351,10 +411,9 @@ impl Exchange<'_> {
         match result {
             Some(Ok(response)) => {
                 connection.timer.clear();
-                let micros = clock::micros().saturating_sub(started);
-                context.upstream_micros = Some(micros);
-                self.endpoint.observe(micros, self.worker.wheel.now());
-                Ok((response, Lease { worker: self.worker.clone(), connection, in_flight, upload, last }))
+                self.observe(context, started);
+                let carrier = Carrier::Alone(connection);
+                Ok((response, Lease { worker: self.worker.clone(), carrier, in_flight, upload, last }))
             }
             Some(Err(mut error)) => {
                 let unsent = error.take_message().map(Box::new);
@@ -362,9 +421,16 @@ impl Exchange<'_> {
             }
             None => {
                 self.endpoint.note_failure(Outcome::UpstreamTimeout.row().sentence);
-                Err(Failure { outcome: Outcome::UpstreamTimeout, unsent: None, answered: true })
+                Err(Failure::last(Outcome::UpstreamTimeout))
             }
         }
+    }
+
+    /// The head of an answer came.
+    pub(super) fn observe(&self, context: &mut Context, started: u64) {
+        let micros = clock::micros().saturating_sub(started);
+        context.upstream_micros = Some(micros);
+        self.endpoint.observe(micros, self.worker.wheel.now());
     }
 
     /// Waits for the first byte of a body with a known length: until then the request can go to another endpoint.
@@ -398,7 +464,7 @@ impl Exchange<'_> {
     }
 
     /// The deadline for the first byte counts from the end of the request: while its body moves, it waits.
-    fn still_uploading(&self, timer: &Timer, upload: Option<&Upload>) -> bool {
+    pub(super) fn still_uploading(&self, timer: &Timer, upload: Option<&Upload>) -> bool {
         let Some(upload) = upload else { return false };
         let due = upload.moved().after(self.service.core.timeout);
         let now = self.worker.wheel.now();
@@ -416,11 +482,11 @@ impl Exchange<'_> {
         upload: Option<&Upload>,
     ) -> Failure {
         if unsent.is_some() {
-            return Failure { outcome: Outcome::UpstreamClosed, unsent, answered: false };
+            return Failure::again(Outcome::UpstreamClosed, unsent);
         }
         // A body that we cut ourselves breaks the connection; the cut is the reason, not the backend.
         if let Some(outcome) = upload.and_then(Upload::failure) {
-            return Failure { outcome, unsent: None, answered: true };
+            return Failure::last(outcome);
         }
         let fault = answer::fault(error);
         let invalid = fault.is_some() || error.is_parse() || error.is_parse_too_large();
@@ -468,7 +534,7 @@ impl Saved {
 
 impl Outgoing {
     fn into_request(self, route: &Route) -> Result<Box<Request<RequestBody>>, Outcome> {
-        let Outgoing { mut parts, body, found } = self;
+        let Outgoing { mut parts, body, found, .. } = self;
         fields::set_hop(&mut parts.headers, &found, parts.version);
         // hyper sends no body at all with these, unless it is told how to frame one.
         if matches!(parts.method, Method::GET | Method::HEAD)

@@ -30,7 +30,7 @@ use crate::tls::policy::Policy;
 
 /// Handshakes, then serves.
 pub async fn run(worker: &Rc<Worker>, accepted: Accepted) {
-    let Accepted { tcp, client, trusted, port, permit } = accepted;
+    let Accepted { tcp, client, trusted, port, local, permit } = accepted;
     let server = worker.snapshot().server.clone();
     let Ok(ticket) = worker.turnstile.enter(server.limits.handshakes) else {
         return worker.shed(Shed::HandshakeQueue, None);
@@ -72,6 +72,7 @@ pub async fn run(worker: &Rc<Worker>, accepted: Accepted) {
         trusted,
         http2,
         port,
+        local,
         handshake: Some(Handshake { version: tls_version, sni, policy, client_cert, place }),
         permit: Some(permit),
     };

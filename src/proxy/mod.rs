@@ -8,9 +8,10 @@
 //! 5. [`normalize`] and [`fields`]: one reading of host and path; hop-by-hop and forwarded fields; [`client_cert`]: what
 //!    is told of a client's certificate.
 //! 6. [`enforce`]: the policies, in their fixed order.
-//! 7. [`forward`]: choose an endpoint, send, perhaps retry.
-//! 8. [`body`], [`backlog`] and [`upgrade`]: streaming, limits, tunnels.
-//! 9. [`respond`]: the only place where an outcome becomes an answer.
+//! 7. [`forward`]: choose an endpoint, send, perhaps retry; [`multiplexed`] where the backend speaks HTTP/2.
+//! 8. [`body`], [`backlog`] and [`upgrade`]: streaming, limits, tunnels. [`expect`], [`keep`] and [`reset`] are what bodies
+//!    need for `100-continue`, another try, and the codes of HTTP/2.
+//! 9. [`respond`]: the only place where an outcome becomes an answer; [`grpc`] is its form for gRPC.
 //! 10. [`record`]: numbers and the access record, exactly once.
 //!
 //! Everything here lives on one worker's thread and is not `Send`: `Rc` and `Cell`, no locks. The control plane is
@@ -22,14 +23,19 @@ pub mod body;
 pub mod client_cert;
 pub mod context;
 pub mod enforce;
+pub mod expect;
 pub mod fields;
 pub mod forward;
 pub mod frames;
+pub mod grpc;
 pub mod guard;
 pub mod handshake;
+pub mod keep;
+pub mod multiplexed;
 pub mod normalize;
 pub mod record;
 pub mod request;
+pub mod reset;
 pub mod respond;
 pub mod serve;
 pub mod shed;
@@ -54,6 +60,7 @@ use crate::telemetry::access::Sink;
 use crate::telemetry::metric::Gauge;
 use crate::telemetry::shard::Shard;
 use crate::tls::acme::Challenges;
+use crate::upstream::multiplex::Multiplexed;
 use crate::upstream::pool::Pools;
 
 /// What a worker owns; everything its connections and requests share.
@@ -68,6 +75,8 @@ pub struct Worker {
     pub sink: Sink,
     /// Its idle connections to endpoints.
     pub pools: Pools<RequestBody>,
+    /// Its HTTP/2 connections to endpoints.
+    pub multiplexed: Multiplexed<RequestBody>,
     /// The caps on client connections, shared by all workers.
     pub connections: Connections,
     /// Answers to challenges of ACME authorities, shared by all workers.
@@ -117,6 +126,7 @@ impl Worker {
             shard: parts.shard,
             sink: parts.sink,
             pools: Pools::default(),
+            multiplexed: Multiplexed::default(),
             connections: parts.connections,
             challenges: parts.challenges,
             turnstile: Rc::default(),
@@ -191,6 +201,8 @@ impl Worker {
         // Idle connections to backends live for a minute; a look a second is exact enough.
         if count.is_multiple_of(10) {
             self.pools.sweep(self.wheel.now());
+            let idle = self.snapshot().server.timeouts.upstream_idle;
+            self.multiplexed.sweep(self.wheel.now(), idle);
         }
     }
 

@@ -15,13 +15,16 @@ use http::{HeaderValue, Method, Request, Response, Version};
 use hyper::body::{Body, Incoming};
 
 use crate::base::outcome::Outcome;
-use crate::config::model::Forward;
-use crate::proxy::body::{RequestBody, ResponseBody, Upload};
+use crate::config::model::{Forward, Http};
+use crate::proxy::body::{RequestBody, ResponseBody, Streaming, Upload};
 use crate::proxy::context::{Connection, Context};
 use crate::proxy::fields::{self, Found};
-use crate::proxy::{Worker, enforce, forward, normalize, respond};
+use crate::proxy::keep::Kept;
+use crate::proxy::respond::Accept;
+use crate::proxy::upgrade::Extended;
+use crate::proxy::{Worker, enforce, forward, normalize, respond, upgrade};
 use crate::route::RequestHead;
-use crate::snapshot::{Action, Site, Snapshot};
+use crate::snapshot::{Action, Route, Service, Site, Snapshot};
 
 /// Bytes of an unwanted body that are read to keep a connection, and how long an answer waits for that.
 const DISCARD_MAX: u64 = 16 * 1024;
@@ -78,6 +81,11 @@ async fn answer(
     mut parts: Box<Parts>,
     body: &mut Option<Incoming>,
 ) -> Result<Answer, Outcome> {
+    // An extended CONNECT is from here on the GET that it stands for.
+    let extended = match parts.method {
+        Method::CONNECT => upgrade::extended(&mut parts)?,
+        _ => None,
+    };
     if let Some(answer) = respond::challenge(context, &parts) {
         return Ok(answer);
     }
@@ -126,18 +134,46 @@ async fn answer(
         Action::Redirect(redirect) => Ok(respond::redirect(redirect, &parts, path.as_deref())),
         Action::Respond(fixed) => Ok(respond::fixed(fixed)),
         Action::Proxy(service) => {
-            let mut found = prepare(context, &mut parts, path.as_deref(), site.forward)?;
-            // What follows the head would be body and tunnel at once: an upgrade may be ignored (RFC 9110 section 7.8).
-            if context.untouched {
-                found.upgrade = None;
-            }
-            let body = match body.take() {
-                Some(body) => upload(context, route.max_body, body, body_rate(context, &parts)),
-                None => RequestBody::Empty,
-            };
-            forward::run(context, route, service, forward::Outgoing { parts, body, found }).await
+            let found = prepare(context, &mut parts, path.as_deref(), site.forward)?;
+            let outgoing = outgoing(context, parts, found, body.take(), route, service, extended)?;
+            forward::run(context, route, service, outgoing).await
         }
     }
+}
+
+/// A request as a backend gets it, its head ours already.
+fn outgoing(
+    context: &mut Context,
+    mut parts: Box<Parts>,
+    mut found: Found,
+    body: Option<Incoming>,
+    route: &Route,
+    service: &Service,
+    extended: Option<Extended>,
+) -> Result<forward::Outgoing, Outcome> {
+    // What follows the head would be body and tunnel at once: an upgrade may be ignored (RFC 9110 section 7.8).
+    if context.untouched {
+        found.upgrade = None;
+    }
+    let mut wish = None;
+    if found.upgrade.is_some() || extended.is_some() {
+        let (worker, allowed) = (context.worker(), &service.core.upgrade);
+        wish = upgrade::wish(worker, &mut parts, &mut found.upgrade, extended, allowed)?;
+    }
+    let multiplexed = service.core.http == Http::H2;
+    let body = match body {
+        Some(body) => upload(context, route.max_body, body, body_rate(context, &parts)),
+        None => RequestBody::Empty,
+    };
+    let body = match body {
+        // A backend that speaks HTTP/2 may give a request back after its body was begun.
+        RequestBody::Streaming(body) if multiplexed => RequestBody::Kept(Kept::new(body)),
+        body => body,
+    };
+    // RFC 9110 section 10.1.1: from an HTTP/1.0 client it means nothing.
+    let expects = found.expects && parts.version > Version::HTTP_10;
+    let expects = expects && !multiplexed && matches!(body, RequestBody::Streaming(_));
+    Ok(forward::Outgoing { parts, body, found, wish, expects })
 }
 
 /// Sizes that hyper does not bound as we want them.
@@ -254,8 +290,11 @@ fn upload(context: &mut Context, max: Option<u64>, body: Incoming, rate: u64) ->
         return RequestBody::Empty;
     }
     let (wheel, client) = (&context.worker().wheel, context.connection.clone());
-    let upload = Rc::new(Upload::new(wheel, client, max, context.snapshot.server.timeouts.body, rate));
+    let timeouts = &context.snapshot.server.timeouts;
+    // A stream of messages may be silent as long as a tunnel.
+    let stall = if context.accept == Accept::Grpc { timeouts.tunnel } else { timeouts.body };
+    let upload = Rc::new(Upload::new(wheel, client, max, stall, rate));
     context.untouched = false;
     context.upload = Some(upload.clone());
-    RequestBody::Streaming(body, upload)
+    RequestBody::Streaming(Streaming { incoming: body, upload })
 }

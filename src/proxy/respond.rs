@@ -14,6 +14,7 @@ use crate::policy::respond::Respond;
 use crate::proxy::body::ResponseBody;
 use crate::proxy::context::Context;
 use crate::proxy::fields::X_REQUEST_ID;
+use crate::proxy::grpc;
 use crate::proxy::request::Answer;
 use crate::telemetry::metric::Counter;
 
@@ -83,6 +84,10 @@ pub fn failure(mut context: Box<Context>, outcome: Outcome) -> Response<Response
     if status == StatusCode::SERVICE_UNAVAILABLE {
         headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
+    if context.accept == Accept::Grpc {
+        grpc::write(&mut headers, outcome, context.reset);
+        return Local { status: StatusCode::OK, headers, body: Bytes::new(), outcome }.into_response(context);
+    }
     let id = context.request_id.to_str().unwrap_or_default();
     let (kind, body) = page(context.accept, status, outcome, id);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
@@ -98,6 +103,8 @@ pub enum Accept {
     Json,
     /// A person with a terminal, or who knows.
     Text,
+    /// gRPC, which reads no HTTP status.
+    Grpc,
 }
 
 impl Accept {
@@ -145,7 +152,7 @@ fn page(accept: Accept, status: StatusCode, outcome: Outcome, id: &str) -> (&'st
             )
             .into(),
         ),
-        Accept::Text => (
+        Accept::Text | Accept::Grpc => (
             "text/plain; charset=utf-8",
             format!("{number} {name}: {sentence}\n{code}, request {id}\n").into(),
         ),

@@ -39,8 +39,9 @@ const LINGER_BUFFER: usize = 16 * 1024;
 
 /// Serves a connection of a plain HTTP listener.
 pub async fn plain(worker: &Rc<Worker>, accepted: Accepted) {
-    let Accepted { tcp, client, trusted, port, permit } = accepted;
-    let intro = Introduction { client, trusted, http2: false, port, handshake: None, permit: Some(permit) };
+    let Accepted { tcp, client, trusted, port, local, permit } = accepted;
+    let permit = Some(permit);
+    let intro = Introduction { client, trusted, http2: false, port, local, handshake: None, permit };
     run(worker, Stream::Plain(tcp), intro).await;
 }
 
@@ -72,7 +73,8 @@ pub async fn run(worker: &Rc<Worker>, stream: Stream, intro: Introduction) {
     drop(connection.tunnel.borrow_mut().take());
 }
 
-fn allowance(server: &Server) -> Allowance {
+/// How long each phase of a connection may last.
+pub fn allowance(server: &Server) -> Allowance {
     let timeouts = &server.timeouts;
     Allowance {
         idle: timeouts.idle,
@@ -108,7 +110,9 @@ fn h2_builder(server: &Server, executor: LocalExecutor) -> http2::Builder<LocalE
         .max_local_error_reset_streams(limits.h2_resets)
         .max_send_buf_size(H2_SEND_BUFFER)
         .initial_stream_window_size(H2_STREAM_WINDOW)
-        .initial_connection_window_size(H2_CONNECTION_WINDOW);
+        .initial_connection_window_size(H2_CONNECTION_WINDOW)
+        // RFC 8441 section 3: WebSocket over HTTP/2. Whether a tunnel is opened, the route decides.
+        .enable_connect_protocol();
     builder
 }
 

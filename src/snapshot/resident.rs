@@ -10,7 +10,7 @@ use rustls::ClientConfig;
 use rustls::server::ProducesTickets;
 
 use crate::base::clock;
-use crate::config::model::{Acme, HostPattern, Limit, Origin, Tls, Upstream};
+use crate::config::model::{Acme, HostPattern, Http, Limit, Origin, Tls, Upstream};
 use crate::policy::rate_limit::{self, Limiter};
 use crate::policy::site_limit::Places;
 use crate::telemetry::hub::Hub;
@@ -109,7 +109,7 @@ type Pair = (PathBuf, PathBuf);
 pub type Authority = Option<(PathBuf, Hash)>;
 
 /// What settings towards backends are made from: whom they trust, and the hash of the certificate they show.
-type Toward = (Authority, Option<Hash>);
+type Toward = (Authority, Option<Hash>, Http);
 
 type Hash = [u8; 32];
 
@@ -209,8 +209,8 @@ impl Residents {
         Ok(identity)
     }
 
-    /// How to speak TLS to backends: one for each content of a CA file and each certificate shown, so that pooled
-    /// connections can be shared, and never by services that show different certificates.
+    /// How to speak TLS to backends: one for each content of a CA file, each certificate shown and each protocol, so that
+    /// pooled connections can be shared, and never by services that show different certificates.
     ///
     /// # Errors
     /// Where the setting stands and what is wrong with it.
@@ -220,7 +220,7 @@ impl Residents {
         ca: Authority,
         identity: Option<&Identity>,
     ) -> Result<Arc<ClientConfig>, (Origin, String)> {
-        let key = (ca, identity.map(|identity| identity.fingerprint));
+        let key = (ca, identity.map(|identity| identity.fingerprint), upstream.http);
         if let Some(known) = lock(&self.clients).get(&key) {
             return Ok(known.clone());
         }

@@ -83,6 +83,7 @@ metrics! {
     UpstreamFailures = "tidegate_upstream_connection_failures_total", Counter, ["reason"], "Connections to backends that could not be opened.";
     UpstreamEvicted = "tidegate_upstream_connections_evicted_total", Counter, [], "Unused connections to backends closed by age or by the pool's cap.";
     UpstreamStale = "tidegate_upstream_connections_stale_total", Counter, [], "Pooled connections that turned out closed when a request was to be sent; it was sent on another.";
+    UpstreamStreamsRefused = "tidegate_upstream_streams_refused_total", Counter, [], "Requests that an HTTP/2 backend gave back unprocessed (REFUSED_STREAM, GOAWAY).";
     Retries = "tidegate_retries_total", Counter, [], "Requests sent a second time to another endpoint.";
     Tunnels = "tidegate_tunnels_total", Counter, [], "Connections upgraded to a tunnel (WebSocket and others).";
     TunnelsActive = "tidegate_tunnels_active", Gauge, [], "Tunnels open now.";
@@ -195,6 +196,9 @@ cells! {
         UpstreamTls = UpstreamFailures ["tls"];
         UpstreamIo = UpstreamFailures ["io"];
         UpstreamDescriptors = UpstreamFailures ["descriptors"];
+        UpstreamNotH2 = UpstreamFailures ["not-h2"];
+        UpstreamBusy = UpstreamFailures ["busy"];
+        UpstreamStreamsRefused = UpstreamStreamsRefused [];
         UpstreamEvicted = UpstreamEvicted [];
         UpstreamStale = UpstreamStale [];
         Retries = Retries [];

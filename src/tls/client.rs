@@ -1,4 +1,4 @@
-//! How we greet backends: verified always, HTTP/1.1 only, sessions resumed.
+//! How we greet backends: verified always, one protocol offered (HTTP/1.1 or HTTP/2), sessions resumed.
 //!
 //! There is no switch that turns verification off: a backend with a private certificate gets its CA in `ca_file`.
 
@@ -11,13 +11,16 @@ use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::ServerName;
 
 use super::pem::{self, Identity};
-use crate::config::model::{Origin, Upstream};
+use crate::config::model::{Http, Origin, Upstream};
 
 /// Sessions remembered by the configuration shared by all services that trust the system's roots.
 const SESSIONS_SHARED: usize = 2048;
 /// Sessions remembered by the configuration of one `ca_file`. rustls sets the memory aside at once, about a
 /// kilobyte for eight sessions.
 const SESSIONS_OWN: usize = 64;
+
+/// ALPN name of HTTP/2 (RFC 9113 section 3.1).
+pub const ALPN_H2: &[u8] = b"h2";
 
 /// The settings for connections to the backends of a service; `identity` is shown to backends that ask for a certificate.
 ///
@@ -30,10 +33,10 @@ pub fn client_config(
     let Some(file) = &upstream.ca_file else {
         let system = |message| (Origin::Default, message);
         return match identity {
-            None => system_config().map_err(system),
+            None => system_config(upstream.http).map_err(system),
             Some(_) => {
                 let roots = system_roots().map_err(system)?;
-                build(roots, SESSIONS_OWN, identity).map_err(system)
+                build(roots, SESSIONS_OWN, identity, upstream.http).map_err(system)
             }
         };
     };
@@ -51,7 +54,7 @@ pub fn client_config(
             ))
         })?;
     }
-    build(Arc::new(roots), SESSIONS_OWN, identity).map_err(failed)
+    build(Arc::new(roots), SESSIONS_OWN, identity, upstream.http).map_err(failed)
 }
 
 /// The name a backend must prove, also sent as SNI: `upstream.server_name`, else the backend's host (a name or an IP
@@ -71,13 +74,18 @@ pub fn server_name(upstream: &Upstream, host: &str) -> Result<ServerName<'static
 }
 
 /// The configuration with the system's roots. A failure is not remembered: roots may be installed before a reload.
-fn system_config() -> Result<Arc<ClientConfig>, String> {
-    static SYSTEM: OnceLock<Arc<ClientConfig>> = OnceLock::new();
-    if let Some(made) = SYSTEM.get() {
+fn system_config(http: Http) -> Result<Arc<ClientConfig>, String> {
+    static H1: OnceLock<Arc<ClientConfig>> = OnceLock::new();
+    static H2: OnceLock<Arc<ClientConfig>> = OnceLock::new();
+    let known = match http {
+        Http::H1 => &H1,
+        Http::H2 => &H2,
+    };
+    if let Some(made) = known.get() {
         return Ok(Arc::clone(made));
     }
-    let made = build(system_roots()?, SESSIONS_SHARED, None)?;
-    Ok(Arc::clone(SYSTEM.get_or_init(|| made)))
+    let made = build(system_roots()?, SESSIONS_SHARED, None, http)?;
+    Ok(Arc::clone(known.get_or_init(|| made)))
 }
 
 fn system_roots() -> Result<Arc<RootCertStore>, String> {
@@ -103,6 +111,7 @@ fn build(
     roots: Arc<RootCertStore>,
     sessions: usize,
     identity: Option<&Identity>,
+    http: Http,
 ) -> Result<Arc<ClientConfig>, String> {
     let builder = ClientConfig::builder_with_provider(super::provider())
         .with_protocol_versions(&[&TLS13, &TLS12])
@@ -115,7 +124,10 @@ fn build(
         }
         None => builder.with_no_client_auth(),
     };
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = match http {
+        Http::H1 => vec![b"http/1.1".to_vec()],
+        Http::H2 => vec![ALPN_H2.to_vec()],
+    };
     config.resumption = Resumption::in_memory_sessions(sessions);
     config.enable_early_data = false;
     Ok(Arc::new(config))
@@ -130,16 +142,14 @@ mod tests {
         Origin::File { path: std::path::Path::new("t.toml").into(), start: 1, end: 2, line: 3, column: 4 }
     }
 
-    fn with_ca(content: Option<&str>) -> Result<Arc<ClientConfig>, (Origin, String)> {
+    fn with_ca(content: Option<&str>, http: Http) -> Result<Arc<ClientConfig>, (Origin, String)> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ca.pem");
         if let Some(content) = content {
             std::fs::write(&path, content).unwrap();
         }
-        client_config(
-            &Upstream { ca_file: Some(Located { value: path, origin: here() }), ..Upstream::default() },
-            None,
-        )
+        let ca_file = Some(Located { value: path, origin: here() });
+        client_config(&Upstream { ca_file, http, ..Upstream::default() }, None)
     }
 
     #[test]
@@ -151,17 +161,18 @@ mod tests {
             (Some("hello"), "holds no certificate"),
             (Some(garbage), "cannot be trusted"),
         ] {
-            let (origin, message) = with_ca(content).unwrap_err();
+            let (origin, message) = with_ca(content, Http::H1).unwrap_err();
             assert_eq!(origin, here());
             assert!(message.contains(said), "{message}");
         }
     }
 
     #[test]
-    fn only_http_1_1_is_offered() {
+    fn only_the_protocol_that_was_said_is_offered() {
         let ca = rcgen::generate_simple_self_signed(["ca.test".to_owned()]).unwrap();
-        let config = with_ca(Some(&ca.cert.pem())).unwrap();
-        assert_eq!(config.alpn_protocols, [b"http/1.1".to_vec()]);
+        for (http, offered) in [(Http::H1, b"http/1.1".to_vec()), (Http::H2, b"h2".to_vec())] {
+            assert_eq!(with_ca(Some(&ca.cert.pem()), http).unwrap().alpn_protocols, [offered]);
+        }
     }
 
     #[test]

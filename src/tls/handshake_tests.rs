@@ -275,7 +275,7 @@ async fn backends_are_verified_against_their_ca_and_name() {
     let upstream = |ca: &World, name: Option<&str>| Upstream {
         ca_file: Some(Located { value: ca.ca.ca_path().to_owned(), origin: Origin::Default }),
         server_name: name.map(|n| Located { value: n.to_owned(), origin: Origin::Default }),
-        identity: None,
+        ..Upstream::default()
     };
     let name = |u: &Upstream| client::server_name(u, "other.internal").unwrap().to_str().into_owned();
 

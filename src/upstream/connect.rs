@@ -1,8 +1,10 @@
-//! Making a connection to an endpoint: name, TCP, TLS, the HTTP/1.1 handshake, all under one deadline.
+//! Making a connection to an endpoint: name, TCP, PROXY protocol header, TLS, all under one deadline, and the HTTP/1.1
+//! handshake. HTTP/2 goes on in [`super::multiplex`].
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,7 +18,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 use tokio_rustls::{TlsConnector, TlsStream};
@@ -37,6 +39,10 @@ pub struct Target<'a> {
     pub timeout: Duration,
     /// Bytes a response head may have.
     pub head_max: usize,
+    /// The client in whose name the connection is made: only its requests may use it. `None`: everybody's.
+    pub bound: Option<IpAddr>,
+    /// The PROXY protocol header the connection begins with; empty for none.
+    pub header: Vec<u8>,
     /// The worker's timers.
     pub wheel: &'a Wheel,
     /// Leave for the socket.
@@ -58,6 +64,27 @@ pub enum ConnectError {
     Timeout(Duration),
     /// There is no leave to open one more socket.
     NoDescriptor,
+    /// Something answers there, but not HTTP/2.
+    NotH2(&'static str),
+    /// No connection had a free stream, and there may be no more connections.
+    Busy,
+}
+
+impl ConnectError {
+    /// The same failure for another request that waited for the same connection.
+    pub(super) fn again(&self) -> ConnectError {
+        let copy = |error: &io::Error| io::Error::new(error.kind(), error.to_string());
+        match self {
+            ConnectError::Refused => ConnectError::Refused,
+            ConnectError::Name(why) => ConnectError::Name(why.clone()),
+            ConnectError::Network(error) => ConnectError::Network(copy(error)),
+            ConnectError::Tls(error) => ConnectError::Tls(copy(error)),
+            ConnectError::Timeout(after) => ConnectError::Timeout(*after),
+            ConnectError::NoDescriptor => ConnectError::NoDescriptor,
+            ConnectError::NotH2(why) => ConnectError::NotH2(why),
+            ConnectError::Busy => ConnectError::Busy,
+        }
+    }
 }
 
 impl fmt::Display for ConnectError {
@@ -69,6 +96,15 @@ impl fmt::Display for ConnectError {
             ConnectError::Tls(why) => write!(f, "TLS handshake failed: {why}"),
             ConnectError::Timeout(after) => write!(f, "no connection within {after:?}"),
             ConnectError::NoDescriptor => f.write_str("no file descriptor is left for it"),
+            ConnectError::NotH2(why) => write!(
+                f,
+                "the backend does not speak HTTP/2: {why}; say upstream = {{ http = \"h1\" }}, or let the backend speak HTTP/2 \
+                 (over TLS by ALPN, without TLS with prior knowledge)"
+            ),
+            ConnectError::Busy => f.write_str(
+                "all streams of all HTTP/2 connections to the backend are taken; see upstream_h2_connections in \
+                 [server.limits], and the limit on concurrent streams of the backend",
+            ),
         }
     }
 }
@@ -90,6 +126,8 @@ pub struct Connection<B> {
     pub ending: Rc<Ending>,
     /// The settings it was made with: a reload that changes them must not reuse it.
     pub tls: Option<Arc<ClientConfig>>,
+    /// The only client whose requests it may carry, where its PROXY protocol header named one.
+    pub bound: Option<IpAddr>,
     /// For the deadlines of whatever request it carries.
     pub timer: Timer,
     asked: Rc<Asked>,
@@ -143,16 +181,10 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let descriptor = std::mem::replace(&mut target.descriptor, Descriptor::of_reserve());
-    let head_max = target.head_max;
-    let timeout = target.timeout;
+    let (head_max, bound) = (target.head_max, target.bound);
     let timer = target.wheel.timer();
     let tls = target.tls.map(|(config, _)| config.clone());
-    let connected = Cell::new(false);
-    let stream = tokio::time::timeout(timeout, open(target, &connected)).await.map_err(|_| {
-        // Something answers there, but not TLS.
-        let silent = || io::Error::new(io::ErrorKind::TimedOut, "no answer to the TLS handshake");
-        if connected.get() { ConnectError::Tls(silent()) } else { ConnectError::Timeout(timeout) }
-    })??;
+    let stream = dial(target).await?;
     let asked = Rc::new(Asked::default());
     let io = Checked::new(Patient { io: stream, deaf: false }, asked.clone(), head_max);
     let (sender, connection) = http1::Builder::new()
@@ -163,7 +195,18 @@ where
         .map_err(|error| ConnectError::Network(io::Error::other(error)))?;
     let ending = Rc::new(Ending::default());
     let task = tokio::task::spawn_local(drive(connection, ending.clone())).abort_handle();
-    Ok(Connection { sender, ending, tls, timer, asked, task, _descriptor: descriptor })
+    Ok(Connection { sender, ending, tls, bound, timer, asked, task, _descriptor: descriptor })
+}
+
+/// Makes the bare stream, under the target's deadline.
+pub(super) async fn dial(target: Target<'_>) -> Result<Stream, ConnectError> {
+    let timeout = target.timeout;
+    let connected = Cell::new(false);
+    tokio::time::timeout(timeout, open(target, &connected)).await.map_err(|_| {
+        // Something answers there, but not TLS.
+        let silent = || io::Error::new(io::ErrorKind::TimedOut, "no answer to the TLS handshake");
+        if connected.get() { ConnectError::Tls(silent()) } else { ConnectError::Timeout(timeout) }
+    })?
 }
 
 /// hyper refuses smaller buffers.
@@ -255,10 +298,14 @@ impl AsyncWrite for Patient {
 }
 
 async fn open(target: Target<'_>, connected: &Cell<bool>) -> Result<Stream, ConnectError> {
-    let tcp = match target.address {
+    let mut tcp = match target.address {
         EndpointAddress::Socket(address) => tcp_connect(*address).await?,
         EndpointAddress::Name(name, port) => tcp_connect_by_name(name, *port).await?,
     };
+    if !target.header.is_empty() {
+        // Before anything else, TLS too (proxy-protocol.txt, section 2).
+        tcp.write_all(&target.header).await.map_err(ConnectError::Network)?;
+    }
     connected.set(true);
     // Small requests must not wait for an acknowledgement of the previous one.
     let _ = tcp.set_nodelay(true);

@@ -3,12 +3,15 @@
 //! A [`Service`] is compiled at reload and lives in the snapshot. Its [`Endpoint`]s live in the [`Registry`] beside the
 //! snapshot, so that what is known about a backend (up or down, in flight, latency) outlives every reload.
 //!
-//! [`connect`] makes connections, [`answer`] checks what comes back on them, [`pool`] keeps idle ones for one worker. The rest is pure: it takes times and random bits and returns choices: [`endpoint`], [`registry`], [`balance`].
+//! [`connect`] makes connections, [`answer`] checks what comes back on them, [`pool`] keeps idle ones for one worker,
+//! [`multiplex`] shares those that speak HTTP/2. The rest is pure: it takes times and random bits and returns choices:
+//! [`endpoint`], [`registry`], [`balance`].
 
 pub mod answer;
 pub mod balance;
 pub mod connect;
 pub mod endpoint;
+pub mod multiplex;
 pub mod pool;
 pub mod registry;
 
@@ -36,6 +39,12 @@ pub struct Service {
     pub timeout: Duration,
     /// The active health check, if any.
     pub health: Option<model::Health>,
+    /// Which protocol is spoken.
+    pub http: model::Http,
+    /// Which PROXY protocol header begins each connection, if any.
+    pub proxy_protocol: Option<model::ProxyHeader>,
+    /// Protocols a client may change to, lower case.
+    pub upgrade: Box<[String]>,
 }
 
 impl Service {
@@ -60,6 +69,9 @@ impl Service {
             connect_timeout: service.connect_timeout,
             timeout: service.timeout,
             health: service.health.clone(),
+            http: service.upstream.http,
+            proxy_protocol: service.upstream.proxy_protocol,
+            upgrade: service.upgrade.clone().into_boxed_slice(),
         }
     }
 

@@ -5,6 +5,7 @@
 //! small number given at reload, not by name or address.
 
 use std::cell::RefCell;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,16 +47,34 @@ struct Idle<B> {
     expires: Millis,
 }
 
+impl<B> Idle<B> {
+    fn fits(&self, tls: Option<&Arc<ClientConfig>>, bound: Option<IpAddr>) -> bool {
+        same(self.connection.tls.as_ref(), tls) && self.connection.bound == bound
+    }
+}
+
 impl<B> Pools<B> {
-    /// A connection that looked alive a moment ago, made with the same TLS settings; the warmest first.
-    pub fn take(&self, endpoint: &Endpoint, tls: Option<&Arc<ClientConfig>>) -> Option<Connection<B>> {
+    /// A connection that looked alive a moment ago, made with the same TLS settings; the warmest first. Where a PROXY
+    /// protocol header named a client, `bound` is the client, and the connection was made in its name.
+    pub fn take(
+        &self,
+        endpoint: &Endpoint,
+        tls: Option<&Arc<ClientConfig>>,
+        bound: Option<IpAddr>,
+    ) -> Option<Connection<B>> {
         let mut slots = self.slots.borrow_mut();
         let slot = slots.get_mut(index(endpoint))?;
         if slot.endpoint != endpoint.id {
             return None;
         }
+        if bound.is_some() {
+            // Those of other clients stay: the pool is small, and its owners may come back.
+            let fits = |idle: &Idle<B>| !idle.connection.sender.is_closed() && idle.fits(tls, bound);
+            let at = slot.idle.iter().rposition(fits)?;
+            return Some(slot.idle.remove(at).connection);
+        }
         while let Some(idle) = slot.idle.pop() {
-            if !idle.connection.sender.is_closed() && same(idle.connection.tls.as_ref(), tls) {
+            if !idle.connection.sender.is_closed() && idle.fits(tls, None) {
                 return Some(idle.connection);
             }
         }
@@ -75,6 +94,10 @@ impl<B> Pools<B> {
         let Some(slot) = slots.get_mut(index(endpoint)) else { return };
         if slot.endpoint != endpoint.id {
             *slot = Slot { endpoint: endpoint.id, idle: Vec::new() };
+        }
+        if connection.bound.is_some() && slot.idle.len() >= keep.count && keep.count > 0 {
+            // Bound to a client that may never come back: the coldest makes room.
+            slot.idle.remove(0);
         }
         if slot.idle.len() < keep.count {
             slot.idle.push(Idle { connection, expires: now.after(keep.time) });
@@ -109,7 +132,8 @@ fn index(endpoint: &Endpoint) -> usize {
     endpoint.slot as usize
 }
 
-fn same(a: Option<&Arc<ClientConfig>>, b: Option<&Arc<ClientConfig>>) -> bool {
+/// Whether two connections speak TLS with the same settings; a reload that changes them must not reuse the old.
+pub(super) fn same(a: Option<&Arc<ClientConfig>>, b: Option<&Arc<ClientConfig>>) -> bool {
     match (a, b) {
         (None, None) => true,
         (Some(a), Some(b)) => Arc::ptr_eq(a, b),

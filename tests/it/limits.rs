@@ -154,7 +154,7 @@ async fn a_tunnel_in_which_nobody_speaks_is_closed() {
     .await;
     let proxy = Proxy::builder()
         .set("server.timeouts.tunnel", "\"300ms\"")
-        .site(SITE, &origin.backends())
+        .site(SITE, &format!("{}\nupgrade = [\"echo\"]", origin.backends()))
         .start()
         .await;
     let mut wire = proxy.wire(SITE).await;

@@ -77,7 +77,7 @@ async fn bytes_right_behind_a_request_to_switch_were_judged_as_http() {
         Some(exchange)
     })
     .await;
-    let proxy = Proxy::with_site(SITE, &origin.backends()).await;
+    let proxy = Proxy::with_site(SITE, &format!("{}\nupgrade = [\"echo\"]", origin.backends())).await;
     let mut wire = proxy.wire(SITE).await;
     let early = "\x01\n\0no http at all\n\n";
     wire.send(format!("{}{early}", get("/", "Connection: upgrade\r\nUpgrade: echo\r\n"))).await;

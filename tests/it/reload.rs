@@ -193,8 +193,11 @@ async fn requests_and_tunnels_in_flight_survive_change_and_removal_of_their_site
         }
     })
     .await;
-    let proxy =
-        Proxy::builder().site("d.test", &download.backends()).site("w.test", &echo.backends()).start().await;
+    let proxy = Proxy::builder()
+        .site("d.test", &download.backends())
+        .site("w.test", &format!("{}\nupgrade = [\"echo\"]", echo.backends()))
+        .start()
+        .await;
     let mut reading = proxy.wire("d.test").await;
     reading.send("GET / HTTP/1.1\r\nHost: d.test\r\n\r\n").await;
     within("the head", reading.reply_head()).await.unwrap();

@@ -4,6 +4,7 @@ pub mod acme;
 pub mod header;
 pub mod host;
 pub mod limit;
+pub mod protocol;
 pub mod route;
 pub mod server;
 pub mod service;

@@ -377,9 +377,17 @@ fn refuse_settings_without_backends(context: &mut Context<'_>, table: &Table<'_>
         Some(Target::Respond { .. }) => "respond",
         _ => return,
     };
-    for name in
-        ["balance", "health", "timeout", "connect_timeout", "upstream", "strip", "rewrite", "request_headers"]
-    {
+    for name in [
+        "balance",
+        "health",
+        "timeout",
+        "connect_timeout",
+        "upstream",
+        "upgrade",
+        "strip",
+        "rewrite",
+        "request_headers",
+    ] {
         if table.has(name) && table.has(word) {
             let message = format!("`{name}` has no meaning beside `{word}`: nothing is sent to a backend");
             context.error(

@@ -271,6 +271,7 @@ fn timeouts(context: &mut Context<'_>, server: &Table<'_>) -> Timeouts {
         first_byte: read("first_byte"),
         upstream_idle: read("upstream_idle"),
         age: read("age"),
+        upstream_ping: read("upstream_ping"),
     }
 }
 
@@ -287,6 +288,7 @@ fn limits(context: &mut Context<'_>, server: &Table<'_>) -> Limits {
         write_rate: context.size(&table, "write_rate"),
         handshakes: wide(context.count(&table, "handshakes")),
         upstream_idle: wide(context.count(&table, "upstream_idle")),
+        upstream_h2_connections: wide(context.count(&table, "upstream_h2_connections")),
         upstream_head: wide(context.size(&table, "upstream_head")),
     };
     if u64::try_from(limits.uri).unwrap_or(u64::MAX) > limits.head {

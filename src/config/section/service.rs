@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use http::{HeaderValue, Uri};
 
-use super::{header, host, tls};
+use super::{header, host, protocol, tls};
 use crate::base::unit::print_duration;
 use crate::config::diagnostic::Diagnostic;
 use crate::config::model::{
@@ -41,6 +41,7 @@ struct Toward {
     connect_timeout: Located<Duration>,
     timeout: Located<Duration>,
     upstream: Located<Upstream>,
+    upgrade: Located<Vec<String>>,
     request_headers: Located<HeaderEdits>,
 }
 
@@ -66,6 +67,7 @@ pub fn of_server(server: &Server, encrypted: bool) -> Shared {
         connect_timeout: default(server.timeouts.connect),
         timeout: default(server.timeouts.first_byte),
         upstream: default(Upstream::default()),
+        upgrade: default(vec!["websocket".into()]),
         request_headers: default(HeaderEdits::default()),
     };
     let (max_body, response_headers) = (default(None), default(HeaderEdits::default()));
@@ -111,6 +113,7 @@ fn toward(context: &mut Context<'_>, table: &Table<'_>, inherited: &Toward) -> T
         connect_timeout: context.duration(table, "connect_timeout", Some(&inherited.connect_timeout)),
         timeout: context.duration(table, "timeout", Some(&inherited.timeout)),
         upstream: upstream(context, table, &inherited.upstream),
+        upgrade: protocol::upgrade(context, table, &inherited.upgrade),
         request_headers: header::edits(context, table, "request_headers", Some(&inherited.request_headers)),
     }
 }
@@ -143,6 +146,7 @@ impl Shared {
                 connect_timeout: self.toward.connect_timeout.value,
                 timeout: self.toward.timeout.value,
                 upstream: self.toward.upstream.value.clone(),
+                upgrade: self.toward.upgrade.value.clone(),
             })),
         })
     }
@@ -383,7 +387,8 @@ fn upstream(
             let (cert, key) = (cert.value.to_string_lossy(), key.value.to_string_lossy());
             parts.push(format!("cert = {}, key = {}, ", literal(&cert), literal(&key)));
         }
-        format!("{{ {}http = \"h1\" }}", parts.concat())
+        let protocols = protocol::print(upstream.http, upstream.proxy_protocol);
+        format!("{{ {}{protocols} }}", parts.concat())
     };
     context.value(
         table,
@@ -404,14 +409,7 @@ fn read_upstream(
         return None;
     };
     let table = context.open(Id::Upstream, String::new(), Some(entries), value.span());
-    if let Some((_, http)) =
-        table.get("http").filter(|(_, http)| matches!(http.get_ref().as_str(), Some("h2" | "h2c")))
-    {
-        let message = "HTTP/2 to backends is not in this version";
-        context.error("not-in-this-version", http.span(), message, "write http = \"h1\", or leave it out");
-    } else {
-        context.word(&table, "http", None);
-    }
+    let (http, proxy_protocol) = protocol::of_upstream(context, &table);
     let ca_file = table.get("ca_file").and_then(|(setting, value)| located_path(context, setting, value));
     let server_name = table.get("server_name").and_then(|(setting, value)| {
         let text = context.text(setting, value)?;
@@ -430,7 +428,7 @@ fn read_upstream(
         }
     });
     let identity = tls::upstream_identity(context, &table);
-    Some(Upstream { ca_file, server_name, identity })
+    Some(Upstream { ca_file, server_name, identity, http, proxy_protocol })
 }
 
 /// Reads a path to a file that is watched from now on.
