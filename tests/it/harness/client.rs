@@ -82,3 +82,11 @@ pub async fn read(response: Response<Incoming>) -> hyper::Result<Reply> {
 fn fields(map: &HeaderMap) -> Vec<(String, String)> {
     map.iter().map(|(n, v)| (n.to_string(), String::from_utf8_lossy(v.as_bytes()).into_owned())).collect()
 }
+
+/// An HTTP/2 client without comfort: for codes, windows and what libraries hide.
+pub async fn bare_h2(wire: Wire) -> h2::client::SendRequest<Bytes> {
+    assert_eq!(wire.tls.alpn, "h2", "the proxy did not agree on h2");
+    let (sender, connection) = within("h2 handshake", h2::client::handshake(wire.io)).await.expect("h2");
+    tokio::spawn(connection);
+    within("h2 capacity", sender.ready()).await.expect("h2")
+}

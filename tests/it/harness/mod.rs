@@ -1,6 +1,7 @@
 //! The test house: a real Tidegate process, scripted backends and strict clients, all on loopback and port zero.
 
 pub mod client;
+pub mod h2_origin;
 pub mod h2raw;
 pub mod origin;
 pub mod pebble;
@@ -14,6 +15,7 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 pub use client::H2;
+pub use h2_origin::H2Origin;
 pub use origin::{Answer, Exchange, Origin, Received};
 pub use pebble::Pebble;
 pub use proxy::{Proxy, ProxyBuilder};

@@ -287,6 +287,12 @@ impl Proxy {
         let wire = tls::connect(config, self.https(), name).await.expect("TLS for h2");
         H2::over(wire, name).await
     }
+    /// The same without comfort.
+    pub async fn bare_h2(&self, name: &str) -> h2::client::SendRequest<bytes::Bytes> {
+        let config = tls::client_config(&self.ca_pem(), &["h2"], &[&TLS13, &TLS12]);
+        let wire = tls::connect(config, self.https(), name).await.expect("TLS for h2");
+        super::client::bare_h2(wire).await
+    }
     /// A plain connection to the HTTP listener.
     pub async fn plain(&self) -> Wire {
         Wire::plain(self.http()).await
