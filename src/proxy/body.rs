@@ -313,6 +313,10 @@ impl Delivery {
     }
 }
 
+#[allow(
+    clippy::large_enum_variant,
+    reason = "nearly every body is the large one: a box would cost each an allocation"
+)]
 enum Source {
     /// One piece that we made.
     Piece(Option<Bytes>),
