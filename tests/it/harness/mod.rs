@@ -4,6 +4,7 @@ pub mod client;
 pub mod h2raw;
 pub mod origin;
 pub mod pebble;
+pub mod pipeline;
 pub mod proxy;
 pub mod strict;
 pub mod tls;
