@@ -10,6 +10,7 @@ use http::{HeaderMap, StatusCode, Version};
 
 use crate::base::address::CidrSet;
 use crate::base::outcome::Outcome;
+use crate::net::http1::is_token;
 use crate::proxy::client_cert;
 use crate::proxy::context::Connection;
 
@@ -54,7 +55,11 @@ pub struct Sender<'a> {
 /// [`Outcome::BadRequest`], [`Outcome::BadFraming`].
 pub fn well_formed(headers: &HeaderMap) -> Result<(), Outcome> {
     let blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
-    for value in headers.values() {
+    for (name, value) in headers {
+        // RFC 9110 section 5.1: the library takes a quotation mark for a token character; HTTP/1 does not.
+        if name.as_str().contains('"') {
+            return Err(Outcome::BadRequest);
+        }
         // RFC 9113 section 8.2.1: a reader of HTTP/1 would trim it, and mean another value.
         let bytes = value.as_bytes();
         if blank(bytes.first()) || blank(bytes.last()) {
@@ -80,7 +85,7 @@ pub fn clean_request(headers: &mut HeaderMap, trusted: bool) -> Result<Found, Ou
     let mut found = Found::default();
     let mut remove: Removals = Removals::default();
     let mut wants_upgrade = false;
-    let (mut h2c, mut padded) = (false, None);
+    let (mut tunnels, mut padded) = (true, None);
     for (name, value) in headers.iter() {
         match name.as_str() {
             "connection" => wants_upgrade |= nominated(value, &mut remove)?,
@@ -89,7 +94,7 @@ pub fn clean_request(headers: &mut HeaderMap, trusted: bool) -> Result<Found, Ou
                 remove.push(name);
             }
             "upgrade" => {
-                h2c |= has_token(value, "h2c");
+                tunnels &= is_tunnel(value);
                 found.upgrade = Some(value.clone());
                 remove.push(name);
             }
@@ -120,7 +125,7 @@ pub fn clean_request(headers: &mut HeaderMap, trusted: bool) -> Result<Found, Ou
         headers.insert(header::CONTENT_LENGTH, length);
     }
     // Only `Connection: upgrade` makes it an upgrade; h2c is never one here (it would tunnel past every policy).
-    if !wants_upgrade || h2c {
+    if !wants_upgrade || !tunnels {
         found.upgrade = None;
     }
     remove.apply(headers);
@@ -133,7 +138,9 @@ pub fn join_cookies(headers: &mut HeaderMap) {
     if crumbs.next().is_none() || crumbs.next().is_none() {
         return;
     }
-    let crumbs: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    let crumbs = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes);
+    // Joined with empty ones, white space would stand at the ends.
+    let crumbs: Vec<&[u8]> = crumbs.filter(|crumb| !crumb.is_empty()).collect();
     if let Ok(whole) = HeaderValue::from_bytes(&crumbs.join(b"; ".as_slice())) {
         headers.insert(header::COOKIE, whole);
     }
@@ -351,6 +358,16 @@ fn is_head_only(name: &str) -> bool {
     )
 }
 
+/// Protocols by the grammar (RFC 9110 section 7.8), and none of them h2c.
+fn is_tunnel(value: &HeaderValue) -> bool {
+    value.as_bytes().split(|&b| b == b',').all(|protocol| {
+        let mut parts = protocol.trim_ascii().splitn(2, |&b| b == b'/');
+        let (name, version) = (parts.next().unwrap_or_default(), parts.next());
+        let token = |text: &[u8]| !text.is_empty() && text.iter().all(|&b| is_token(b));
+        token(name) && version.is_none_or(token) && !name.eq_ignore_ascii_case(b"h2c")
+    })
+}
+
 fn has_token(value: &HeaderValue, token: &str) -> bool {
     let bytes = value.as_bytes();
     let first = |part: &[u8]| part.split(|&b| b == b';').next().unwrap_or_default().trim_ascii().to_vec();
@@ -436,6 +453,9 @@ mod tests {
         let mut headers = map(&[("cookie", "a=1"), ("accept", "*/*"), ("cookie", "b=2"), ("cookie", "c=3")]);
         join_cookies(&mut headers);
         assert_eq!(headers.get_all("cookie").iter().collect::<Vec<_>>(), ["a=1; b=2; c=3"]);
+        let mut headers = map(&[("cookie", ""), ("cookie", "a=1"), ("cookie", "")]);
+        join_cookies(&mut headers);
+        assert_eq!(headers.get_all("cookie").iter().collect::<Vec<_>>(), ["a=1"]);
     }
 
     #[test]
@@ -477,6 +497,9 @@ mod tests {
         for fields in [[("x-a", " b")], [("x-a", "b\t")]] {
             assert_eq!(well_formed(&map(&fields)), Err(Outcome::BadRequest), "{fields:?}");
         }
+        let quoted = HeaderName::from_lowercase(b"x\"a").unwrap();
+        let quoted = HeaderMap::from_iter([(quoted, HeaderValue::from_static("b"))]);
+        assert_eq!(well_formed(&quoted), Err(Outcome::BadRequest));
         for fields in [&[("content-length", "+3")][..], &[("content-length", "3"), ("content-length", "3")]] {
             assert_eq!(well_formed(&map(fields)), Err(Outcome::BadFraming), "{fields:?}");
         }

@@ -79,20 +79,21 @@ pub fn write(
 /// The target in origin form (RFC 9112 section 3.2.1), where it is not what was sent.
 fn target(uri: &Uri, path: Option<&str>) -> Result<Option<Uri>, Outcome> {
     let query = uri.query().and_then(escape);
-    match (path, &query) {
-        (None, None) if uri.authority().is_none() => Ok(None),
-        (None, None) => {
-            Ok(Some(uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/")).into()))
-        }
-        _ => {
-            let path = path.unwrap_or_else(|| uri.path());
-            let text = match query.as_deref().or(uri.query()) {
-                Some(query) => format!("{path}?{query}"),
-                None => path.to_owned(),
-            };
-            PathAndQuery::try_from(text).map(|target| Some(target.into())).map_err(|_| Outcome::BadPath)
+    if let (None, None) = (path, &query) {
+        match uri.path_and_query() {
+            Some(_) if uri.authority().is_none() => return Ok(None),
+            // An empty one, where a fragment was cut off, says that it is `/`, and is written as nothing.
+            Some(target) if target.as_str() == "/" => return Ok(Some(Uri::from_static("/"))),
+            Some(target) if target.as_str().starts_with('/') => return Ok(Some(target.clone().into())),
+            _ => {}
         }
     }
+    let path = path.unwrap_or_else(|| uri.path());
+    let text = match query.as_deref().or(uri.query()) {
+        Some(query) => format!("{path}?{query}"),
+        None => path.to_owned(),
+    };
+    PathAndQuery::try_from(text).map(|target| Some(target.into())).map_err(|_| Outcome::BadPath)
 }
 
 /// A query whose raw bytes above ASCII have become escapes (RFC 3986 section 2), if it had any: some backends split a
@@ -186,6 +187,10 @@ fn host_name(text: &str) -> Option<Cow<'_, str>> {
         }
         previous = byte;
     }
+    // One dot at the end is the root's; two are an empty label.
+    if previous == b'.' {
+        return None;
+    }
     // `127.1` and other spellings of an address that some resolvers accept. No name ends in a digit alone.
     if previous.is_ascii_digit() && ends_in_number(name) && name.parse::<Ipv4Addr>().is_err() {
         return None;
@@ -226,9 +231,13 @@ pub fn path(raw: &str) -> Result<Path<'_>, Outcome> {
     let decoded = decode_unreserved(raw)?;
     let text = remove_dot_segments(&decoded);
     let mut others = Vec::new();
-    if decoded.contains("//") || decoded.contains(';') || decoded.contains("%2F") || decoded.contains("%5C") {
+    // Of what the client wrote, and of what the backend gets to see.
+    for shape in [&decoded, &text] {
+        if !(shape.contains("//") || shape.contains(';') || shape.contains("%2F") || shape.contains("%5C")) {
+            continue;
+        }
         for laxity in LAXITIES {
-            let other = remove_dot_segments(&careless(&decoded, laxity));
+            let other = remove_dot_segments(&careless(shape, laxity));
             if other != text && !others.contains(&other) {
                 others.push(other);
             }
@@ -400,6 +409,7 @@ mod tests {
             ("/", &["a.example,b.example"]),
             ("/", &["a..example"]),
             ("/", &[".example"]),
+            ("/", &["a.example.."]),
             ("/", &["[::1"]),
             ("/", &["[::1]x"]),
             ("/", &["127.1"]),
@@ -476,6 +486,8 @@ mod tests {
             "/x/..;/admin",
             "/x;/..;v=1/admin;y",
             "/%2Fadmin",
+            // What is left of it, `//.%5Cadmin`, has a careless reading that the whole of it has not.
+            "/a%5Cb/..//.%5Cadmin",
         ] {
             assert!(path(raw).unwrap().others.contains(&"/admin".to_owned()), "{raw}: {:?}", path(raw));
         }

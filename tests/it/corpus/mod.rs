@@ -7,6 +7,7 @@ mod answers;
 mod case;
 mod h1;
 mod h2;
+mod property;
 mod recorder;
 
 use crate::harness::Proxy;

@@ -8,6 +8,7 @@ pub mod h2_origin;
 pub mod h2raw;
 pub mod origin;
 pub mod pebble;
+pub mod pipeline;
 pub mod proxy;
 pub mod strict;
 pub mod tls;

@@ -41,6 +41,11 @@ impl Message {
         first
     }
 
+    /// Whether its length has more digits than anybody's body.
+    pub fn field_is_padded(&self) -> bool {
+        self.all("content-length").any(|value| value.len() > 18)
+    }
+
     pub fn method(&self) -> &str {
         self.line.split(' ').next().unwrap_or_default()
     }
@@ -356,7 +361,10 @@ pub fn forwarded(message: &Message) -> Vec<String> {
         let legal = match name.as_str() {
             "connection" => ["upgrade", "te"].contains(&value.to_ascii_lowercase().as_str()),
             "te" => value == "trailers",
-            "upgrade" => upgrade && !value.to_ascii_lowercase().contains("h2c"),
+            "upgrade" => {
+                let mut names = value.split(',').map(|p| p.trim().split('/').next().unwrap_or_default());
+                upgrade && names.all(|name| token(name.as_bytes()) && !name.eq_ignore_ascii_case("h2c"))
+            }
             "expect" => value.eq_ignore_ascii_case("100-continue"),
             other => !HOP.contains(&other),
         };
