@@ -22,6 +22,7 @@ pub const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
 pub struct ProxyBuilder {
     settings: BTreeMap<String, BTreeMap<String, String>>,
     sites: Vec<(String, String)>,
+    environment: Vec<(String, String)>,
     folder: tempfile::TempDir,
     wrapper: &'static [&'static str],
 }
@@ -32,6 +33,7 @@ const OBEYING: &[&str] = &["setpriv", "--bounding-set", "-dac_override,-dac_read
 /// A running proxy. Dropping it ends the process; a panic inside it fails the test.
 pub struct Proxy {
     child: Child,
+    environment: Vec<(String, String)>,
     folder: tempfile::TempDir,
     output: Arc<Mutex<String>>,
     errors: Arc<Mutex<String>>,
@@ -61,6 +63,12 @@ impl ProxyBuilder {
         self
     }
 
+    /// A variable of the process, also after a restart.
+    pub fn env(mut self, name: &str, value: &str) -> ProxyBuilder {
+        self.environment.push((name.into(), value.into()));
+        self
+    }
+
     /// The folder of the configuration, to put files into before the start.
     pub fn folder(&self) -> &Path {
         self.folder.path()
@@ -85,7 +93,7 @@ impl ProxyBuilder {
     /// Starts the process and waits until it says `ready`.
     pub async fn start(self) -> Proxy {
         let config = self.write();
-        let mut proxy = spawn(self.folder, &config, self.wrapper);
+        let mut proxy = spawn(self.folder, &config, self.wrapper, self.environment);
         proxy.await_ready().await;
         proxy
     }
@@ -136,20 +144,26 @@ fn put_site(folder: &Path, name: &str, toml: &str) {
     std::fs::rename(fresh, path).expect("site file in place");
 }
 
-fn spawn(folder: tempfile::TempDir, config: &Path, wrapper: &'static [&'static str]) -> Proxy {
+fn spawn(
+    folder: tempfile::TempDir,
+    config: &Path,
+    wrapper: &'static [&'static str],
+    environment: Vec<(String, String)>,
+) -> Proxy {
     let mut words = wrapper.iter().copied().chain([TIDEGATE]);
     let mut child = Command::new(words.next().expect("a program"))
         .args(words)
         .args(["run", "--config"])
         .arg(config)
         .current_dir(folder.path())
+        .envs(environment.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .expect("spawn tidegate");
     let (output, errors) = (collect(child.stdout.take().unwrap()), collect(child.stderr.take().unwrap()));
-    Proxy { child, folder, output, errors, addresses: Vec::new(), wrapper }
+    Proxy { child, environment, folder, output, errors, addresses: Vec::new(), wrapper }
 }
 
 pub(super) fn collect(pipe: impl std::io::Read + Send + 'static) -> Arc<Mutex<String>> {
@@ -175,7 +189,8 @@ impl Proxy {
         let state = folder.path().join("state");
         let socket = folder.path().join("admin.sock");
         let log = folder.path().join("access.log");
-        let builder = ProxyBuilder { settings: BTreeMap::new(), sites: Vec::new(), folder, wrapper: &[] };
+        let (settings, environment) = (BTreeMap::new(), Vec::new());
+        let builder = ProxyBuilder { settings, sites: Vec::new(), environment, folder, wrapper: &[] };
         builder
             .set("server.http", "[\"127.0.0.1:0\"]")
             .set("server.https", "[\"127.0.0.1:0\"]")
@@ -233,7 +248,7 @@ impl Proxy {
         assert!(!self.stderr().contains("panicked at"), "the proxy panicked\n{}", self.everything());
         let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().expect("folder"));
         let config = folder.path().join("tidegate.toml");
-        *self = spawn(folder, &config, self.wrapper);
+        *self = spawn(folder, &config, self.wrapper, std::mem::take(&mut self.environment));
     }
 
     fn address_of(&self, kind: &str) -> SocketAddr {
