@@ -20,7 +20,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidegate::config::model::{Acme, AcmeEngine, ChallengeKind, Directory, Eab, HostPattern};
+use tidegate::config::model::{Acme, AcmeEngine, ChallengeKind, Directory, Eab, HostPattern, Staging};
 use tidegate::tls::acme::{CertificateStatus, Challenges, Manager, Wanted};
 use tidegate::tls::pem::Identity;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -155,6 +155,7 @@ impl House {
             concurrent: 4,
             profile: None,
             engine: AcmeEngine::Auto,
+            staging: Staging::Off,
             dns: None,
             store_key: None,
         }
@@ -353,6 +354,7 @@ fn child() {
             concurrent: 3,
             profile: None,
             engine: AcmeEngine::Managed,
+            staging: Staging::Off,
             dns: None,
             store_key: None,
         };
@@ -634,8 +636,8 @@ fn what_cannot_be_done_is_said_and_ordered_from_nobody() {
         let house = House::new(0, false).await;
         let state = house.state();
         let open = |settings: &Acme| Manager::open(settings, &state, Challenges::new()).err().unwrap();
-        let simple = Acme { engine: AcmeEngine::Simple, ..house.settings() };
-        assert!(open(&simple).contains("simple"));
+        let simple = Acme { engine: AcmeEngine::Simple, profile: Some("short".into()), ..house.settings() };
+        assert!(open(&simple).contains("profile"));
         let none = Acme { directories: vec![], ..house.settings() };
         assert!(open(&none).contains("no directory"));
         let missing = Acme { ca_file: Some("/nowhere/ca.pem".into()), ..house.settings() };

@@ -29,7 +29,7 @@ pub async fn serve(listener: UnixListener, backend: Rc<dyn Backend>) -> io::Resu
 
 async fn route<B>(request: Request<B>, backend: Rc<dyn Backend>) -> Answer {
     let allowed = match request.uri().path() {
-        "/status" | "/config" | "/certs" | "/certs/plan" => Method::GET,
+        "/status" | "/config" | "/certs" | "/certs/plan" | "/certs/events" => Method::GET,
         "/reload" | "/certs/renew" | "/certs/reread" => Method::POST,
         path => return not_found(path),
     };
@@ -43,6 +43,7 @@ async fn route<B>(request: Request<B>, backend: Rc<dyn Backend>) -> Answer {
         "/config" => json(StatusCode::OK, &backend.config()),
         "/certs" => json(StatusCode::OK, &backend.certificates()),
         "/certs/plan" => json(StatusCode::OK, &backend.certificate_plan().await),
+        "/certs/events" => json(StatusCode::OK, &backend.certificate_events()),
         "/certs/renew" => renew(request.uri().query(), &*backend),
         "/certs/reread" => finish(backend.reread()).await,
         _ => finish(backend.reload()).await,
@@ -73,8 +74,8 @@ fn renew(query: Option<&str>, backend: &dyn Backend) -> Answer {
 
 fn not_found(path: &str) -> Answer {
     let text = format!(
-        "there is no {path}: the admin API has GET /status, GET /config, GET /certs, GET /certs/plan, POST /reload, \
-         POST /certs/renew?site=NAME and POST /certs/reread"
+        "there is no {path}: the admin API has GET /status, GET /config, GET /certs, GET /certs/plan, GET /certs/events, \
+         POST /reload, POST /certs/renew?site=NAME and POST /certs/reread"
     );
     json(StatusCode::NOT_FOUND, &problem(&text))
 }

@@ -13,6 +13,7 @@
 //! | `GET /config` | [`Backend::config`] |
 //! | `GET /certs` | [`Backend::certificates`] |
 //! | `GET /certs/plan` | [`Backend::certificate_plan`] |
+//! | `GET /certs/events` | [`Backend::certificate_events`] |
 //! | `POST /certs/renew?site=NAME` | [`Backend::renew`] |
 //! | `POST /certs/reread` | [`Backend::reread`] |
 
@@ -46,6 +47,9 @@ pub trait Backend {
 
     /// The answer to `GET /certs/plan`; it takes some seconds, because name servers are asked.
     fn certificate_plan(&self) -> Pin<Box<dyn Future<Output = serde_json::Value>>>;
+
+    /// The answer to `GET /certs/events`.
+    fn certificate_events(&self) -> serde_json::Value;
 
     /// Orders a site's certificate now; it has not come when this returns.
     ///

@@ -62,6 +62,10 @@ impl Backend for Fake {
         json!({ "certificates": [{ "site": "a.example" }] })
     }
 
+    fn certificate_events(&self) -> Value {
+        json!({ "events": [{ "event": "issued" }] })
+    }
+
     fn certificate_plan(&self) -> Pin<Box<dyn Future<Output = Value>>> {
         Box::pin(async { json!({ "queue": [] }) })
     }
@@ -87,6 +91,7 @@ fn the_api_answers_its_three_questions_and_says_what_it_has_otherwise() {
         assert_eq!(body(&ask("GET /status").await)["generation"], 7);
         assert_eq!(body(&ask("GET /config").await)[0]["key"], "server.drain");
         assert_eq!(body(&ask("GET /certs").await)["certificates"][0]["site"], "a.example");
+        assert_eq!(body(&ask("GET /certs/events").await)["events"][0]["event"], "issued");
         assert!(body(&ask("GET /certs/plan").await)["queue"].is_array());
         assert_eq!(body(&ask("POST /certs/renew?site=a.example").await)["queued"], true);
         for (request, status, word) in [

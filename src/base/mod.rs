@@ -2,6 +2,7 @@
 
 pub mod address;
 pub mod clock;
+pub mod clock_guard;
 pub mod outcome;
 pub mod record;
 pub mod secret;

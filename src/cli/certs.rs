@@ -1,4 +1,4 @@
-//! `tidegate certs`: every site's certificate, the wrong ones first; `certs plan` and `certs renew`.
+//! `tidegate certs`: every site's certificate, the wrong ones first; `--events`, `certs plan` and `certs renew`.
 
 use std::path::Path;
 
@@ -22,8 +22,19 @@ pub(super) fn list_all(socket: &Path, format: Format) -> Result<u8, String> {
         Format::Json => print_json(&certs),
         Format::Human => print(&render(&certs, now, Paint(colour()))),
     }
-    let bad = list(&certs, "certificates").iter().any(|row| rank(row, now) == 0);
+    let wrong_clock = certs.get("clock").is_some_and(|clock| text(clock, "state") == "wrong");
+    let bad = wrong_clock || list(&certs, "certificates").iter().any(|row| rank(row, now) == 0);
     Ok(if bad { EXIT_PROBLEM } else { EXIT_OK })
+}
+
+/// What happened lately, the newest first: it stands where the eye begins, and more is rarely read.
+pub(super) fn events(socket: &Path, format: Format) -> Result<u8, String> {
+    let events = client::ask(socket, Method::GET, "/certs/events", client::ANSWER_TIME_MAX)?;
+    match format {
+        Format::Json => print_json(&events),
+        Format::Human => print(&render_events(&events, clock::wall().as_secs(), Paint(colour()))),
+    }
+    Ok(EXIT_OK)
 }
 
 pub(super) fn plan(socket: &Path, format: Format) -> Result<u8, String> {
@@ -86,6 +97,9 @@ fn render(certs: &Value, now: u64, paint: Paint) -> String {
             (Ink::Plain, time(row, "not_after", now)),
             (Ink::Plain, time(row, "renew_at", now)),
         ]);
+        if let Some(url) = row.get("explanation").and_then(Value::as_str) {
+            table.text(Ink::Dim, &format!("  the authority explains its renewal: {url}"));
+        }
         if let Some(error) = row.get("last_error").and_then(Value::as_str) {
             let tries = usize::try_from(number(row, "attempts")).unwrap_or(usize::MAX);
             let tries =
@@ -100,10 +114,26 @@ fn render(certs: &Value, now: u64, paint: Paint) -> String {
         let more = thousands(rows.len() - ROWS_MAX);
         table.text(Ink::Dim, &format!("… and {more} more (--format json shows all)"));
     }
+    let clock = clock_line(certs.get("clock").unwrap_or(&Value::Null), paint);
     let off = certs.get("automatic").and_then(Value::as_bool).unwrap_or_default()
         && !certs.get("open").and_then(Value::as_bool).unwrap_or(true);
     let off = if off { "automatic certificates are off: the process log says why\n" } else { "" };
-    format!("{}\n{off}{}", paint.paint(Ink::Bold, &title), table.render(paint))
+    format!("{}\n{clock}{off}{}", paint.paint(Ink::Bold, &title), table.render(paint))
+}
+
+/// What is to be known of the clock; empty while it is right.
+pub(super) fn clock_line(clock: &Value, paint: Paint) -> String {
+    let wrong = clock.get("message").and_then(Value::as_str);
+    if let Some(why) = wrong.filter(|_| text(clock, "state") == "wrong") {
+        let held = format!("clock: {why} Nothing is ordered or put in force until it is set (NTP).");
+        return paint.paint(Ink::Red, &super::table::clean(&held)) + "\n";
+    }
+    match clock.get("synchronised").and_then(Value::as_bool) {
+        Some(false) => {
+            paint.paint(Ink::Dim, "clock: the kernel does not say that anything keeps it in time") + "\n"
+        }
+        _ => String::new(),
+    }
 }
 
 /// `letsencrypt (managed)`, `internal`, `files`.
@@ -142,6 +172,36 @@ fn time(row: &Value, name: &str, now: u64) -> String {
     if at >= now { format!("in {span}") } else { format!("{span} ago") }
 }
 
+fn render_events(events: &Value, now: u64, paint: Paint) -> String {
+    let all = list(events, "events");
+    let mut table = Table::new(&["WHEN", "WHAT", "SITE", "FROM"]);
+    for row in all.iter().rev().take(ROWS_MAX) {
+        let ink = match text(row, "event") {
+            "failed" | "held" => Ink::Red,
+            "dropped" => Ink::Plain,
+            _ => Ink::Green,
+        };
+        let from = match (text(row, "ca"), text(row, "engine")) {
+            (ca, "") => ca.to_owned(),
+            (ca, engine) => format!("{ca} ({engine})"),
+        };
+        table.row([
+            (Ink::Plain, time(row, "at", now)),
+            (ink, text(row, "event").to_owned()),
+            (Ink::Plain, text(row, "site").to_owned()),
+            (Ink::Plain, from),
+        ]);
+        if let Some(message) = row.get("message").and_then(Value::as_str) {
+            table.text(Ink::Dim, &format!("  because: {message}"));
+        }
+    }
+    if all.len() > ROWS_MAX {
+        let more = thousands(all.len() - ROWS_MAX);
+        table.text(Ink::Dim, &format!("… and {more} older ones (--format json shows them)"));
+    }
+    format!("{}\n{}", paint.paint(Ink::Bold, &count(all.len(), "event")), table.render(paint))
+}
+
 /// What is left of the budget at each authority, then the queue.
 fn render_plan(plan: &Value, now: u64, paint: Paint) -> String {
     let mut budget = Table::new(&["AUTHORITY", "ORDERS LEFT", "ASKED AGAIN"]);
@@ -153,11 +213,15 @@ fn render_plan(plan: &Value, now: u64, paint: Paint) -> String {
         ]);
     }
     let queue = list(plan, "queue");
-    let mut rows = Table::new(&["SITE", "EARLIEST"]);
+    let mut rows = Table::new(&["SITE", "EARLIEST", "ENGINE"]);
     for row in queue.iter().take(ROWS_MAX) {
         let due = number(row, "earliest") <= now;
         let earliest = if due { "now".to_owned() } else { time(row, "earliest", now) };
-        rows.row([(Ink::Plain, text(row, "site").to_owned()), (Ink::Plain, earliest)]);
+        let engine = match (text(row, "engine"), text(row, "engine_because")) {
+            (engine, "") => engine.to_owned(),
+            (engine, because) => format!("{engine}, because {because}"),
+        };
+        rows.row([(Ink::Plain, text(row, "site").to_owned()), (Ink::Plain, earliest), (Ink::Plain, engine)]);
     }
     if queue.len() > ROWS_MAX {
         let more = thousands(queue.len() - ROWS_MAX);
@@ -252,13 +316,17 @@ mod tests {
     #[test]
     fn the_plan_shows_the_budget_and_who_is_next() {
         let plan = json!({
-            "queue": [{ "site": "a.de", "earliest": NOW - 5 }, { "site": "b.de", "earliest": NOW + 3_600 }],
+            "queue": [
+                { "site": "a.de", "earliest": NOW - 5, "engine": "simple", "engine_because": "it can" },
+                { "site": "b.de", "earliest": NOW + 3_600, "engine": "managed" },
+            ],
             "budget": [{ "ca": "letsencrypt", "orders_left": 299, "held_until": null }],
         });
         assert_eq!(
             render_plan(&plan, NOW, Paint(false)),
             "budget\n  AUTHORITY    ORDERS LEFT  ASKED AGAIN\n  letsencrypt  299          –\n\n\
-             2 certificates in the queue\n  SITE  EARLIEST\n  a.de  now\n  b.de  in 60 minutes\n"
+             2 certificates in the queue\n  SITE  EARLIEST       ENGINE\n  a.de  now            simple, because it can\n  \
+             b.de  in 60 minutes  managed\n"
         );
         assert!(render_plan(&json!({}), NOW, Paint(true)).contains("0 certificates"));
     }
@@ -275,6 +343,30 @@ mod tests {
         );
         let well = json!({ "names_looked_up": 2, "names_left_out": 0, "predictions": [] });
         assert_eq!(render_predictions(&well, Paint(false)), "\n2 names looked up, 0 predictions\n");
+    }
+
+    #[test]
+    fn events_are_told_the_newest_first() {
+        let events = json!({ "events": [
+            { "at": NOW - 7_200, "event": "issued", "site": "a.de", "ca": "letsencrypt", "engine": "simple" },
+            { "at": NOW - 60, "event": "held", "site": null, "message": "This machine's clock is 90 s behind." },
+        ]});
+        let page = render_events(&events, NOW, Paint(false));
+        let at = |needle: &str| page.find(needle).unwrap_or_else(|| panic!("no {needle} in\n{page}"));
+        assert!(page.starts_with("2 events\n") && at("held") < at("issued"), "{page}");
+        assert!(at("90 s behind") < at("letsencrypt (simple)"));
+        assert!(render_events(&json!({}), NOW, Paint(true)).contains("0 events"));
+    }
+
+    #[test]
+    fn a_wrong_clock_stands_above_everything() {
+        let clock = json!({ "state": "wrong", "message": "It is off.\u{1b}[2J", "synchronised": true });
+        let page = render(&json!({ "certificates": [], "clock": clock }), NOW, Paint(false));
+        let second = page.lines().nth(1).unwrap();
+        assert!(second.starts_with("clock: It is off.") && !second.contains('\u{1b}'), "{page}");
+        let clock = json!({ "state": "right", "message": null, "synchronised": true });
+        assert_eq!(clock_line(&clock, Paint(false)), "");
+        assert!(clock_line(&json!({ "synchronised": false }), Paint(false)).contains("kernel"));
     }
 
     #[test]

@@ -78,6 +78,9 @@ enum Command {
         target: Target,
         #[command(flatten)]
         output: Output,
+        /// Show what happened to automatic certificates lately instead
+        #[arg(long)]
+        events: bool,
         #[command(subcommand)]
         command: Option<CertsCommand>,
     },
@@ -187,7 +190,12 @@ fn dispatch(command: Command) -> Result<u8, String> {
         Command::Status { target, output, site } => {
             status::status(&target.socket()?, output.format, site.as_deref())
         }
-        Command::Certs { target, output, command: None } => certs::list_all(&target.socket()?, output.format),
+        Command::Certs { target, output, events: true, command: None } => {
+            certs::events(&target.socket()?, output.format)
+        }
+        Command::Certs { target, output, command: None, .. } => {
+            certs::list_all(&target.socket()?, output.format)
+        }
         Command::Certs { command: Some(CertsCommand::Plan { target, output }), .. } => {
             certs::plan(&target.socket()?, output.format)
         }

@@ -59,6 +59,7 @@ fn render(status: &Value, now: u64, paint: Paint) -> String {
         number(status, "generation"),
         count(usize::try_from(number(status, "connections")).unwrap_or(usize::MAX), "connection"),
     );
+    out += &super::certs::clock_line(status.get("clock").unwrap_or(&Value::Null), paint);
     let mut listeners = Table::default();
     for listener in list(status, "listeners") {
         let (kind, address) = (text(listener, "kind"), text(listener, "address"));

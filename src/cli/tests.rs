@@ -63,6 +63,10 @@ impl admin::Backend for Fake {
         json!({ "certificates": [{ "site": "b.example", "state": "failed", "last_error": "no A record" }] })
     }
 
+    fn certificate_events(&self) -> Value {
+        json!({ "events": [{ "at": 1, "event": "failed", "site": "b.example", "message": "no A record" }] })
+    }
+
     fn certificate_plan(&self) -> Pin<Box<dyn Future<Output = Value>>> {
         Box::pin(async { Value::Null })
     }

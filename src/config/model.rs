@@ -502,6 +502,8 @@ pub struct Acme {
     pub profile: Option<String>,
     /// Which engine orders.
     pub engine: AcmeEngine,
+    /// Where it is tried first after failures.
+    pub staging: Staging,
     /// Who writes TXT records; needed for `dns-01`, and so for wildcards.
     pub dns: Option<Dns>,
     /// Keys for what is stored; `None`: it is stored as it is.
@@ -533,6 +535,59 @@ impl std::fmt::Display for KeySource {
             KeySource::Env(name) => write!(f, "The environment variable {name}"),
         }
     }
+}
+
+impl Acme {
+    /// What is beyond the simple engine: the setting, and why, as half a sentence after "because".
+    pub fn needs_managed(&self) -> Option<(&'static str, &'static str)> {
+        if self.directories.len() > 1 {
+            return Some(("directory", "there is a second authority to fall back to"));
+        }
+        if self.directories.iter().any(|directory| directory.eab.is_some()) {
+            return Some(("directory", "the authority wants an external account binding"));
+        }
+        if self.profile.is_some() {
+            return Some(("profile", "a profile is asked for"));
+        }
+        if self.dns.is_some() {
+            return Some(("dns", "it can write TXT records for the challenge dns-01"));
+        }
+        if self.challenges.contains(&ChallengeKind::Dns01) {
+            return Some(("challenges", "the challenge dns-01 is allowed"));
+        }
+        None
+    }
+
+    /// Where a certificate is tried first after failures at this CA.
+    pub fn staging_of(&self, directory: &Directory) -> Option<Directory> {
+        let found = match &self.staging {
+            Staging::Off => None,
+            Staging::At(twin) => Some(twin.clone()),
+            Staging::Auto => {
+                let (_, name, url) = TWINS.iter().find(|(real, ..)| **real == *directory.url)?;
+                Some(Directory { name: Arc::from(*name), url: Arc::from(*url), eab: None })
+            }
+        };
+        found.filter(|twin| twin.url != directory.url)
+    }
+}
+
+/// CAs with a staging twin: the address of the real one, the name and the address of the twin.
+const TWINS: [(&str, &str, &str); 1] = [(
+    "https://acme-v02.api.letsencrypt.org/directory",
+    "letsencrypt-staging",
+    "https://acme-staging-v02.api.letsencrypt.org/directory",
+)];
+
+/// Where a certificate that failed twice is tried before the real CA is asked again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Staging {
+    /// At the CA's own staging twin, where it is known to have one.
+    Auto,
+    /// Nowhere.
+    Off,
+    /// There.
+    At(Directory),
 }
 
 /// One CA.

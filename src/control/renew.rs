@@ -18,6 +18,7 @@ use crate::snapshot::resident::Residents;
 use crate::snapshot::{Site, Snapshot, Source};
 use crate::telemetry::hub::Reading;
 use crate::telemetry::metric::Metric;
+use crate::tls::acme::event::EVENTS_MAX;
 use crate::tls::acme::{CertificateStatus, Reread, Wanted, demand};
 
 /// Certificates that come within this time of the first are put in force by one reload.
@@ -87,6 +88,7 @@ pub async fn run(control: Arc<Control>, reload: impl AsyncFn(&'static str)) {
             None => tokio::time::sleep(FOLLOW).await,
         }
     };
+    let guarding = crate::control::clock_guard::run(manager.clone());
     let told = Rc::new(Told::default());
     let (tell, demand) = (told.clone(), manager.demand());
     let running = manager.run(move |id| match demand::name(id) {
@@ -124,7 +126,7 @@ pub async fn run(control: Arc<Control>, reload: impl AsyncFn(&'static str)) {
             }
         }
     };
-    tokio::join!(running, applying, naming);
+    tokio::join!(running, applying, naming, guarding);
 }
 
 /// What the manager told.
@@ -162,6 +164,7 @@ impl Control {
             "automatic": snapshot.server.acme.is_some(),
             "open": manager.is_some(),
             "store": { "key": key, "encrypted": key.is_some() && whole },
+            "clock": self.clock_status(),
             "certificates": rows,
         })
     }
@@ -201,6 +204,13 @@ impl Control {
                 "TXT records of orders that were cut are left behind: there was no time to remove them"
             );
         }
+    }
+
+    /// The answer to `GET /certs/events`: what happened to automatic certificates, the oldest first.
+    pub fn certificate_events(&self) -> Value {
+        let manager = self.residents.acme.manager();
+        let events = manager.map(|manager| manager.events()).unwrap_or_default();
+        json!({ "events": events, "most": EVENTS_MAX })
     }
 
     /// Orders a site's certificate now.
@@ -273,7 +283,8 @@ fn row(site: &Site, kept: Option<&CertificateStatus>) -> Value {
             "site": site.name,
             "on_demand": false,
             "names": site.hosts.iter().map(host_text).collect::<Vec<_>>(),
-            "issuer": null, "ca": null, "renew_at": null, "last_error": null, "attempts": 0, "next_try": null,
+            "issuer": null, "next_issuer": null, "next_issuer_because": null, "ca": null, "renew_at": null,
+            "explanation": null, "last_error": null, "attempts": 0, "next_try": null,
             "state": if not_after.is_some() { "valid" } else { "waiting" },
         }),
     };

@@ -51,6 +51,7 @@ impl Control {
             "connections": self.connections.open(),
             "sites": sites,
             "endpoints": self.residents.endpoints.list().iter().map(|e| endpoint_status(e)).collect::<Vec<_>>(),
+            "clock": self.clock_status(),
             "ca_certificate": self.residents.ca.ca_path(),
         })
     }
@@ -83,6 +84,7 @@ impl Control {
         }
         self.certificate_readings(readings);
         self.front_readings(&snapshot.sites, readings);
+        self.clock_readings(readings);
         for endpoint in self.residents.endpoints.list() {
             let address = endpoint.address.to_string();
             let labels = [&*endpoint.service, address.as_str()];

@@ -357,6 +357,10 @@ impl admin::Backend for Handle {
         Box::pin(async move { control.certificate_plan().await })
     }
 
+    fn certificate_events(&self) -> serde_json::Value {
+        self.0.certificate_events()
+    }
+
     fn renew(&self, site: &str) -> Result<(), String> {
         self.0.renew(site)
     }

@@ -102,6 +102,10 @@ metrics! {
     OnDemandQuestions = "tidegate_on_demand_questions_total", Counter, ["answer"], "Questions whether a name is allowed, by answer: yes, no or none.";
     CertificateWaiters = "tidegate_certificate_waiters", Gauge, [], "Handshakes that wait for a certificate now.";
     CertificateRefusals = "tidegate_certificate_refusals", Gauge, [], "Names and sites remembered for which no handshake waits for now.";
+    ClockOffset = "tidegate_clock_offset_seconds", Gauge, [], "How far this machine's clock is ahead of the authority's, negative when behind, as of the last answer.";
+    ClockSynchronised = "tidegate_clock_synchronised", Gauge, [], "1 where the kernel says that something keeps its clock in time. Absent where it may not be asked.";
+    ClockErrorBound = "tidegate_clock_error_bound_seconds", Gauge, [], "How far the kernel's clock may be off, as the kernel says.";
+    ClockWrong = "tidegate_clock_wrong", Gauge, [], "1 while the clock is wrong and no certificate is ordered or put in force.";
     AcmeChallenges = "tidegate_acme_challenges_answered_total", Counter, ["challenge"], "Challenges of ACME authorities that workers answered.";
     EndpointUp = "tidegate_endpoint_up", Gauge, ["service", "address"], "1 where the endpoint takes requests, 0 where its health check failed.";
     EndpointInFlight = "tidegate_endpoint_in_flight", Gauge, ["service", "address"], "Requests the endpoint is answering now.";

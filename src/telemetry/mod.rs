@@ -6,6 +6,7 @@
 pub mod access;
 pub mod histogram;
 pub mod hub;
+pub mod kernel_clock;
 pub mod log;
 pub mod metric;
 pub mod process;

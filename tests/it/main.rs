@@ -20,7 +20,9 @@ mod harness;
 
 mod acme;
 mod acme_challenge;
+mod acme_clock;
 mod acme_demand;
+mod acme_engine_choice;
 mod acme_flight;
 mod acme_kill;
 mod acme_renewal;

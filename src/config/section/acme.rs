@@ -5,7 +5,9 @@ use std::sync::Arc;
 use super::dns;
 use super::server::texts;
 use super::store_key;
-use crate::config::model::{Acme, AcmeEngine, ChallengeKind, Directory, Eab, Located, Origin, Server};
+use crate::config::model::{
+    Acme, AcmeEngine, ChallengeKind, Directory, Eab, Located, Origin, Server, Staging,
+};
 use crate::config::parse::{Context, Table, Value, literal, literals, nearest, quoted};
 use crate::config::setting::{Id, Setting};
 
@@ -39,8 +41,9 @@ pub fn read(context: &mut Context<'_>, file: &Table<'_>) -> Option<Acme> {
     let orders_per_3h = u32::try_from(context.count(&table, "orders")).unwrap_or(u32::MAX);
     let concurrent = usize::try_from(context.count(&table, "concurrent")).unwrap_or(1);
     let engine = engine(context, &table);
+    let staging = staging(context, &table);
     let store_key = store_key::read(context, &table);
-    Some(Acme {
+    let acme = Acme {
         directories,
         email,
         ca_file,
@@ -49,9 +52,16 @@ pub fn read(context: &mut Context<'_>, file: &Table<'_>) -> Option<Acme> {
         concurrent,
         profile,
         engine,
+        staging,
         dns,
         store_key,
-    })
+    };
+    if let (AcmeEngine::Simple, Some((setting, because))) = (engine, acme.needs_managed()) {
+        let message = format!("the simple engine cannot do what `{setting}` asks for: {because}");
+        let help = format!("remove `engine`: the managed one is then taken; or change `{setting}`");
+        context.error("conflict", table.span_of("engine"), message, help);
+    }
+    Some(acme)
 }
 
 /// What the listeners must offer so that a challenge can be answered.
@@ -73,21 +83,36 @@ pub fn check(context: &mut Context<'_>, file: &Table<'_>, server: &Server) {
 }
 
 fn engine(context: &mut Context<'_>, table: &Table<'_>) -> AcmeEngine {
-    if let Some((_, value)) = table.get("engine")
-        && value.get_ref().as_str() == Some("simple")
-    {
-        let message = "the simple engine is not in this version";
-        context.error(
-            "not-in-this-version",
-            value.span(),
-            message,
-            "remove `engine`: the managed one is then taken",
-        );
-        return AcmeEngine::Auto;
-    }
     match context.word(table, "engine", None).value {
+        "simple" => AcmeEngine::Simple,
         "managed" => AcmeEngine::Managed,
         _ => AcmeEngine::Auto,
+    }
+}
+
+fn staging(context: &mut Context<'_>, table: &Table<'_>) -> Staging {
+    let fallback = Located { value: Staging::Auto, origin: Origin::Default };
+    let print = |staging: &Staging| match staging {
+        Staging::Auto => literal("auto"),
+        Staging::Off => literal("off"),
+        Staging::At(directory) => literal(&word_of(directory)),
+    };
+    context.value(table, "staging", &fallback, read_staging, print).value
+}
+
+fn read_staging(context: &mut Context<'_>, setting: &'static Setting, value: &Value<'_>) -> Option<Staging> {
+    match context.text(setting, value)? {
+        "auto" => Some(Staging::Auto),
+        "off" => Some(Staging::Off),
+        text => match named(text, None) {
+            Some(directory) => Some(Staging::At(directory)),
+            None => {
+                let message = format!("`staging` cannot be `{}`", quoted(text));
+                let help = "write \"auto\", \"off\", or the https:// address of an ACME directory";
+                context.error("invalid-value", value.span(), message, help);
+                None
+            }
+        },
     }
 }
 
@@ -237,17 +262,19 @@ fn named(text: &str, eab: Option<Eab>) -> Option<Directory> {
     Some(Directory { name: Arc::from(name), url: Arc::from(text), eab })
 }
 
+/// How a directory is written: by its word, if it has one.
+fn word_of(directory: &Directory) -> String {
+    let known = KNOWN.iter().any(|(word, ..)| **word == *directory.name);
+    if known { directory.name.to_string() } else { directory.url.to_string() }
+}
+
 fn print_directories(directories: &[Directory]) -> String {
-    let word = |directory: &Directory| {
-        let known = KNOWN.iter().any(|(word, ..)| **word == *directory.name);
-        if known { directory.name.to_string() } else { directory.url.to_string() }
-    };
     let print = |directory: &Directory| match &directory.eab {
-        None => literal(&word(directory)),
+        None => literal(&word_of(directory)),
         // The key is a secret.
         Some(eab) => format!(
             "{{ url = {}, eab_id = {}, eab_key = \"…\" }}",
-            literal(&word(directory)),
+            literal(&word_of(directory)),
             literal(&eab.id)
         ),
     };

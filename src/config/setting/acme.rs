@@ -31,7 +31,8 @@ pub(super) static ACME: Section = Section {
         row("profile", Kind::Text(64), Words("the authority's default"), "Profile asked for where the authority offers it, such as `\"shortlived\"`."),
         row("orders", Kind::Count(1, 100_000), Value("300"), "Orders in three hours for each account: Let's Encrypt refuses more than 300."),
         row("concurrent", Kind::Count(1, 100), Value("4"), "Orders in flight at once."),
-        row("engine", Kind::Word(&["auto", "managed"]), Value(r#""auto""#), "Which engine orders: `\"managed\"` is instant-acme, and in this version the only one. `tidegate certs` shows which."),
+        row("engine", Kind::Word(&["auto", "simple", "managed"]), Value(r#""auto""#), "Which engine orders: `\"simple\"` is rustls-acme, for one authority and common names; `\"managed\"` is instant-acme and can do everything; `\"auto\"` takes the simple one where it can do all that is asked for. `tidegate certs` shows which."),
+        row("staging", Kind::Text(2_048), Value(r#""auto""#), "Where a certificate that failed twice in a row is tried first; the real authority is asked again when it worked there. `\"auto\"`: Let's Encrypt's staging for Let's Encrypt. `\"off\"`, or the address of an ACME directory."),
         row("store_key", Kind::Table(Id::StoreKey), Words("none: records are stored as they are"), "Encrypts accounts, certificates and keys in the state folder. What is there already is encrypted when this is first said; taking it away again is refused while anything is encrypted. How to make, rotate and leave it: certificates.md."),
     ],
 };

@@ -24,10 +24,14 @@ pub const ACME_TLS: &[u8] = b"acme-tls/1";
 
 type Table<V> = ArcSwap<HashMap<Box<str>, V>>;
 
+/// Says the body for a token, for an engine that does not tell its tokens beforehand; asked by any worker.
+pub type Source = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
+
 /// What is answered now.
 pub struct Challenges {
     http: Table<Bytes>,
     tls: Table<Arc<ServerConfig>>,
+    sources: ArcSwap<Vec<Source>>,
     /// Held while a table is copied and replaced; readers never take it.
     writing: Mutex<()>,
 }
@@ -41,12 +45,18 @@ pub struct Published {
 enum What {
     Http(Box<str>),
     Tls(Box<str>, Arc<ServerConfig>),
+    Source(Source),
 }
 
 impl Challenges {
     /// Answers nothing yet.
     pub fn new() -> Arc<Challenges> {
-        Arc::new(Challenges { http: ArcSwap::default(), tls: ArcSwap::default(), writing: Mutex::new(()) })
+        Arc::new(Challenges {
+            http: ArcSwap::default(),
+            tls: ArcSwap::default(),
+            sources: ArcSwap::default(),
+            writing: Mutex::new(()),
+        })
     }
 
     /// The body of `/.well-known/acme-challenge/<token>` (RFC 8555 section 8.3), only for tokens we were given.
@@ -54,7 +64,10 @@ impl Challenges {
         if token.len() > TOKEN_BYTES_MAX {
             return None;
         }
-        self.http.load().get(token).cloned()
+        if let Some(found) = self.http.load().get(token) {
+            return Some(found.clone());
+        }
+        self.sources.load().iter().find_map(|source| source(token)).map(Bytes::from)
     }
 
     /// The settings for a handshake that offers `acme-tls/1` alone, for a name with an open challenge (RFC 8737
@@ -85,17 +98,41 @@ impl Challenges {
         Ok(Published { challenges: Arc::clone(self), what: What::Http(token.into()) })
     }
 
-    /// Answers a TLS-ALPN-01 challenge until the result is dropped; `digest` is SHA-256 of the key authorization.
-    pub fn publish_tls_alpn01(self: &Arc<Self>, name: &str, digest: &[u8]) -> Result<Published, String> {
+    /// Asks a source for tokens that nobody published, until the result is dropped. Errors: too many are asked.
+    pub fn publish_source(self: &Arc<Self>, source: Source) -> Result<Published, String> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut copy = Vec::clone(&self.sources.load());
+        if copy.len() >= CHALLENGES_MAX {
+            return Err(too_many());
+        }
+        copy.push(Arc::clone(&source));
+        self.sources.store(Arc::new(copy));
+        Ok(Published { challenges: Arc::clone(self), what: What::Source(source) })
+    }
+
+    /// Lets a resolver answer the TLS-ALPN-01 challenges of a name until the result is dropped.
+    pub fn publish_resolver(
+        self: &Arc<Self>,
+        name: &str,
+        resolver: Arc<dyn ResolvesServerCert>,
+    ) -> Result<Published, String> {
+        self.publish_config(name, challenge_settings(resolver)?)
+    }
+
+    fn publish_config(self: &Arc<Self>, name: &str, config: Arc<ServerConfig>) -> Result<Published, String> {
         let name: Box<str> = normal(name).into();
-        let config = challenge_config(&name, digest)?;
         insert(&self.writing, &self.tls, name.clone(), Arc::clone(&config))?;
         Ok(Published { challenges: Arc::clone(self), what: What::Tls(name, config) })
     }
 
-    /// How many challenges are answered now.
+    /// Answers a TLS-ALPN-01 challenge until the result is dropped; `digest` is SHA-256 of the key authorization.
+    pub fn publish_tls_alpn01(self: &Arc<Self>, name: &str, digest: &[u8]) -> Result<Published, String> {
+        self.publish_config(name, challenge_config(&normal(name), digest)?)
+    }
+
+    /// How many challenges are answered now; a source counts as one.
     pub fn len(&self) -> usize {
-        self.http.load().len() + self.tls.load().len()
+        self.http.load().len() + self.tls.load().len() + self.sources.load().len()
     }
 
     /// Whether none is.
@@ -121,6 +158,11 @@ impl Drop for Published {
                     self.challenges.tls.store(Arc::new(copy));
                 }
             }
+            What::Source(source) => {
+                let mut copy = Vec::clone(&self.challenges.sources.load());
+                copy.retain(|held| !Arc::ptr_eq(held, source));
+                self.challenges.sources.store(Arc::new(copy));
+            }
         }
     }
 }
@@ -129,11 +171,15 @@ fn insert<V: Clone>(writing: &Mutex<()>, table: &Table<V>, key: Box<str>, value:
     let _writing = writing.lock().unwrap_or_else(PoisonError::into_inner);
     let mut copy = HashMap::clone(&table.load());
     if copy.len() >= CHALLENGES_MAX {
-        return Err(format!("{CHALLENGES_MAX} challenges are open; no more are answered."));
+        return Err(too_many());
     }
     copy.insert(key, value);
     table.store(Arc::new(copy));
     Ok(())
+}
+
+fn too_many() -> String {
+    format!("{CHALLENGES_MAX} challenges are open; no more are answered.")
 }
 
 fn normal(name: &str) -> String {
@@ -150,8 +196,7 @@ impl ResolvesServerCert for Always {
     }
 }
 
-/// A self-signed certificate with the acmeIdentifier extension (RFC 8737 section 3) in settings that speak nothing
-/// but `acme-tls/1`.
+/// A self-signed certificate with the acmeIdentifier extension (RFC 8737 section 3) in the settings to show it with.
 fn challenge_config(name: &str, digest: &[u8]) -> Result<Arc<ServerConfig>, String> {
     let failed =
         |e: &dyn std::fmt::Display| format!("The challenge certificate for {name} could not be made: {e}.");
@@ -169,11 +214,16 @@ fn challenge_config(name: &str, digest: &[u8]) -> Result<Arc<ServerConfig>, Stri
     let signer = provider.key_provider.load_private_key(der).map_err(|e| failed(&e))?;
     // Not `from_der`: its check of the pair refuses the critical extension the challenge is about.
     let certified = CertifiedKey::new(vec![certificate.into()], signer);
-    let mut config = ServerConfig::builder_with_provider(provider)
+    challenge_settings(Arc::new(Always(Arc::new(certified))))
+}
+
+/// Settings that speak nothing but `acme-tls/1` (RFC 8737 section 6.2) and remember nobody.
+fn challenge_settings(resolver: Arc<dyn ResolvesServerCert>) -> Result<Arc<ServerConfig>, String> {
+    let mut config = ServerConfig::builder_with_provider(crate::tls::provider())
         .with_protocol_versions(&[&TLS13, &TLS12])
-        .map_err(|e| failed(&e))?
+        .map_err(|e| format!("The challenge could not be prepared: {e}."))?
         .with_no_client_auth()
-        .with_cert_resolver(Arc::new(Always(Arc::new(certified))));
+        .with_cert_resolver(resolver);
     config.alpn_protocols = vec![ACME_TLS.to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
@@ -196,6 +246,22 @@ mod tests {
         drop(published);
         assert!(challenges.http01("token").is_none() && challenges.is_empty());
         assert!(challenges.publish_http01(&"t".repeat(257), "x").is_err());
+    }
+
+    #[test]
+    fn a_source_is_asked_for_what_nobody_published_and_only_so_long() {
+        let challenges = Challenges::new();
+        let own = challenges.publish_http01("own", "own.print").unwrap();
+        let say = |token: &str| (token != "unknown").then(|| format!("{token}.source"));
+        let source = challenges.publish_source(Arc::new(say)).unwrap();
+        let other = challenges.publish_source(Arc::new(|_| None)).unwrap();
+        assert_eq!(challenges.http01("own").unwrap(), "own.print");
+        assert_eq!(challenges.http01("theirs").unwrap(), "theirs.source");
+        assert!(challenges.http01("unknown").is_none());
+        drop(source);
+        assert!(challenges.http01("theirs").is_none());
+        drop((own, other));
+        assert!(challenges.is_empty());
     }
 
     #[test]

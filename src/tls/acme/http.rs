@@ -2,43 +2,40 @@
 //!
 //! instant-acme drops what we need of an answer: `Retry-After` of a refusal, and `Date` for the clock guard. Both are
 //! kept here, the first per order ([`Notes`]), the second per client. One connection per call: an order makes about
-//! ten, hours apart from the next.
+//! ten, hours apart from the next. Cloning a [`Client`] shares all of it.
 
 use std::error::Error as StdError;
 use std::future::Future;
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, DATE, HOST, RETRY_AFTER};
-use http::{HeaderValue, Method, Request, Response, Uri};
-use http_body_util::{BodyExt, Full, Limited};
+use http::header::{ACCEPT, AGE, CONTENT_TYPE, DATE, HOST, RETRY_AFTER, USER_AGENT};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
+use http_body_util::{BodyExt, Empty, Full, Limited};
 use hyper::body::Body;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient};
 use rustls::client::Resumption;
 use rustls::version::{TLS12, TLS13};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{CertificateError, ClientConfig, RootCertStore};
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::base::clock;
+use super::problem;
+use crate::base::clock::{self, Millis};
+use crate::base::clock_guard::Seen;
 use crate::tls::pem;
 
 /// From connecting to the last byte of the answer.
 const CALL_DEADLINE: Duration = Duration::from_secs(30);
 /// Most bytes of an answer: a chain has a few kilobytes.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
-/// Stands for "no `Date` seen yet".
-const SKEW_UNKNOWN: i64 = i64::MIN;
-/// When a CA that offers renewal information does not say when to ask again: six hours, Let's Encrypt's value.
-const ASK_AGAIN: &str = "21600";
-
 tokio::task_local! {
     /// What the answers to one order said; set around an order by [`noted`].
     static NOTES: Arc<Notes>;
@@ -73,39 +70,89 @@ pub async fn noted<T>(notes: Arc<Notes>, future: impl Future<Output = T>) -> T {
     NOTES.scope(notes, future).await
 }
 
-/// Calls to one CA. Cloning shares it.
+/// What calls have told about the clock.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Sight {
+    /// The CA's clock, as of the last answer.
+    pub seen: Option<Seen>,
+    /// When a CA's own certificate was last not valid at our time.
+    pub doubted: Option<Millis>,
+}
+
+/// A whole answer.
+pub type Answered = Response<Bytes>;
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub struct Trouble {
+    /// A sentence without its full stop.
+    pub message: String,
+    /// Whether our clock may be the reason.
+    pub clock: bool,
+}
+
+/// Calls to CAs.
 #[derive(Clone)]
 pub struct Client(Arc<Inner>);
 
 struct Inner {
     tls: Arc<ClientConfig>,
-    /// The CA's clock less ours, in seconds.
-    skew: AtomicI64,
-    calls: AtomicU64,
-    failures: AtomicU64,
+    sight: Mutex<Sight>,
 }
 
 impl Client {
     /// `ca_file`: one more root beside the system's. Errors: no roots at all, or a bad file.
     pub fn new(ca_file: Option<&Path>) -> Result<Client, String> {
-        let inner = Inner {
-            tls: tls_config(ca_file)?,
-            skew: AtomicI64::new(SKEW_UNKNOWN),
-            calls: AtomicU64::new(0),
-            failures: AtomicU64::new(0),
-        };
+        let inner = Inner { tls: tls_config(ca_file)?, sight: Mutex::default() };
         Ok(Client(Arc::new(inner)))
     }
 
-    /// The CA's clock less ours in seconds, as of the last answer with a `Date`.
-    pub fn skew(&self) -> Option<i64> {
-        let skew = self.0.skew.load(Ordering::Relaxed);
-        (skew != SKEW_UNKNOWN).then_some(skew)
+    /// What calls have told about the clock.
+    pub fn sight(&self) -> Sight {
+        *self.lock()
     }
 
-    /// Calls made, and those without an answer.
-    pub fn counts(&self) -> (u64, u64) {
-        (self.0.calls.load(Ordering::Relaxed), self.0.failures.load(Ordering::Relaxed))
+    /// The settings of the connections, for an engine that makes its own.
+    pub fn tls(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.0.tls)
+    }
+
+    /// Asks for something public: the directory, renewal information.
+    pub async fn get(&self, url: &str) -> Result<Answered, Trouble> {
+        let agent = concat!("tidegate/", env!("CARGO_PKG_VERSION"));
+        // RFC 8555 section 6.1: a client names itself.
+        let request = Request::get(url).header(USER_AGENT, agent).header(ACCEPT, "application/json");
+        let request = request.body(Empty::<Bytes>::new());
+        let request = request.map_err(|e| Trouble { message: format!("{url:?}: {e}"), clock: false })?;
+        self.exchanged(request).await
+    }
+
+    /// One exchange with a CA within the deadline; what the answer says of the clock is kept.
+    async fn exchanged<B>(&self, request: Request<B>) -> Result<Response<Bytes>, Trouble>
+    where
+        B: Body<Data = Bytes, Error: Into<Box<dyn StdError + Send + Sync>>> + Send + 'static,
+    {
+        let host = request.uri().host().unwrap_or_default().to_owned();
+        let answered = tokio::time::timeout(CALL_DEADLINE, exchange(&self.0.tls, request)).await;
+        let answered = answered.unwrap_or_else(|_| Err(format!("no answer within {CALL_DEADLINE:?}").into()));
+        match answered {
+            Ok(response) => {
+                if let Some(theirs) = their_clock(response.headers()) {
+                    self.lock().seen = Some(Seen { theirs, at: clock::now() });
+                }
+                Ok(response)
+            }
+            Err(trouble) => {
+                if trouble.clock {
+                    self.lock().doubted = Some(clock::now());
+                }
+                Err(Trouble { message: format!("{host}: {}", trouble.message), ..trouble })
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Sight> {
+        self.0.sight.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One call to somebody else than the CA, as it is answered: neither counted nor noted.
@@ -115,42 +162,43 @@ impl Client {
     pub async fn fetch(&self, request: Request<Full<Bytes>>) -> Result<Response<Bytes>, String> {
         let host = request.uri().host().unwrap_or_default().to_owned();
         let answered = tokio::time::timeout(CALL_DEADLINE, exchange(&self.0.tls, request)).await;
-        let answered = answered.unwrap_or_else(|_| Err(format!("no answer within {CALL_DEADLINE:?}")));
-        answered.map_err(|why| format!("{host}: {why}"))
+        let answered = answered.unwrap_or_else(|_| Err(format!("no answer within {CALL_DEADLINE:?}").into()));
+        answered.map_err(|trouble| format!("{host}: {}", trouble.message))
     }
 
     async fn call(&self, request: Request<BodyWrapper<Bytes>>) -> Result<Response<Full<Bytes>>, Error> {
         let notes = NOTES.try_with(Arc::clone).ok();
-        self.0.calls.fetch_add(1, Ordering::Relaxed);
         let (method, host) = (request.method().clone(), request.uri().host().unwrap_or_default().to_owned());
-        let answered = tokio::time::timeout(CALL_DEADLINE, exchange(&self.0.tls, request)).await;
-        let answered = answered.unwrap_or_else(|_| Err(format!("no answer within {CALL_DEADLINE:?}")));
-        let response = answered.map_err(|why| {
-            self.0.failures.fetch_add(1, Ordering::Relaxed);
-            Error::Other(format!("{host}: {why}").into())
-        })?;
-        self.note(&response, notes.as_deref());
+        let response =
+            self.exchanged(request).await.map_err(|trouble| Error::Other(trouble.message.into()))?;
+        if let Some(notes) = notes.filter(|_| response.status().as_u16() >= 400) {
+            *notes.retry_after.lock().unwrap_or_else(PoisonError::into_inner) =
+                retry_after(response.headers());
+        }
         // instant-acme looks at the status of signed calls only; an error page is no directory.
         if method == Method::GET && response.status().as_u16() >= 400 {
             return Err(Error::Other(format!("{host}: the CA answered HTTP {}", response.status()).into()));
         }
-        Ok(polished(response, &method))
+        Ok(polished(response))
     }
+}
 
-    fn note(&self, response: &Response<Bytes>, notes: Option<&Notes>) {
-        let now = clock::wall().as_secs();
-        if let Some(at) = response.headers().get(DATE).and_then(date) {
-            self.0.skew.store(at.cast_signed().saturating_sub(now.cast_signed()), Ordering::Relaxed);
-        }
-        if let Some(notes) = notes.filter(|_| response.status().as_u16() >= 400) {
-            let after = response.headers().get(RETRY_AFTER).and_then(|value| {
-                // RFC 9110 section 10.2.3: seconds or a date.
-                let seconds = value.to_str().ok()?.trim().parse().ok();
-                seconds.or_else(|| date(value).map(|at| at.saturating_sub(now))).map(Duration::from_secs)
-            });
-            *notes.retry_after.lock().unwrap_or_else(PoisonError::into_inner) = after;
-        }
-    }
+/// How long the other side wants to hear nothing (RFC 9110 section 10.2.3: seconds or a date).
+pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(RETRY_AFTER)?;
+    let seconds = value.to_str().ok()?.trim().parse().ok();
+    let until = || {
+        // A date is by the other side's clock.
+        let theirs = headers.get(DATE).and_then(date).unwrap_or_else(|| clock::wall().as_secs());
+        date(value).map(|at| at.saturating_sub(theirs))
+    };
+    seconds.or_else(until).map(Duration::from_secs)
+}
+
+/// What their clock shows now: `Date`, and how long ago that was if a cache kept the answer (RFC 9111 section 5.1).
+fn their_clock(headers: &HeaderMap) -> Option<u64> {
+    let age = headers.get(AGE).and_then(|age| age.to_str().ok()?.trim().parse().ok()).unwrap_or(0);
+    headers.get(DATE).and_then(date).map(|at| at.saturating_add(age))
 }
 
 impl HttpClient for Client {
@@ -163,14 +211,14 @@ impl HttpClient for Client {
     }
 }
 
-async fn exchange<B>(tls: &Arc<ClientConfig>, request: Request<B>) -> Result<Response<Bytes>, String>
+async fn exchange<B>(tls: &Arc<ClientConfig>, request: Request<B>) -> Result<Response<Bytes>, Trouble>
 where
     B: Body<Data = Bytes, Error: Into<Box<dyn StdError + Send + Sync>>> + Send + 'static,
 {
     let (mut parts, body) = request.into_parts();
     // RFC 8555 section 6.1: HTTPS, always.
     if parts.uri.scheme_str() != Some("https") {
-        return Err(format!("{} is no https:// address", parts.uri));
+        return Err(format!("{} is no https:// address", parts.uri).into());
     }
     let host = parts.uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
     let name = ServerName::try_from(host.clone()).map_err(|_| format!("{host:?} is no host name"))?;
@@ -180,7 +228,7 @@ where
     let stream = TlsConnector::from(Arc::clone(tls))
         .connect(name, tcp)
         .await
-        .map_err(|e| format!("TLS handshake failed: {e}"))?;
+        .map_err(|e| Trouble { message: format!("TLS handshake failed: {e}"), clock: is_about_time(&e) })?;
     let (mut sender, connection) =
         http1::handshake(TokioIo::new(stream)).await.map_err(|e| format!("HTTP failed: {e}"))?;
     // Ends with the sender below, or with the deadline that drops it.
@@ -198,19 +246,38 @@ where
     Ok(Response::from_parts(parts, body))
 }
 
-/// What instant-acme would misunderstand is said in its words: a refusal that is no problem document (a proxy's error
-/// page), and renewal information without `Retry-After`.
-fn polished(response: Response<Bytes>, method: &Method) -> Response<Full<Bytes>> {
-    let (mut parts, mut body) = response.into_parts();
+impl From<String> for Trouble {
+    fn from(message: String) -> Trouble {
+        Trouble { message, clock: false }
+    }
+}
+
+/// Whether a handshake failed because their certificate is not valid at our time.
+fn is_about_time(error: &std::io::Error) -> bool {
+    use CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    matches!(
+        inner,
+        Some(rustls::Error::InvalidCertificate(
+            Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. }
+        ))
+    )
+}
+
+/// What instant-acme would misunderstand or drop is said in its words: a refusal that is no problem document (a proxy's
+/// error page), and where a person is to go.
+fn polished(response: Response<Bytes>) -> Response<Full<Bytes>> {
+    let (parts, mut body) = response.into_parts();
     let kind = parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     if parts.status.as_u16() >= 400 && serde_json::from_slice::<instant_acme::Problem>(&body).is_err() {
         let detail =
             format!("HTTP {} with {} bytes of {kind:?} that explain nothing", parts.status, body.len());
         let problem = serde_json::json!({ "detail": detail, "status": parts.status.as_u16() });
         body = Bytes::from(problem.to_string());
-    }
-    if method == Method::GET && !parts.headers.contains_key(RETRY_AFTER) {
-        parts.headers.insert(RETRY_AFTER, HeaderValue::from_static(ASK_AGAIN));
+    } else if parts.status.as_u16() >= 400
+        && let Some(told) = problem::with_instance(&body)
+    {
+        body = Bytes::from(told);
     }
     Response::from_parts(parts, Full::new(body))
 }

@@ -9,7 +9,11 @@ use std::time::Duration;
 use rustls_pki_types::CertificateDer;
 use zeroize::Zeroizing;
 
+use super::engine::Engine;
 use crate::config::model::{ChallengeKind, Directory};
+
+/// Longest message kept.
+const MESSAGE_CHARS_MAX: usize = 1500;
 
 /// One certificate to be had.
 #[derive(Debug, Clone)]
@@ -26,6 +30,10 @@ pub struct Job {
     pub replaces: Option<CertificateDer<'static>>,
     /// Asked for where the CA offers it.
     pub profile: Option<String>,
+    /// Who orders.
+    pub engine: Engine,
+    /// A staging CA that must issue before this one is asked.
+    pub probe: Option<Directory>,
 }
 
 /// What came out.
@@ -45,10 +53,23 @@ pub struct IssueError {
     pub retry_after: Option<Duration>,
     /// The CA made no order, so there is none to count.
     pub no_order: bool,
+    /// Whether it may be tried again sooner than failures are.
+    pub again: Again,
     /// What happened: the CA's own words where it spoke.
     pub message: String,
     /// What a person can do.
     pub mend: &'static str,
+}
+
+/// What may be done sooner than after the usual wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Again {
+    /// Nothing.
+    Later,
+    /// The same again: it had no effect at the CA.
+    AtOnce,
+    /// The same, by an engine with more patience: this one gives up when a call breaks off.
+    ByManaged,
 }
 
 /// Kinds of failures.
@@ -115,7 +136,13 @@ impl IssueError {
             Reason::Canary => "The old certificate stays; it is tried again. If it persists, ask the CA.",
             Reason::Other => "It is tried again.",
         };
-        IssueError { kind, retry_after: None, no_order: false, message: message.into(), mend }
+        let mut message = message.into();
+        // A CA's words are kept for every site that fails.
+        if let Some((end, _)) = message.char_indices().nth(MESSAGE_CHARS_MAX) {
+            message.truncate(end);
+            message.push('…');
+        }
+        IssueError { kind, retry_after: None, no_order: false, again: Again::Later, message, mend }
     }
 }
 
@@ -127,20 +154,6 @@ impl fmt::Display for IssueError {
 
 /// The answer to come.
 pub type Issuing<'a> = Pin<Box<dyn Future<Output = Result<Issued, IssueError>> + Send + 'a>>;
-
-/// When to renew, as a CA suggests it (RFC 9773 section 4.2); seconds since 1970.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Window {
-    /// Its first second.
-    pub start: u64,
-    /// Its last.
-    pub end: u64,
-    /// Seconds until the CA wants to be asked again.
-    pub ask_again: u64,
-}
-
-/// The answer to come; `Ok(None)`: this CA suggests nothing.
-pub type Suggesting<'a> = Pin<Box<dyn Future<Output = Result<Option<Window>, IssueError>> + Send + 'a>>;
 
 /// An engine.
 pub trait Issuer: Send + Sync {

@@ -1,9 +1,11 @@
 //! The manager: wants, holds, orders. One loop starts what the queue chooses; each order is a task of its own.
 //!
-//! [`order`]: one order, and how it ended. [`suggest`]: when CAs want certificates renewed. [`inner`]: what is
-//! remembered, and what follows from it. [`demand`]: names that come with a handshake. [`forecast`]: the plan, and what it
-//! would fail of. [`persist`]: writing, with patience. [`reread`]: what others wrote.
+//! [`order`]: one order, and how it ended. [`suggest`]: when CAs want certificates renewed. [`clock`]: nothing of this
+//! while the clock is wrong. [`inner`]: what is remembered, and what follows from it. [`demand`]: names that come with a
+//! handshake. [`forecast`]: the plan, and what it would fail of. [`persist`]: writing, with patience. [`reread`]: what
+//! others wrote.
 
+mod clock;
 mod demand;
 mod forecast;
 mod inner;
@@ -12,7 +14,9 @@ mod persist;
 mod reread;
 mod suggest;
 
-use std::collections::{BTreeMap, HashMap};
+pub use clock::{Change, ClockStatus};
+
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,18 +28,22 @@ use tokio::time::MissedTickBehavior;
 
 use self::order::Ended;
 pub use self::reread::Reread;
+use super::account::Accounts;
 use super::demand::memory::Memory;
 use super::demand::{Demand, Rules, ask};
 use super::dns::{Dns, Ledger};
+use super::engine::Engine;
+use super::event::{Event, Events, What};
 use super::http::Client;
-use super::issuer::{IssueError, Reason};
+use super::issuer::{IssueError, Issuer, Reason};
 use super::managed::Managed;
 use super::queue::{Bucket, Dice, Queue, Step};
 use super::record::{self, Failure, Held, Unreadable};
+use super::renewal_info::RenewalInfo;
+use super::simple::Simple;
 use super::store::seal::{Ring, Sealed};
 use super::store::{FolderStore, Key, Kind, Mark, Store, StoreError};
 use super::{CertificateStatus, Challenges, Wanted};
-use crate::base::clock;
 use crate::config::model::{self, AcmeEngine, ChallengeKind, Directory, HostPattern};
 use crate::config::section::host;
 use crate::tls::pem::Identity;
@@ -68,7 +76,7 @@ struct Read {
 
 struct Inner {
     settings: model::Acme,
-    engine: Arc<Managed>,
+    engines: Arc<Engines>,
     queue: Queue,
     dice: Dice,
     wanted: BTreeMap<Arc<str>, Wanted>,
@@ -87,6 +95,28 @@ struct Inner {
     /// When it was last told that a question had no answer; seconds since 1970.
     told_unanswered: u64,
     asking: Option<Arc<rustls::ClientConfig>>,
+    events: Events,
+    /// Sites whose next try is the managed engine's, because the simple one's broke off.
+    handed_over: HashSet<Arc<str>>,
+    /// Whether it was last said that the clock is wrong.
+    clock_held: bool,
+}
+
+/// Who talks to CAs, all through one client: what one hears of the clock, all know.
+pub(super) struct Engines {
+    client: Client,
+    simple: Simple,
+    managed: Managed,
+    renewal: RenewalInfo,
+}
+
+impl Engines {
+    fn issuer(&self, engine: Engine) -> &dyn Issuer {
+        match engine {
+            Engine::Simple => &self.simple,
+            Engine::Managed => &self.managed,
+        }
+    }
 }
 
 impl Manager {
@@ -112,7 +142,7 @@ impl Manager {
         let seal = Arc::new(Sealed::new(store, Ring::read(settings.store_key.as_ref())?));
         let store: Arc<dyn Store> = Arc::clone(&seal) as Arc<dyn Store>;
         let records = Arc::<Ledger>::default();
-        let engine = engine(settings, &store, &challenges, &records)?;
+        let engines = engines(settings, &store, &challenges, &records)?;
         let now = now();
         let said = |e: StoreError| e.to_string();
         // Of certificates the same is found out below.
@@ -136,11 +166,11 @@ impl Manager {
         let queue =
             Queue::new(buckets(settings, store.as_ref(), now), settings.orders_per_3h, settings.concurrent);
         // Only spreads load; the time at hand is random enough for that.
-        let dice = Dice::new(now ^ clock::micros() ^ u64::from(std::process::id()));
+        let dice = Dice::new(now ^ crate::base::clock::micros() ^ u64::from(std::process::id()));
         let settings = settings.clone();
         let inner = Inner {
             settings,
-            engine,
+            engines,
             queue,
             dice,
             wanted: BTreeMap::new(),
@@ -154,6 +184,9 @@ impl Manager {
             questions: BTreeMap::new(),
             told_unanswered: 0,
             asking: None,
+            events: Events::default(),
+            handed_over: HashSet::new(),
+            clock_held: false,
         };
         let (inner, demand) = (Mutex::new(inner), Demand::new());
         let (wake, stopping) = (Notify::new(), AtomicBool::new(false));
@@ -170,6 +203,7 @@ impl Manager {
         let gone: Vec<_> = inner.wanted.keys().filter(|site| !fresh.contains_key(*site)).cloned().collect();
         for site in gone {
             inner.queue.remove(&site);
+            inner.events.push(Event::new(now(), What::Dropped, Some(&site)));
         }
         inner.wanted = fresh;
         let sites: Vec<_> = inner.wanted.keys().cloned().collect();
@@ -221,7 +255,7 @@ impl Manager {
         if inner.settings == *settings {
             return Ok(());
         }
-        inner.engine = engine(settings, &self.store, &self.challenges, &self.records)?;
+        inner.engines = engines(settings, &self.store, &self.challenges, &self.records)?;
         let buckets = buckets(settings, self.store.as_ref(), now());
         let before = |new: &Directory| inner.settings.directories.iter().position(|old| old.url == new.url);
         let before: Vec<_> = settings.directories.iter().map(before).collect();
@@ -266,13 +300,17 @@ impl Manager {
         self.lock().ended.iter().map(|(word, count)| (*word, *count)).collect()
     }
 
+    /// What happened last, the oldest first.
+    pub fn events(&self) -> Vec<Event> {
+        self.lock().events.all()
+    }
+
     /// The queue in its order with the earliest time of each, and the budget at each CA.
     pub fn plan(&self) -> serde_json::Value {
         let inner = self.lock();
         let now = now();
         let plan = inner.queue.plan(now).into_iter();
-        let queue: Vec<_> =
-            plan.map(|(site, earliest)| serde_json::json!({ "site": site, "earliest": earliest })).collect();
+        let queue: Vec<_> = plan.map(|(site, earliest)| inner.planned(&site, earliest)).collect();
         let budget = inner.settings.directories.iter().enumerate().map(|(index, directory)| {
             serde_json::json!({
                 "ca": directory.name,
@@ -321,6 +359,9 @@ impl Manager {
 
     /// Starts what the queue chooses; says how long to sleep at most.
     fn start(self: &Arc<Self>, orders: &mut JoinSet<Ended>) -> Duration {
+        if !self.may_order() {
+            return NAP;
+        }
         while !self.stopping() {
             let mut inner = self.lock();
             let now = now();
@@ -331,19 +372,20 @@ impl Manager {
             };
             let job = inner.job(&site, directory);
             let bucket = inner.queue.bucket(directory);
-            let (engine, old) = (Arc::clone(&inner.engine), inner.held.get(&site).and_then(Held::leaf));
+            let (engines, old) = (Arc::clone(&inner.engines), inner.held.get(&site).and_then(Held::leaf));
             drop(inner);
-            let Some(job) = job else {
+            let Some(mut job) = job else {
                 self.lock().queue.finished(&site);
                 continue;
             };
             let manager = Arc::clone(self);
             orders.spawn(async move {
+                job.engine = manager.engine_for(&job, &engines).await;
                 let outcome = match manager.still_allowed(&job.site).await {
-                    Ok(()) => manager.work(&job, engine, old, bucket).await,
+                    Ok(()) => manager.work(&job, engines, old, bucket).await,
                     Err(why) => Err(IssueError::new(Reason::Rejected, why)),
                 };
-                Ended { site, directory, names: job.names, outcome }
+                Ended { site, directory, engine: job.engine, names: job.names, outcome }
             });
         }
         NAP
@@ -369,22 +411,27 @@ impl Manager {
     }
 }
 
-fn engine(
+fn engines(
     settings: &model::Acme,
     store: &Arc<dyn Store>,
     challenges: &Arc<Challenges>,
     records: &Arc<Ledger>,
-) -> Result<Arc<Managed>, String> {
+) -> Result<Arc<Engines>, String> {
     if settings.directories.is_empty() {
         return Err("[acme] names no directory, so there is nobody to ask for certificates.".into());
     }
-    if settings.engine == AcmeEngine::Simple {
-        return Err("[acme] engine = \"simple\" is not in this version. Leave the line out.".into());
+    if let (AcmeEngine::Simple, Some((setting, because))) = (settings.engine, settings.needs_managed()) {
+        return Err(format!("[acme] engine = \"simple\" cannot do what `{setting}` asks for: {because}."));
     }
     let client = Client::new(settings.ca_file.as_deref())?;
     let dns = settings.dns.as_ref().map(|dns| Dns::new(dns, &client, records));
-    let (store, challenges) = (Arc::clone(store), Arc::clone(challenges));
-    Ok(Arc::new(Managed::new(client, store, challenges, dns, settings.email.clone())))
+    let accounts = Arc::new(Accounts::new(client.clone(), Arc::clone(store), settings.email.clone()));
+    Ok(Arc::new(Engines {
+        simple: Simple::new(Arc::clone(&accounts), Arc::clone(challenges)),
+        managed: Managed::new(accounts, Arc::clone(challenges), dns),
+        renewal: RenewalInfo::new(client.clone()),
+        client,
+    }))
 }
 
 fn buckets(settings: &model::Acme, store: &dyn Store, now: u64) -> Vec<Bucket> {
@@ -405,5 +452,5 @@ fn spread(site: &str) -> u64 {
 }
 
 fn now() -> u64 {
-    clock::wall().as_secs()
+    crate::base::clock::wall().as_secs()
 }

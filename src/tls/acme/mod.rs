@@ -1,23 +1,29 @@
 //! Certificates that get and keep themselves (RFC 8555, RFC 8737, RFC 9773).
 //!
-//! One [`Manager`]: a [`queue`] that says who orders next, a [`store`] that survives crashes, an engine ([`managed`])
-//! behind the trait [`issuer::Issuer`], [`challenge`] answers for all workers, TXT records where [`dns`] writes them, a
-//! [`canary`] before anything is served, and [`demand`], where handshakes wait. [`backup`] moves a whole store.
-//!
-//! Not here yet: the engine on rustls-acme.
+//! One [`Manager`]: a [`queue`] that says who orders next, a [`store`] that survives crashes, two engines ([`simple`] and
+//! [`managed`]; [`engine`] says which) behind the trait [`issuer::Issuer`], [`challenge`] answers for all workers, TXT
+//! records where [`dns`] writes them, a [`canary`] before anything is served, and [`demand`], where handshakes wait.
+//! [`backup`] moves a whole store.
 
+pub mod account;
 pub mod backup;
 pub mod canary;
 pub mod challenge;
 pub mod demand;
 pub mod dns;
+pub mod engine;
+pub mod event;
 pub mod http;
 pub mod issuer;
 pub mod managed;
 pub mod manager;
+mod nonce;
 pub mod predict;
+pub mod problem;
 pub mod queue;
 pub mod record;
+pub mod renewal_info;
+pub mod simple;
 pub mod store;
 
 use std::sync::Arc;
@@ -61,8 +67,14 @@ pub struct CertificateStatus {
     pub on_demand: bool,
     /// Names it must cover.
     pub names: Vec<String>,
-    /// Engine that issues it: `simple` or `managed`.
+    /// Engine that got it, or would get the first: `simple` or `managed`.
     pub issuer: &'static str,
+    /// Engine that would order now.
+    pub next_issuer: &'static str,
+    /// Why that one: half a sentence after "because".
+    pub next_issuer_because: &'static str,
+    /// Where the CA explains when it wants the certificate renewed.
+    pub explanation: Option<String>,
     /// The CA that issued it, or is asked next.
     pub ca: Arc<str>,
     /// When it expires, in seconds since 1970.

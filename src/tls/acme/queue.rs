@@ -21,6 +21,8 @@ const REST: u64 = 30;
 const REST_MAX: u64 = 600;
 /// Unanswered rests in a row after which the next CA takes over.
 const SILENT: u32 = 2;
+/// Longest pause for a whole CA, in seconds.
+pub const HOLD_MAX: u64 = 3 * 60 * 60;
 /// Longest wait a CA may impose with Retry-After, in seconds; a mistake of the CA must not end renewals.
 const RETRY_AFTER_MAX: u64 = 7 * DAY;
 
@@ -77,6 +79,14 @@ pub fn next_try(now: u64, attempts: u32, retry_after: Option<Duration>, dice: &m
     let jittered = wait - wait / 5 + dice.below(wait / 5 * 2 + 1);
     let asked = retry_after.map_or(0, |after| after.as_secs().min(RETRY_AFTER_MAX));
     now.saturating_add(jittered.max(asked))
+}
+
+/// How many of so many failures in a row were at one of the CAs, which take turns by twos.
+pub fn failures_at(attempts: u32, directory: usize, directories: usize) -> u32 {
+    let count = u32::try_from(directories).unwrap_or(u32::MAX).max(1);
+    let own = u32::try_from(directory).unwrap_or(u32::MAX);
+    let (rounds, rest) = (attempts / (2 * count), attempts % (2 * count));
+    rounds * 2 + rest.saturating_sub(own.saturating_mul(2)).min(2)
 }
 
 /// Orders left at a CA, as a bucket that refills evenly over three hours.
@@ -318,6 +328,7 @@ impl Queue {
     /// Two tries at each CA in turn; one on hold or without budget is waited for, never skipped: the second CA is for
     /// failures, not for haste. One that cannot be reached again and again is passed over for one that can.
     fn directory(&self, attempts: u32, now: u64) -> usize {
+        // Counted by `failures_at`.
         let turn = usize::try_from(attempts / 2).unwrap_or(0);
         let count = self.buckets.len();
         let mut all = (0..count).filter_map(|step| turn.wrapping_add(step).checked_rem(count));
@@ -381,6 +392,13 @@ impl Queue {
         if let Some(bucket) = self.buckets.get_mut(directory) {
             bucket.give_back(self.limit);
         }
+    }
+
+    /// Forgets pauses that nobody asked for: they end later than any may, so the clock was ahead when they began.
+    pub fn release_holds(&mut self, now: u64) {
+        self.holds.iter_mut().filter(|hold| **hold > now.saturating_add(HOLD_MAX)).for_each(|hold| *hold = 0);
+        let ahead = |(_, until): &&mut (u32, u64)| *until > now.saturating_add(REST_MAX);
+        self.silences.iter_mut().filter(ahead).for_each(|silence| *silence = (0, 0));
     }
 
     /// The bucket of a CA, for storing.
@@ -704,6 +722,31 @@ mod tests {
         q.put(&site("a"), None, 0, 0, NOW);
         assert_eq!(q.next(NOW), Step::Wait(NOW + 500));
         assert!(matches!(q.next(NOW + 500), Step::Start { directory: 0, .. }));
+    }
+
+    #[test]
+    fn failures_are_told_apart_by_ca() {
+        let at =
+            |attempts, count| -> Vec<u32> { (0..count).map(|d| failures_at(attempts, d, count)).collect() };
+        assert_eq!((0..5).map(|n| at(n, 1)[0]).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
+        assert_eq!(at(1, 2), [1, 0]);
+        assert_eq!(at(3, 2), [2, 1]);
+        assert_eq!(at(7, 3), [3, 2, 2]);
+        for attempts in 0..50 {
+            assert_eq!(at(attempts, 3).iter().sum::<u32>(), attempts);
+        }
+    }
+
+    #[test]
+    fn a_hold_of_a_clock_that_was_ahead_is_forgotten() {
+        let mut q = queue(300, 9);
+        q.put(&site("a"), None, 0, 0, NOW);
+        q.hold(0, NOW + HOLD_MAX);
+        q.release_holds(NOW);
+        assert_eq!(q.next(NOW), Step::Wait(NOW + HOLD_MAX));
+        q.hold(0, NOW + 365 * DAY);
+        q.release_holds(NOW);
+        assert!(matches!(q.next(NOW), Step::Start { .. }));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use zeroize::Zeroizing;
 
 use super::queue::{Bucket, Lifetime};
 use super::store::{Key, Kind, Store, StoreError, Version};
+use crate::base::clock_guard::OFF_MAX;
 use crate::tls::pem::{self, Identity};
 
 /// Threads that read a store; more do not help a disk.
@@ -58,7 +59,7 @@ pub struct Demanded {
 }
 
 /// A window of renewal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Suggested {
     /// First second.
     pub start: u64,
@@ -66,6 +67,9 @@ pub struct Suggested {
     pub end: u64,
     /// Chosen at random between them, once per window.
     pub chosen: u64,
+    /// Where a person can read why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub explanation: Option<String>,
 }
 
 /// What went wrong for a site, so that backoff survives restarts.
@@ -79,10 +83,23 @@ pub struct Failure {
     pub attempts: u32,
     /// Seconds since 1970.
     pub next_try: u64,
+    /// When it was noted, by the clock of then.
+    #[serde(default)]
+    pub at: u64,
     /// One word.
     pub reason: String,
     /// The CA's own words, and what to do.
     pub message: String,
+}
+
+impl Failure {
+    /// When the next try may be, also if the clock was ahead when the failure was noted and is right by now.
+    pub fn due(&self, now: u64) -> u64 {
+        match self.at > now.saturating_add(OFF_MAX) {
+            true => now.saturating_add(self.next_try.saturating_sub(self.at)),
+            false => self.next_try,
+        }
+    }
 }
 
 /// A certificate in memory.
@@ -97,6 +114,8 @@ pub struct Held {
     pub ask_at: u64,
     /// Whether somebody asked for it since it was issued; workers raise it. Of use for names on demand only.
     pub asked: Arc<AtomicBool>,
+    /// Questions in a row without an answer.
+    pub unanswered: u32,
 }
 
 impl Held {
@@ -105,7 +124,8 @@ impl Held {
         let parsed = pem::from_bytes(record.chain.as_bytes(), record.key.as_bytes());
         let identity = Arc::new(parsed.map_err(|e| e.message)?);
         let asked = record.demand.as_ref().is_some_and(|demand| demand.asked);
-        Ok(Held { record, version, identity, ask_at: 0, asked: Arc::new(AtomicBool::new(asked)) })
+        let asked = Arc::new(AtomicBool::new(asked));
+        Ok(Held { record, version, identity, ask_at: 0, asked, unanswered: 0 })
     }
 
     /// The site that took this name on demand.

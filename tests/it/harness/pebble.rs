@@ -58,6 +58,12 @@ impl Ports {
     pub fn names_management(self) -> String {
         format!("http://127.0.0.1:{}", self.names_management)
     }
+
+    /// Ports of a second authority that validates where the first does.
+    pub fn of_another(self) -> Ports {
+        let Ports { http, https, .. } = self;
+        Ports { http, https, ..Ports::free() }
+    }
 }
 
 impl Pebble {
@@ -138,6 +144,8 @@ impl Pebble {
             .arg(self.folder.path().join("pebble.json"))
             .args(["-dnsserver", &self.resolver])
             .env("PEBBLE_VA_NOSLEEP", "1")
+            // Pebble refuses every twentieth nonce by itself; a test that is about that says so.
+            .env("PEBBLE_WFE_NONCEREJECT", "0")
             .envs(self.environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -22,6 +22,7 @@ pub const TIDEGATE: &str = env!("CARGO_BIN_EXE_tidegate");
 pub struct ProxyBuilder {
     settings: BTreeMap<String, BTreeMap<String, String>>,
     sites: Vec<(String, String)>,
+    environment: Vec<(String, String)>,
     folder: tempfile::TempDir,
     wrapper: &'static [&'static str],
     files: Option<u64>,
@@ -33,6 +34,7 @@ const OBEYING: &[&str] = &["setpriv", "--bounding-set", "-dac_override,-dac_read
 /// A running proxy. Dropping it ends the process; a panic inside it fails the test.
 pub struct Proxy {
     child: Child,
+    environment: Vec<(String, String)>,
     folder: tempfile::TempDir,
     output: Arc<Mutex<String>>,
     errors: Arc<Mutex<String>>,
@@ -68,6 +70,12 @@ impl ProxyBuilder {
         self
     }
 
+    /// A variable of the process, also after a restart.
+    pub fn env(mut self, name: &str, value: &str) -> ProxyBuilder {
+        self.environment.push((name.into(), value.into()));
+        self
+    }
+
     /// The folder of the configuration, to put files into before the start.
     pub fn folder(&self) -> &Path {
         self.folder.path()
@@ -92,7 +100,7 @@ impl ProxyBuilder {
     /// Starts the process and waits until it says `ready`.
     pub async fn start(self) -> Proxy {
         let config = self.write();
-        let mut proxy = spawn(self.folder, &config, self.wrapper, self.files);
+        let mut proxy = spawn(self.folder, &config, self.wrapper, self.files, self.environment);
         proxy.await_ready().await;
         proxy
     }
@@ -148,6 +156,7 @@ fn spawn(
     config: &Path,
     wrapper: &'static [&'static str],
     files: Option<u64>,
+    environment: Vec<(String, String)>,
 ) -> Proxy {
     let limit = files.map(|limit| format!("ulimit -n {limit}; exec \"$0\" \"$@\""));
     let shell = limit.iter().flat_map(|script| ["sh", "-c", script.as_str()]);
@@ -157,13 +166,14 @@ fn spawn(
         .args(["run", "--config"])
         .arg(config)
         .current_dir(folder.path())
+        .envs(environment.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .expect("spawn tidegate");
     let (output, errors) = (collect(child.stdout.take().unwrap()), collect(child.stderr.take().unwrap()));
-    Proxy { child, folder, output, errors, addresses: Vec::new(), wrapper }
+    Proxy { child, environment, folder, output, errors, addresses: Vec::new(), wrapper }
 }
 
 pub(super) fn collect(pipe: impl std::io::Read + Send + 'static) -> Arc<Mutex<String>> {
@@ -189,8 +199,9 @@ impl Proxy {
         let state = folder.path().join("state");
         let socket = folder.path().join("admin.sock");
         let log = folder.path().join("access.log");
+        let (settings, environment) = (BTreeMap::new(), Vec::new());
         let builder =
-            ProxyBuilder { settings: BTreeMap::new(), sites: Vec::new(), folder, wrapper: &[], files: None };
+            ProxyBuilder { settings, sites: Vec::new(), environment, folder, wrapper: &[], files: None };
         builder
             .set("server.http", "[\"127.0.0.1:0\"]")
             .set("server.https", "[\"127.0.0.1:0\"]")
@@ -248,7 +259,7 @@ impl Proxy {
         assert!(!self.stderr().contains("panicked at"), "the proxy panicked\n{}", self.everything());
         let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().expect("folder"));
         let config = folder.path().join("tidegate.toml");
-        *self = spawn(folder, &config, self.wrapper, None);
+        *self = spawn(folder, &config, self.wrapper, None, std::mem::take(&mut self.environment));
     }
 
     fn address_of(&self, kind: &str) -> SocketAddr {

@@ -7,12 +7,13 @@ use std::collections::HashSet;
 
 use instant_acme::{AuthorizationStatus, ChallengeStatus, ChallengeType, Error, KeyAuthorization, Order};
 
-use super::{Managed, NONCE_ROUNDS, STUMBLE_PAUSE, STUMBLES_MAX, explain, is, is_fleeting};
+use super::{Managed, STUMBLE_PAUSE, STUMBLES_MAX, explain, is_fleeting};
 use crate::config::model::ChallengeKind;
 use crate::tls::acme::challenge::Published;
 use crate::tls::acme::dns::Records;
 use crate::tls::acme::http::Notes;
 use crate::tls::acme::issuer::{IssueError, Job, Reason};
+use crate::tls::acme::nonce::persist;
 
 /// What is published for one order; taken back when dropped.
 #[derive(Default)]

@@ -13,9 +13,9 @@ use zeroize::Zeroizing;
 use super::{Inner, Manager, now};
 use crate::base::clock;
 use crate::config::model::{ChallengeKind, HostPattern};
+use crate::tls::acme::account::off;
 use crate::tls::acme::demand::{self, Demand, Named, Names, Refusal, Rules, Terms, ask};
 use crate::tls::acme::http;
-use crate::tls::acme::managed::off;
 use crate::tls::acme::queue::Turn;
 use crate::tls::acme::record::{self, Demanded, Failure};
 use crate::tls::acme::store::{Expect, Key, Kind, Version};
@@ -403,11 +403,15 @@ impl Inner {
             let name = demand::name(id)?;
             let owner = self.rules.owner(name)?;
             let ca = self.settings.directories.first().map(|d| Arc::clone(&d.name)).unwrap_or_default();
+            let choice = self.choose(id, &failure.names, failure.attempts);
             Some(CertificateStatus {
                 site: Arc::clone(&owner.terms.site),
                 on_demand: true,
                 names: vec![name.to_owned()],
-                issuer: crate::tls::acme::issuer::Issuer::name(&*self.engine),
+                issuer: choice.engine.word(),
+                next_issuer: choice.engine.word(),
+                next_issuer_because: choice.because,
+                explanation: None,
                 ca,
                 not_after: None,
                 renew_at: None,

@@ -22,7 +22,7 @@ impl Manager {
                 .map(|job| Question { site: job.site, names: job.names, challenges: job.challenges })
                 .collect();
             let directory = inner.settings.directories.first().map(|directory| directory.url.clone());
-            (inner.engine.client(), Resolver::new(resolvers.unwrap_or_default()), directory, questions)
+            (inner.engines.client.clone(), Resolver::new(resolvers.unwrap_or_default()), directory, questions)
         };
         let found = predict::predict(&resolver, &client, &directory.unwrap_or_default(), questions).await;
         if let (Some(plan), Ok(serde_json::Value::Object(found))) =

@@ -4,14 +4,20 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{Inner, now, texts};
-use crate::tls::acme::issuer::{IssueError, Issuer, Job, Reason};
-use crate::tls::acme::queue;
+use crate::config::model::AcmeEngine;
+use crate::tls::acme::engine::{self, Choice, Engine, Facts};
+use crate::tls::acme::event::{Event, What};
+use crate::tls::acme::issuer::{Again, IssueError, Job, Reason};
+use crate::tls::acme::queue::{self, HOLD_MAX};
 use crate::tls::acme::record::{Failure, Held};
 use crate::tls::acme::store::{Key, Kind};
 use crate::tls::acme::{CertificateStatus, Wanted};
 
-/// Longest pause a whole CA may ask for; seconds.
-const HOLD_MAX: u64 = 3 * 60 * 60;
+/// Failures in a row at a CA after which its staging twin is asked first.
+const PROBE_AFTER: u32 = 2;
+/// Tries in a row that are made at once because a refused nonce had no effect at the CA; the managed engine makes
+/// its own, within a try.
+const NONCE_TRIES: u32 = 3;
 
 impl Inner {
     /// Tells the queue what is known of a wanted site.
@@ -35,16 +41,23 @@ impl Inner {
         let lifetime = self.held.get(site).filter(|held| held.covers(&names)).map(Held::lifetime);
         let guest = wanted.on_demand.is_some() && lifetime.is_none();
         let failure = self.failures.get(site).filter(|failure| failure.names == names);
-        let (attempts, next_try) = failure.map_or((0, 0), |failure| (failure.attempts, failure.next_try));
-        self.queue.put(site, lifetime, attempts, next_try, now());
+        let now = now();
+        let (attempts, next_try) = failure.map_or((0, 0), |failure| (failure.attempts, failure.due(now)));
+        self.queue.put(site, lifetime, attempts, next_try, now);
         self.queue.set_guest(site, guest);
     }
 
     /// What is to be ordered for a site, with the challenge whose turn it is first.
     pub(super) fn job(&self, site: &Arc<str>, directory: usize) -> Option<Job> {
         let wanted = self.wanted.get(site)?;
-        let directory = self.settings.directories.get(directory)?.clone();
-        let attempts = self.failures.get(site).map_or(0, |failure| failure.attempts);
+        let index = directory;
+        let directory = self.settings.directories.get(index)?.clone();
+        let names = texts(&wanted.names);
+        let attempts = self.attempts(site, &names);
+        let probe = self
+            .settings
+            .staging_of(&directory)
+            .filter(|_| queue::failures_at(attempts, index, self.settings.directories.len()) >= PROBE_AFTER);
         let mut challenges = match wanted.challenge.is_empty() {
             true => self.settings.challenges.clone(),
             false => wanted.challenge.clone(),
@@ -55,11 +68,59 @@ impl Inner {
         let held = self.held.get(site).filter(|held| held.record.directory == directory.url);
         Some(Job {
             site: Arc::clone(site),
-            names: texts(&wanted.names),
+            engine: self.choose(site, &names, attempts).engine,
+            names,
             challenges,
             replaces: held.and_then(Held::leaf),
             profile: self.settings.profile.clone(),
             directory,
+            probe,
+        })
+    }
+
+    /// Who would order for a site now, and why.
+    pub(super) fn choose(&self, site: &Arc<str>, names: &[String], attempts: u32) -> Choice {
+        // RFC 9773 section 5: `replaces` is for CAs that offer renewal information.
+        let replaces = self.held.get(site).is_some_and(|held| {
+            let known = self.engines.renewal.known(&held.record.directory).flatten().is_some();
+            (known || held.record.suggested.is_some())
+                && self.settings.directories.iter().any(|d| d.url == held.record.directory)
+        });
+        let handed_over = self.handed_over.contains(site);
+        engine::choose(&self.settings, &Facts { names, attempts, replaces, handed_over })
+    }
+
+    /// Whether the managed engine takes a try of the simple one over, at once: nobody said anything against it, it just
+    /// broke off. Not where a person wants the simple one.
+    pub(super) fn hand_over(&mut self, site: &Arc<str>, engine: Engine, error: &IssueError) -> bool {
+        let over = engine == Engine::Simple
+            && self.settings.engine == AcmeEngine::Auto
+            && error.again != Again::Later;
+        if over {
+            self.handed_over.insert(Arc::clone(site));
+            self.queue.finished(site);
+            self.enqueue(site);
+            // Also what a person asked for before its time goes on.
+            self.queue.force(site);
+        }
+        over
+    }
+
+    /// Failures in a row for these names.
+    fn attempts(&self, site: &Arc<str>, names: &[String]) -> u32 {
+        let failure = self.failures.get(site).filter(|failure| failure.names == names);
+        failure.map_or(0, |failure| failure.attempts)
+    }
+
+    /// A line of the plan.
+    pub(super) fn planned(&self, site: &Arc<str>, earliest: u64) -> serde_json::Value {
+        let names = self.wanted.get(site).map(|wanted| texts(&wanted.names)).unwrap_or_default();
+        let choice = self.choose(site, &names, self.attempts(site, &names));
+        serde_json::json!({
+            "site": site,
+            "earliest": earliest,
+            "engine": choice.engine.word(),
+            "engine_because": choice.because,
         })
     }
 
@@ -77,24 +138,24 @@ impl Inner {
         // it goes on soon after there is room on the disk again.
         let ours = error.kind == Reason::Store;
         let attempts = so_far.saturating_add(u32::from(!ours));
+        let now = now();
         let next_try = match error.retry_after.filter(|_| ours) {
-            Some(after) => now().saturating_add(after.as_secs()),
-            None => {
-                queue::next_try(now(), if ours { 1 } else { attempts }, error.retry_after, &mut self.dice)
-            }
+            Some(after) => now.saturating_add(after.as_secs()),
+            None if error.again == Again::AtOnce && attempts < NONCE_TRIES => now,
+            None => queue::next_try(now, if ours { 1 } else { attempts }, error.retry_after, &mut self.dice),
         };
         // The account's limit, a CA out of order and a full disk concern every site; other limits are those of the name.
         let whole = ours
             || error.kind == Reason::Network
             || (error.kind == Reason::RateLimited && error.message.contains("new orders"));
         if let Some(after) = error.retry_after.filter(|_| whole) {
-            self.queue.hold(directory, now().saturating_add(after.as_secs().min(HOLD_MAX)));
+            self.queue.hold(directory, now.saturating_add(after.as_secs().min(HOLD_MAX)));
         }
         if error.no_order {
             self.queue.give_back(directory);
         }
         match error.kind {
-            Reason::Network if error.no_order => self.queue.unreached(directory, now()),
+            Reason::Network if error.no_order => self.queue.unreached(directory, now),
             // Says nothing of the CA.
             Reason::Store | Reason::Clock => {}
             _ => self.queue.reached(directory),
@@ -104,6 +165,7 @@ impl Inner {
             names,
             attempts,
             next_try,
+            at: now,
             reason: error.kind.word().to_owned(),
             message: error.to_string(),
         };
@@ -111,6 +173,19 @@ impl Inner {
         self.queue.finished(site);
         self.enqueue(site);
         failure
+    }
+
+    /// The event of a failure.
+    pub(super) fn note_failure(
+        &mut self,
+        site: &Arc<str>,
+        directory: usize,
+        engine: Engine,
+        error: &IssueError,
+    ) {
+        let ca = self.settings.directories.get(directory).map(|directory| Arc::clone(&directory.name));
+        let (engine, message) = (Some(engine.word()), Some(error.to_string()));
+        self.events.push(Event { ca, engine, message, ..Event::new(now(), What::Failed, Some(site)) });
     }
 
     /// The line of `tidegate certs`.
@@ -130,19 +205,23 @@ impl Inner {
             (false, false) if valid => "due",
             (false, false) => "waiting",
         };
+        let choice = self.choose(&wanted.site, &names, failure.map_or(0, |failure| failure.attempts));
         let next = self.settings.directories.first().map(|d| Arc::clone(&d.name)).unwrap_or_default();
         CertificateStatus {
             site: Arc::clone(wanted.on_demand.as_ref().unwrap_or(&wanted.site)),
             on_demand: wanted.on_demand.is_some(),
             names,
-            issuer: self.engine.name(),
+            issuer: held.map_or(choice.engine, |held| Engine::of(&held.record.engine)).word(),
+            next_issuer: choice.engine.word(),
+            next_issuer_because: choice.because,
+            explanation: held.and_then(|held| held.record.suggested.as_ref()?.explanation.clone()),
             ca: held.map_or(next, |held| Arc::clone(&held.record.ca)),
             not_after: held.map(|held| held.record.not_after),
             renew_at: held.map(|held| held.record.renew_at),
             state,
             last_error: damage.cloned().or_else(|| failure.map(|failure| failure.message.clone())),
             attempts: failure.map_or(0, |failure| failure.attempts),
-            next_try: failure.map(|failure| failure.next_try),
+            next_try: failure.map(|failure| failure.due(now)),
         }
     }
 }

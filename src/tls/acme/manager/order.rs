@@ -5,22 +5,29 @@ use std::time::Duration;
 
 use rustls_pki_types::CertificateDer;
 
-use super::{Manager, now, spread};
+use super::{Engines, Manager, now, spread};
+use crate::config::model::AcmeEngine;
+use crate::tls::acme::account::off;
 use crate::tls::acme::canary;
 use crate::tls::acme::demand::Refusal;
-use crate::tls::acme::issuer::{IssueError, Issuer, Job, Reason};
-use crate::tls::acme::managed::{Managed, off};
+use crate::tls::acme::engine::Engine;
+use crate::tls::acme::event::{Event, What};
+use crate::tls::acme::issuer::{IssueError, Issued, Job, Reason};
 use crate::tls::acme::queue::{self, Bucket};
-use crate::tls::acme::record::{self, Certificate, Held};
+use crate::tls::acme::record::{self, Certificate, Failure, Held};
 use crate::tls::acme::store::{Expect, Key, Kind, Lock};
 
 /// How long a site's lock outlives us; longer than an order, TXT records included.
 const LEASE: Duration = Duration::from_secs(1_200);
 
+/// How long handshakes are refused after an order that the clock kept back; seconds.
+const PUT_OFF: u64 = 60;
+
 /// How an order ended.
 pub(super) struct Ended {
     pub(super) site: Arc<str>,
     pub(super) directory: usize,
+    pub(super) engine: Engine,
     pub(super) names: Vec<String>,
     pub(super) outcome: Result<Held, IssueError>,
 }
@@ -30,7 +37,7 @@ impl Manager {
     pub(super) async fn work(
         &self,
         job: &Job,
-        engine: Arc<Managed>,
+        engines: Arc<Engines>,
         old: Option<CertificateDer<'static>>,
         bucket: Option<Bucket>,
     ) -> Result<Held, IssueError> {
@@ -60,7 +67,7 @@ impl Manager {
         {
             return Ok(found);
         }
-        let issued = engine.issue(job).await?;
+        let issued = self.issue(job, &engines).await?;
         let checked = canary::check(&issued.chain, &issued.key, &job.names, now())
             .map_err(|e| IssueError::new(Reason::Canary, e))?;
         let (not_before, not_after) = (checked.not_before, checked.identity.not_after);
@@ -69,7 +76,7 @@ impl Manager {
             names: job.names.clone(),
             directory: Arc::clone(&job.directory.url),
             ca: Arc::clone(&job.directory.name),
-            engine: engine.name().to_owned(),
+            engine: job.engine.word().to_owned(),
             chain: issued.chain,
             key: issued.key.to_string(),
             issued_at: now(),
@@ -86,17 +93,89 @@ impl Manager {
         Held::new(record, version).map_err(|e| IssueError::new(Reason::Canary, e))
     }
 
+    /// The engine that was chosen, or a better one for what only the CA can say: whether it takes note of what is
+    /// replaced (RFC 9773 section 5).
+    pub(super) async fn engine_for(&self, job: &Job, engines: &Engines) -> Engine {
+        let may_change = job.engine == Engine::Simple && job.replaces.is_some();
+        if !may_change || self.lock().settings.engine != AcmeEngine::Auto {
+            return job.engine;
+        }
+        match engines.renewal.place(&job.directory.url).await {
+            Ok(Some(_)) => Engine::Managed,
+            // Nothing is known, or nobody answers: that is told by the order.
+            Ok(None) | Err(_) => job.engine,
+        }
+    }
+
+    /// One order between two looks at the clock; after failures, only if a staging CA issues.
+    async fn issue(&self, job: &Job, engines: &Engines) -> Result<Issued, IssueError> {
+        self.confirm(&engines.client, &job.directory).await?;
+        let issuer = engines.issuer(job.engine);
+        if let Some(probe) = &job.probe {
+            let rehearsal = Job { directory: probe.clone(), replaces: None, probe: None, ..job.clone() };
+            // What it signs nobody trusts: it is thrown away.
+            if let Err(mut error) = issuer.issue(&rehearsal).await {
+                // How the staging CA is says nothing of the real one, which was asked for nothing.
+                if matches!(error.kind, Reason::Network | Reason::RateLimited) {
+                    error.kind = Reason::Other;
+                }
+                error.no_order = true;
+                error.message =
+                    format!("At {}, which is tried first after failures: {}", probe.name, error.message);
+                return Err(error);
+            }
+            tracing::info!(site = %job.site, ca = %probe.name, "issued there: the real CA is asked again");
+        }
+        let issued = issuer.issue(job).await?;
+        self.settle(&engines.client).await?;
+        Ok(issued)
+    }
+
+    /// The clock was wrong: that is no failure of the site, and no wait could be counted with it.
+    fn put_off(
+        &self,
+        site: &Arc<str>,
+        names: Vec<String>,
+        directory: usize,
+        error: &IssueError,
+    ) -> Option<Arc<str>> {
+        let now = now();
+        {
+            let mut inner = self.lock();
+            inner.queue.give_back(directory);
+            inner.queue.finished(site);
+            inner.enqueue(site);
+        }
+        let (reason, message) = (error.kind.word().to_owned(), error.to_string());
+        let next_try = now.saturating_add(PUT_OFF);
+        let failure =
+            Failure { site: Arc::clone(site), names, attempts: 0, next_try, at: now, reason, message };
+        self.let_go(site, &failure);
+        None
+    }
+
     /// Takes note of how an order ended; the site, if it has a new certificate.
     pub(super) async fn finish(&self, ended: Ended) -> Option<Arc<str>> {
-        let Ended { site, directory, names, outcome } = ended;
+        let Ended { site, directory, engine, names, outcome } = ended;
         let place = Key::new(Kind::Failure, &site);
         let word = outcome.as_ref().map_or_else(|error| error.kind.word(), |_| "issued");
-        *self.lock().ended.entry(word).or_default() += 1;
+        {
+            let mut inner = self.lock();
+            *inner.ended.entry(word).or_default() += 1;
+            inner.handed_over.remove(&site);
+        }
         match outcome {
             Ok(held) => {
-                tracing::info!(%site, ca = %held.record.ca, not_after = held.record.not_after, "certificate issued");
+                tracing::info!(
+                    %site, ca = %held.record.ca, engine = engine.word(), not_after = held.record.not_after,
+                    "certificate issued"
+                );
                 let had_failed = {
                     let mut inner = self.lock();
+                    let renewed = inner.held.get(&site).is_some_and(|old| old.covers(&names));
+                    let what = if renewed { What::Renewed } else { What::Issued };
+                    let (ca, engine) = (Some(Arc::clone(&held.record.ca)), Some(engine.word()));
+                    inner.events.push(Event { ca, engine, ..Event::new(now(), what, Some(&site)) });
                     inner.held.insert(Arc::clone(&site), held);
                     let had_failed = inner.failures.remove(&site).is_some();
                     inner.queue.finished(&site);
@@ -119,9 +198,23 @@ impl Manager {
                 self.demand.refuse(&site, Refusal::Later, Duration::ZERO);
                 None
             }
+            Err(error) if self.lock().hand_over(&site, engine, &error) => {
+                tracing::info!(%site, "the managed engine takes over: {error}");
+                None
+            }
             Err(error) => {
-                tracing::warn!(%site, reason = error.kind.word(), "no certificate: {error}");
-                let failure = self.lock().failed(&site, names, directory, &error);
+                tracing::warn!(
+                    %site, engine = engine.word(), reason = error.kind.word(), "no certificate: {error}"
+                );
+                let failure = {
+                    let mut inner = self.lock();
+                    inner.note_failure(&site, directory, engine, &error);
+                    if error.kind == Reason::Clock {
+                        drop(inner);
+                        return self.put_off(&site, names, directory, &error);
+                    }
+                    inner.failed(&site, names, directory, &error)
+                };
                 self.let_go(&site, &failure);
                 // In memory it holds in any case; a store that fails is told about by the next order.
                 if let Err(error) = self.write(place, record::bytes(&failure), Expect::Any, None).await {

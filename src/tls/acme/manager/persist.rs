@@ -6,8 +6,8 @@ use std::time::Duration;
 use zeroize::Zeroizing;
 
 use super::Manager;
+use crate::tls::acme::account::off;
 use crate::tls::acme::issuer::{IssueError, Reason};
-use crate::tls::acme::managed::off;
 use crate::tls::acme::store::{Expect, Key, Lock, StoreError, Version};
 
 /// How often, and how long apart, a certificate is tried to be stored: twenty minutes. An order is lost after that, and

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, MutexGuard, PoisonError};
 
-use super::{Inner, Manager, NAP, Read, engine, now};
+use super::{Inner, Manager, NAP, Read, engines, now};
 use crate::config::model;
 use crate::tls::acme::canary;
 use crate::tls::acme::issuer::Reason;
@@ -30,9 +30,9 @@ impl Manager {
             Err(error) => found.refused.push(error.to_string()),
         }
         let mut inner = self.lock();
-        // An account may have been replaced: the engine's memory of it goes with the engine.
-        match engine(&inner.settings, &self.store, &self.challenges, &self.records) {
-            Ok(engine) => inner.engine = engine,
+        // An account may have been replaced: the engines' memory of it goes with them.
+        match engines(&inner.settings, &self.store, &self.challenges, &self.records) {
+            Ok(engines) => inner.engines = engines,
             Err(why) => found.refused.push(why),
         }
         drop(inner);

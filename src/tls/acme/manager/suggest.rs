@@ -1,17 +1,22 @@
-//! When CAs want certificates renewed (RFC 9773).
+//! When CAs are asked about renewal (RFC 9773 section 4.3), and what an answer changes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{Inner, Manager, NAP, now, spread};
 use crate::tls::acme::queue;
 use crate::tls::acme::record::{self, Certificate, Held, Suggested};
+use crate::tls::acme::renewal_info::{Answer, NoAnswer};
 use crate::tls::acme::store::{Expect, Key, Kind};
 
-/// Renewal information is asked for at least twice a day (RFC 9773 section 4.3), and at most once a minute; seconds.
-const ASK_MAX: u64 = 12 * 60 * 60;
+/// Bounds of what a CA may ask for (RFC 9773 section 4.3.2); seconds.
 const ASK_MIN: u64 = 60;
-/// After an answer that could not be used; seconds.
-const ASK_AFTER_ERROR: u64 = 60 * 60;
+const ASK_MAX: u64 = 24 * 60 * 60;
+/// After an answer that is none, and when a CA does not say when to ask again (RFC 9773 section 4.3.3); seconds.
+const ASK_AFTER_ERROR: u64 = 6 * 60 * 60;
+/// After the first temporary error, doubled each time, so many times; seconds.
+const ASK_SOON: u64 = 60;
+const SOON_MAX: u32 = 5;
 /// Most certificates asked about in one round.
 const ASK_BATCH: usize = 32;
 
@@ -29,23 +34,26 @@ impl Manager {
     fn to_ask(&self) -> Vec<Arc<str>> {
         let inner = self.lock();
         let now = now();
-        // RFC 9773 section 4.3: not for what has expired.
-        let due = |held: &&Held| held.ask_at <= now && held.record.not_after > now;
+        // RFC 9773 section 4.3: not for what has expired; what was replaced is not held any more. A moment further off
+        // than any that is set was set by a clock that was ahead.
+        let due = |held: &&Held| {
+            let due = held.ask_at <= now || held.ask_at > now.saturating_add(ASK_MAX * 2);
+            due && held.record.not_after > now
+        };
         let sites = inner.wanted.keys().filter(|site| inner.held.get(*site).as_ref().is_some_and(due));
         sites.take(ASK_BATCH).cloned().collect()
     }
 
     async fn ask(&self, site: &Arc<str>) {
-        let (engine, directory, leaf) = {
+        let (engines, directory, leaf) = {
             let mut inner = self.lock();
             let Some(held) = inner.held.get_mut(site) else { return };
             held.ask_at = now().saturating_add(ASK_MAX);
-            let (url, leaf) = (Arc::clone(&held.record.directory), held.leaf());
-            let directory = inner.settings.directories.iter().find(|d| d.url == url).cloned();
-            (Arc::clone(&inner.engine), directory, leaf)
+            let (directory, leaf) = (Arc::clone(&held.record.directory), held.leaf());
+            (Arc::clone(&inner.engines), directory, leaf)
         };
-        let (Some(directory), Some(leaf)) = (directory, leaf) else { return };
-        let found = engine.suggest(&directory, &leaf).await;
+        let Some(leaf) = leaf else { return };
+        let found = engines.renewal.ask(&directory, &leaf).await;
         let write = {
             let mut inner = self.lock();
             let Inner { held, dice, .. } = &mut *inner;
@@ -53,22 +61,35 @@ impl Manager {
             let Some(held) = held.get_mut(site).filter(|held| held.leaf().as_ref() == Some(&leaf)) else {
                 return;
             };
-            let window = match found {
-                Ok(Some(window)) => window,
+            let wait = match &found {
+                Ok(answer) => wait(answer.as_ref()),
+                Err(error) => wait_after(error, held.unanswered),
+            };
+            held.ask_at = now().saturating_add(wait);
+            held.unanswered = if found.is_ok() { 0 } else { held.unanswered.saturating_add(1) };
+            let answer = match found {
+                Ok(Some(answer)) => answer,
                 Ok(None) => return,
                 Err(error) => {
-                    held.ask_at = now().saturating_add(ASK_AFTER_ERROR);
-                    tracing::debug!(%site, "no renewal information: {error}");
+                    tracing::debug!(%site, "no renewal information: {}", error.message);
                     return;
                 }
             };
-            held.ask_at = now().saturating_add(window.ask_again.clamp(ASK_MIN, ASK_MAX));
-            let same = held.record.suggested.is_some_and(|s| (s.start, s.end) == (window.start, window.end));
+            let known = held.record.suggested.as_ref();
+            let same = known.is_some_and(|s| {
+                (s.start, s.end, &s.explanation) == (answer.start, answer.end, &answer.explanation)
+            });
             if same {
                 return;
             }
-            let chosen = window.start + dice.below(window.end - window.start);
-            held.record.suggested = Some(Suggested { start: window.start, end: window.end, chosen });
+            // Chosen once for each window (RFC 9773 section 4.2, step 2).
+            let kept = known.filter(|s| (s.start, s.end) == (answer.start, answer.end)).map(|s| s.chosen);
+            let chosen = kept.unwrap_or_else(|| answer.start + dice.below(answer.end - answer.start));
+            let Answer { start, end, explanation, .. } = answer;
+            if let Some(url) = &explanation {
+                tracing::info!(%site, "the CA explains when it wants this certificate renewed: {url}");
+            }
+            held.record.suggested = Some(Suggested { start, end, chosen, explanation });
             let Certificate { not_before, not_after, .. } = held.record;
             held.record.renew_at = queue::renew_at(not_before, not_after, Some(chosen), spread(site));
             let write = (record::bytes(&held.record), held.version.clone());
@@ -86,5 +107,57 @@ impl Manager {
             // Asked for again after a restart; nothing is lost.
             Err(error) => tracing::debug!(%site, "{error}"),
         }
+    }
+}
+
+/// Seconds until the next question, after an answer; `None`: the CA suggests nothing to anybody.
+fn wait(answer: Option<&Answer>) -> u64 {
+    match answer {
+        None => ASK_MAX,
+        Some(answer) => answer.ask_again.map_or(ASK_AFTER_ERROR, bounded),
+    }
+}
+
+/// Seconds until the next question, after so many without an answer and this one.
+fn wait_after(error: &NoAnswer, before: u32) -> u64 {
+    let own = match error.temporary && before < SOON_MAX {
+        true => ASK_SOON << before,
+        false => ASK_AFTER_ERROR,
+    };
+    error.retry_after.map_or(own, |asked| own.max(bounded(asked)))
+}
+
+fn bounded(asked: Duration) -> u64 {
+    asked.as_secs().clamp(ASK_MIN, ASK_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn questions_are_as_far_apart_as_the_standard_says() {
+        let answer = |seconds: Option<u64>| Answer {
+            start: 1,
+            end: 2,
+            explanation: None,
+            ask_again: seconds.map(Duration::from_secs),
+        };
+        for (asked, waited) in
+            [(Some(0), 60), (Some(59), 60), (Some(21_600), 21_600), (Some(u64::MAX), 86_400), (None, 21_600)]
+        {
+            assert_eq!(wait(Some(&answer(asked))), waited, "{asked:?}");
+        }
+        assert_eq!(wait(None), 86_400);
+        let error = |temporary, seconds: Option<u64>| NoAnswer {
+            temporary,
+            retry_after: seconds.map(Duration::from_secs),
+            message: String::new(),
+        };
+        let soon: Vec<u64> = (0..7).map(|before| wait_after(&error(true, None), before)).collect();
+        assert_eq!(soon, [60, 120, 240, 480, 960, 21_600, 21_600]);
+        assert_eq!(wait_after(&error(false, None), 0), 21_600);
+        assert_eq!(wait_after(&error(true, Some(3_600)), 0), 3_600);
+        assert_eq!(wait_after(&error(true, Some(u64::MAX)), u32::MAX), 86_400);
     }
 }

@@ -70,6 +70,7 @@ fn settings() -> model::Acme {
         concurrent: 4,
         profile: None,
         engine: model::AcmeEngine::Auto,
+        staging: model::Staging::Off,
         dns: None,
         store_key: None,
     }
