@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use serde_json::Value;
 
 use crate::acme::{all_issued, asking, automatic, certificates, curl};
+use crate::harness::front::{Fault, Front};
 use crate::harness::pebble::Ports;
-use crate::harness::{Origin, Pebble, Proxy, ProxyBuilder, tool, wait_for};
+use crate::harness::{Gate, Origin, Pebble, Proxy, ProxyBuilder, tool, wait_for, wait_until};
 
 /// A clock that is set by writing a file, for the wall alone: timers go on.
 struct Clock(PathBuf);
@@ -127,4 +128,36 @@ async fn a_clock_that_jumps_by_years_renews_nothing_and_serves_on() {
     }
     let rows = certificates(&proxy).await;
     assert!(rows.iter().all(|row| row["state"] == "valid"), "{rows:#?}");
+}
+
+/// What was ordered with a right clock and comes with a wrong one is neither lost nor served before its time.
+#[tokio::test]
+async fn a_clock_that_goes_wrong_within_an_order_holds_the_new_certificate_back() {
+    if !Pebble::is_here() {
+        return;
+    }
+    let origin = Origin::saying("ok").await;
+    let ports = Ports::free();
+    let pebble = Pebble::start(ports, &[]).await;
+    let front = Front::of(&pebble).await;
+    let gate = Gate::default();
+    front.plan("/certZ/", 1, Fault::Hold(gate.clone()));
+    let builder = asking(&pebble, ports, "[\"http-01\"]")
+        .set("acme.directory", &format!("{:?}", front.directory()))
+        .site("one.test", &automatic(&origin));
+    let Some((builder, clock)) = Clock::of(builder) else { return };
+    let proxy = builder.start().await;
+    wait_until("the certificate to be fetched", || !front.asked("/certZ/").is_empty()).await;
+    clock.set("+7200");
+    held(&proxy, true).await;
+    gate.open();
+    wait_until("the authority's answer", || !front.fetched_of("one.test").is_empty()).await;
+    proxy.reload().await;
+    let rows = certificates(&proxy).await;
+    assert!(rows.iter().all(|row| row["not_after"].is_null() && row["state"] == "ordering"), "{rows:#?}");
+
+    clock.set("+0");
+    all_issued(&proxy, &["one.test".to_owned()]).await;
+    assert_eq!(curl(&proxy, &pebble, "one.test").await, "ok");
+    assert_eq!(front.orders_of("one.test").len(), 1);
 }

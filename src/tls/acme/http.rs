@@ -316,3 +316,100 @@ pub(super) fn tls_config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, St
     config.resumption = Resumption::disabled();
     Ok(Arc::new(config))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A server with a certificate of these days, and the root it stands under.
+    async fn server(days: (i64, i64)) -> (String, tempfile::NamedTempFile) {
+        use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+        use tokio::io::AsyncWriteExt;
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let root = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(root.path(), params.self_signed(&key).unwrap().pem()).unwrap();
+        let issuer = Issuer::new(params, key);
+        let own = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+        let now = i64::try_from(clock::wall().as_secs()).unwrap();
+        let at = |days: i64| {
+            let seconds = u64::try_from(now + days * 86_400).unwrap();
+            rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds)
+        };
+        (params.not_before, params.not_after) = (at(days.0), at(days.1));
+        let leaf = params.signed_by(&own, &issuer).unwrap();
+        let key = rustls_pki_types::PrivateKeyDer::try_from(own.serialize_der()).unwrap();
+        let config = rustls::ServerConfig::builder_with_provider(crate::tls::provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![leaf.into()], key)
+            .unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("https://{}/dir", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            while let Ok((tcp, _)) = listener.accept().await {
+                let Ok(mut tls) = acceptor.accept(tcp).await else { continue };
+                let head = "HTTP/1.1 200 OK\r\ndate: Thu, 01 Jan 2026 00:00:00 GMT\r\nage: 60\r\n\
+                            content-length: 2\r\n\r\n{}";
+                let _ = tls.write_all(head.as_bytes()).await;
+                let _ = tls.shutdown().await;
+            }
+        });
+        (url, root)
+    }
+
+    fn run(future: impl Future<Output = ()>) {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future);
+    }
+
+    #[test]
+    fn a_certificate_out_of_its_time_is_a_doubt_about_our_clock() {
+        run(async {
+            for days in [(-9, -1), (1, 9)] {
+                let (url, root) = server(days).await;
+                let client = Client::new(Some(root.path())).unwrap();
+                let trouble = client.get(&url).await.unwrap_err();
+                assert!(trouble.clock && trouble.message.contains("127.0.0.1"), "{trouble:?}");
+                let sight = client.sight();
+                assert!(sight.doubted.is_some() && sight.seen.is_none(), "{sight:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn the_time_of_an_answer_is_kept_and_that_of_others_is_not() {
+        run(async {
+            let (url, root) = server((-1, 9)).await;
+            let client = Client::new(Some(root.path())).unwrap();
+            let other = Request::get(&url).body(Full::default()).unwrap();
+            client.fetch(other).await.unwrap();
+            assert!(client.sight().seen.is_none());
+            client.get(&url).await.unwrap();
+            // 2026-01-01, and a minute in a cache.
+            assert_eq!(client.sight().seen.unwrap().theirs, 1_767_225_600 + 60);
+            let trouble = client.get("https://127.0.0.1:1/dir").await.unwrap_err();
+            assert!(!trouble.clock && client.sight().doubted.is_none());
+        });
+    }
+
+    #[test]
+    fn how_long_to_wait_is_read_as_seconds_or_as_a_date_by_their_clock() {
+        let of = |headers: &[(&'static str, &str)]| {
+            let mut map = HeaderMap::new();
+            for (name, value) in headers {
+                map.insert(*name, value.parse().unwrap());
+            }
+            retry_after(&map).map(|wait| wait.as_secs())
+        };
+        assert_eq!(of(&[("retry-after", " 120 ")]), Some(120));
+        let later = ("retry-after", "Thu, 01 Jan 2026 00:02:00 GMT");
+        assert_eq!(of(&[later, ("date", "Thu, 01 Jan 2026 00:00:00 GMT")]), Some(120));
+        assert_eq!(of(&[later, ("date", "Fri, 02 Jan 2026 00:00:00 GMT")]), Some(0));
+        assert_eq!(of(&[("retry-after", "soon")]), None);
+        assert_eq!(of(&[]), None);
+    }
+}

@@ -1,8 +1,8 @@
 //! The manager: wants, holds, orders. One loop starts what the queue chooses; each order is a task of its own.
 //!
-//! [`order`]: one order, and how it ended. [`suggest`]: when CAs want certificates renewed. [`clock`]: nothing of this
-//! while the clock is wrong. [`inner`]: what is remembered, and what follows from it. [`demand`]: names that come with a
-//! handshake. [`forecast`]: the plan, and what it would fail of. [`persist`]: writing, with patience. [`reread`]: what
+//! `order`: one order, and how it ended. `suggest`: when CAs want certificates renewed. `clock`: nothing of this
+//! while the clock is wrong. `inner`: what is remembered, and what follows from it. `demand`: names that come with a
+//! handshake. `forecast`: the plan, and what it would fail of. `persist`: writing, with patience. `reread`: what
 //! others wrote.
 
 mod clock;

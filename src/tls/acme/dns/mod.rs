@@ -1,8 +1,8 @@
 //! dns-01 (RFC 8555 section 8.4): TXT records written, seen, and taken away again.
 //!
-//! [`Provider`] is the seam: who writes ([`rfc2136`], [`cloudflare`], [`route53`], [`exec`]). Common to all is here: the
+//! [`Provider`] is the seam: who writes (`rfc2136`, `cloudflare`, `route53`, `exec`). Common to all is here: the
 //! name follows CNAME records ([`lookup`]), all records of an order are written first and then waited for once
-//! ([`propagation`]), and what was written is removed whatever becomes of the order ([`Records`]).
+//! (`propagation`), and what was written is removed whatever becomes of the order ([`Records`]).
 
 mod cloudflare;
 mod exec;
