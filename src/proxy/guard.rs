@@ -114,19 +114,20 @@ impl Framer {
     }
 
     fn head(&mut self, bytes: &[u8]) -> Result<Step, Outcome> {
+        // It may be the half of an empty line, which does not count as a line of the head.
+        if bytes == b"\r" {
+            return Ok(Step::More);
+        }
         // RFC 9112 section 2.2: an empty line before a request line is ignored; one, not a stream of them.
         let skip = if bytes.starts_with(b"\r\n") { 2 } else { 0 };
         let rest = bytes.get(skip..).unwrap_or_default();
-        let Some(end) = self.scan.end(rest)? else {
-            if rest.len() > self.limits.head {
-                return Err(too_large(rest, &self.limits));
-            }
-            return Ok(Step::More);
+        // Looked at no further than a head may be long, so that a cut changes nothing.
+        let near = rest.get(..rest.len().min(self.limits.head)).unwrap_or_default();
+        let Some(end) = self.scan.end(near)? else {
+            let over = rest.len() > self.limits.head;
+            return if over { Err(too_large(near, &self.limits)) } else { Ok(Step::More) };
         };
-        let head = rest.get(..end).unwrap_or_default();
-        if end > self.limits.head {
-            return Err(too_large(head, &self.limits));
-        }
+        let head = near.get(..end).unwrap_or_default();
         let (state, last) = framing(head, &self.limits)?;
         (self.state, self.last, self.scan) = (state, last, Scan::default());
         if self.state == State::Head {

@@ -162,12 +162,11 @@ impl Framer {
     }
 
     fn head(&mut self, bytes: &[u8]) -> Result<Step, Fault> {
-        let Some(end) = self.scan.end(bytes).map_err(|_| Fault::Grammar)? else {
+        // Looked at no further than a head may be long, so that a cut changes nothing.
+        let near = bytes.get(..bytes.len().min(self.head_max)).unwrap_or_default();
+        let Some(end) = self.scan.end(near).map_err(|_| Fault::Grammar)? else {
             return if bytes.len() > self.head_max { Err(Fault::TooLarge) } else { Ok(Step::More) };
         };
-        if end > self.head_max {
-            return Err(Fault::TooLarge);
-        }
         let question = self.question.unwrap_or(Question { bodiless: false, upgrade: false });
         self.state = framing(bytes.get(..end).unwrap_or_default(), question)?;
         self.scan = Scan::default();

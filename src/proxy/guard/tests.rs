@@ -55,6 +55,8 @@ fn heads_with_more_than_one_reading_are_refused() {
         ("GET /\r\n\r\n".to_owned(), BadRequest),
         ("G\u{7f}T / HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), BadRequest),
         ("\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), BadRequest),
+        ("\r\n\n".to_owned(), BadRequest),
+        (format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\n\r\n", "x".repeat(1100)), Outcome::HeadTooLarge),
         ("GET / HTTP/1.1\r\n\r\n".to_owned(), BadHost),
         ("GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n".to_owned(), BadHost),
         (head("Content-Length: 1\r\nTransfer-Encoding: chunked\r\n"), BadFraming),

@@ -41,6 +41,9 @@ fn within(bytes: &[u8], limits: Limits) -> Option<Result<Sent, Outcome>> {
 
 /// Makes a head out of what an HTTP/2 library hands over and writes it for a backend.
 pub fn http2(method: &str, uri: &str, pairs: &[(Vec<u8>, Vec<u8>)]) -> Option<Result<Sent, Outcome>> {
+    if pairs.len() > LIMITS.fields {
+        return None;
+    }
     let mut request = Request::builder().version(Version::HTTP_2).method(method).uri(uri).body(()).ok()?;
     for (name, value) in pairs {
         let name = HeaderName::from_lowercase(name).ok()?;
