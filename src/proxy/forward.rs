@@ -221,6 +221,14 @@ async fn arrived(
             lease.fail(Outcome::UpstreamInvalid);
             return Err(Outcome::UpstreamInvalid);
         }
+        // Over HTTP/1 its bytes were looked at; h2 lets through what HTTP/1 clients could read in two ways, and a status
+        // that is none (RFC 9110 section 15).
+        None if response.version() == Version::HTTP_2
+            && (response.status().as_u16() > 599 || fields::well_formed(response.headers()).is_err()) =>
+        {
+            lease.fail(Outcome::UpstreamInvalid);
+            return Err(Outcome::UpstreamInvalid);
+        }
         None => Forwarded { response, first, lease: Some(lease), tunnel: None },
     };
     Ok(Answer::Forwarded(Box::new(forwarded)))

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::case::{self, Section};
 use super::recorder::short;
 use super::{SITE, report};
+use crate::harness::h2_origin::{H2Origin, Settings};
 use crate::harness::h2raw::{END_HEADERS, END_STREAM, End, HEADERS, RawH2, block, frame};
 use crate::harness::strict::{self, Read};
 use crate::harness::{Answer, Origin, Proxy, Wire, tls, within};
@@ -159,4 +160,36 @@ async fn every_answer_of_a_backend_ends_safely() {
         }
     }
     report(cases.len(), findings);
+}
+
+#[tokio::test]
+async fn an_answer_over_http2_that_http1_could_not_say_is_invalid() {
+    let cases: [(u16, &[(&str, &str)], u16); 7] = [
+        (200, &[("x-a", " b")], 502),
+        (200, &[("x-a", "b\t")], 502),
+        (200, &[("content-length", "2"), ("content-length", "200")], 502),
+        (200, &[("content-length", "2"), ("content-length", "2")], 502),
+        (200, &[("content-length", "+2")], 502),
+        (700, &[], 502),
+        (200, &[("content-length", "2"), ("x-a", "b c")], 200),
+    ];
+    let next = Arc::new(Mutex::new(0));
+    let index = next.clone();
+    let origin = H2Origin::scripted(Settings::default(), move |mut stream| {
+        let (status, fields, _) = cases[*index.lock().unwrap()];
+        async move {
+            let _ = stream.read().await;
+            let mut body = stream.head(status, fields, false);
+            let _ = body.send_data("ok".into(), true);
+        }
+    })
+    .await;
+    let proxy = Proxy::with_site(SITE, &origin.site()).await;
+    for (at, (status, fields, expected)) in cases.iter().enumerate() {
+        *next.lock().unwrap() = at;
+        let mut wire = proxy.wire(SITE).await;
+        let reply = wire.post(SITE, "/", "x").await;
+        assert_eq!(reply.status, *expected, "{status} {fields:?}: {}", reply.raw_head());
+        assert_eq!(proxy.h2(SITE).await.get("/").await.status, *expected, "{status} {fields:?}");
+    }
 }
