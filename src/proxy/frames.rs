@@ -122,13 +122,53 @@ struct Left {
     at: Millis,
 }
 
-/// Counts the frames of one client. Pure: bytes and time in, a flood out.
-pub struct Frames {
+/// Where in a sequence of frames the next byte stands.
+#[derive(Default)]
+struct Place {
     header: [u8; HEADER],
     /// Bytes of the header that are here.
     filled: usize,
     /// Bytes of preface or payload still to come.
     skip: u64,
+}
+
+impl Place {
+    /// Takes bytes up to the end of a header, or all of them; tells whether a header is whole, and what is left.
+    fn advance<'a>(&mut self, bytes: &'a [u8]) -> (bool, &'a [u8]) {
+        let over = usize::try_from(self.skip).unwrap_or(usize::MAX).min(bytes.len());
+        self.skip -= over as u64;
+        let bytes = bytes.get(over..).unwrap_or_default();
+        let take = if self.skip > 0 { 0 } else { (HEADER - self.filled).min(bytes.len()) };
+        let (part, rest) = bytes.split_at_checked(take).unwrap_or((bytes, &[]));
+        if let Some(place) = self.header.get_mut(self.filled..self.filled + take) {
+            place.copy_from_slice(part);
+        }
+        self.filled += take;
+        if self.filled < HEADER {
+            return (false, rest);
+        }
+        self.filled = 0;
+        let [l0, l1, l2, ..] = self.header;
+        self.skip = u64::from(u32::from_be_bytes([0, l0, l1, l2]));
+        (true, rest)
+    }
+
+    /// Takes all of the bytes.
+    fn pass(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            (_, bytes) = self.advance(bytes);
+        }
+    }
+
+    /// Whether a frame may begin here.
+    fn is_border(&self) -> bool {
+        self.skip == 0 && self.filled == 0
+    }
+}
+
+/// Counts the frames of one client. Pure: bytes and time in, a flood out.
+pub struct Frames {
+    place: Place,
     /// The highest stream the client opened (RFC 9113 section 5.1.1).
     last_stream: u32,
     resets_per_second: u64,
@@ -141,9 +181,7 @@ impl Frames {
     /// At the beginning of a connection. `resets_per_second`: RST_STREAM frames allowed, in the long run.
     pub fn new(now: Millis, resets_per_second: u32) -> Frames {
         let mut frames = Frames {
-            header: [0; HEADER],
-            filled: 0,
-            skip: PREFACE as u64,
+            place: Place { skip: PREFACE as u64, ..Place::default() },
             last_stream: 0,
             resets_per_second: u64::from(resets_per_second),
             left: [Left { thousandths: 0, at: now }; KINDS],
@@ -169,21 +207,9 @@ impl Frames {
     /// The budget that is used up.
     pub fn read(&mut self, mut bytes: &[u8], now: Millis, sent: u64) -> Result<(), Flood> {
         while !bytes.is_empty() {
-            if self.skip > 0 {
-                let take = usize::try_from(self.skip).unwrap_or(usize::MAX).min(bytes.len());
-                self.skip -= take as u64;
-                bytes = bytes.get(take..).unwrap_or_default();
-                continue;
-            }
-            let take = (HEADER - self.filled).min(bytes.len());
-            let (part, rest) = bytes.split_at_checked(take).unwrap_or((bytes, &[]));
-            if let Some(place) = self.header.get_mut(self.filled..self.filled + take) {
-                place.copy_from_slice(part);
-            }
-            self.filled += take;
-            bytes = rest;
-            if self.filled == HEADER {
-                self.filled = 0;
+            let whole;
+            (whole, bytes) = self.place.advance(bytes);
+            if whole {
                 self.frame(now, sent)?;
             }
         }
@@ -192,10 +218,9 @@ impl Frames {
 
     /// A header is whole (RFC 9113 section 4.1): length, kind, flags, stream.
     fn frame(&mut self, now: Millis, sent: u64) -> Result<(), Flood> {
-        let [l0, l1, l2, kind, flags, s0, s1, s2, s3] = self.header;
-        let length = u32::from_be_bytes([0, l0, l1, l2]);
+        let [_, _, _, kind, flags, s0, s1, s2, s3] = self.place.header;
+        let length = self.place.skip;
         let stream = u32::from_be_bytes([s0 & 0x7f, s1, s2, s3]);
-        self.skip = u64::from(length);
         const END_STREAM: u8 = 0x1;
         const ACK: u8 = 0x1;
         // RFC 9113 section 6; an acknowledgement answers a frame of ours.
@@ -269,50 +294,14 @@ impl Frames {
     }
 }
 
-/// Follows what is written, to know whether a frame of our own may begin here.
-#[derive(Default)]
-struct Border {
-    header: [u8; HEADER],
-    filled: usize,
-    skip: u64,
-}
-
-impl Border {
-    fn wrote(&mut self, mut bytes: &[u8]) {
-        while !bytes.is_empty() {
-            if self.skip > 0 {
-                let take = usize::try_from(self.skip).unwrap_or(usize::MAX).min(bytes.len());
-                self.skip -= take as u64;
-                bytes = bytes.get(take..).unwrap_or_default();
-                continue;
-            }
-            let take = (HEADER - self.filled).min(bytes.len());
-            let (part, rest) = bytes.split_at_checked(take).unwrap_or((bytes, &[]));
-            if let Some(place) = self.header.get_mut(self.filled..self.filled + take) {
-                place.copy_from_slice(part);
-            }
-            self.filled += take;
-            bytes = rest;
-            if self.filled == HEADER {
-                self.filled = 0;
-                let [l0, l1, l2, ..] = self.header;
-                self.skip = u64::from(u32::from_be_bytes([0, l0, l1, l2]));
-            }
-        }
-    }
-
-    fn is_here(&self) -> bool {
-        self.skip == 0 && self.filled == 0
-    }
-}
-
 /// A client's stream under HTTP/2, with its frames counted.
 pub struct Watch {
     io: Watched,
     worker: Rc<Worker>,
     connection: Rc<Connection>,
     frames: Frames,
-    border: Border,
+    /// Follows what is written, to know whether a frame of our own may begin.
+    written: Place,
     /// Set once the client was told to go: what it may still send is thrown away.
     ending: Option<Ending>,
 }
@@ -335,7 +324,7 @@ impl Watch {
         Watch {
             io,
             frames: Frames::new(worker.wheel.now(), resets_per_second),
-            border: Border::default(),
+            written: Place::default(),
             ending: None,
             worker: worker.clone(),
             connection: connection.clone(),
@@ -358,7 +347,7 @@ impl Watch {
     fn poll_ending(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         let Some(ending) = &mut self.ending else { return Poll::Pending };
         let over = || Poll::Ready(io::Error::new(io::ErrorKind::InvalidData, "flood"));
-        while self.border.is_here() && !ending.goodbye.is_empty() {
+        while self.written.is_border() && !ending.goodbye.is_empty() {
             match Pin::new(&mut self.io).poll_write(cx, &ending.goodbye) {
                 Poll::Ready(Ok(count)) if count > 0 => drop(ending.goodbye.drain(..count)),
                 Poll::Ready(_) => return over(),
@@ -422,7 +411,7 @@ impl AsyncWrite for Watch {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let count = ready!(Pin::new(&mut this.io).poll_write(cx, buf))?;
-        this.border.wrote(buf.get(..count).unwrap_or_default());
+        this.written.pass(buf.get(..count).unwrap_or_default());
         Poll::Ready(Ok(count))
     }
     fn poll_write_vectored(
@@ -435,7 +424,7 @@ impl AsyncWrite for Watch {
         let mut left = count;
         for buf in bufs {
             let part = buf.get(..buf.len().min(left)).unwrap_or_default();
-            this.border.wrote(part);
+            this.written.pass(part);
             left -= part.len();
         }
         Poll::Ready(Ok(count))
@@ -475,7 +464,7 @@ mod tests {
         for count in 0..100_000 {
             if let Err(flood) = frames.read(bytes, Millis(now), 0) {
                 // Nobody reads on behind a flood but this test: the payload was not.
-                frames.skip = 0;
+                frames.place.skip = 0;
                 return (count, Some(flood));
             }
         }
@@ -552,7 +541,7 @@ mod tests {
             let mut whole = Frames::new(Millis(0), 100);
             prop_assert_eq!(whole.read(&bytes, Millis(0), 0), Err(Flood::Pings));
             let (mut pieces, mut border, mut rest, mut found) =
-                (Frames::new(Millis(0), 100), Border::default(), &bytes[..], Ok(()));
+                (Frames::new(Millis(0), 100), Place::default(), &bytes[..], Ok(()));
             for cut in cuts.iter().cycle() {
                 if rest.is_empty() || found.is_err() {
                     break;
@@ -564,9 +553,9 @@ mod tests {
             prop_assert_eq!(found, Err(Flood::Pings));
             prop_assert_eq!(pieces.last_stream(), whole.last_stream());
             for piece in bytes[PREFACE..].chunks(cuts[0]) {
-                border.wrote(piece);
+                border.pass(piece);
             }
-            prop_assert!(border.is_here());
+            prop_assert!(border.is_border());
         }
 
         #[test]

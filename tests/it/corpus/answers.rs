@@ -164,7 +164,8 @@ async fn every_answer_of_a_backend_ends_safely() {
 
 #[tokio::test]
 async fn an_answer_over_http2_that_http1_could_not_say_is_invalid() {
-    let cases: [(u16, &[(&str, &str)], u16); 7] = [
+    type Fields = &'static [(&'static str, &'static str)];
+    let cases: [(u16, Fields, u16); 7] = [
         (200, &[("x-a", " b")], 502),
         (200, &[("x-a", "b\t")], 502),
         (200, &[("content-length", "2"), ("content-length", "200")], 502),
