@@ -2,7 +2,7 @@
 //!
 //! A stream that was refused, or that a GOAWAY left out, was certainly not processed (RFC 9113 sections 6.8 and 8.7), so
 //! any request may then be sent again, whatever its method. hyper has taken the body by then: its beginning, at most
-//! [`KEEP_MAX`], is kept here until the head of an answer has come. Only for HTTP/2 backends.
+//! `KEEP_MAX`, is kept here until the head of an answer has come. Only for HTTP/2 backends.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;

@@ -1,7 +1,7 @@
 //! Step 5: one reading of a request. Pure: a head in, one meaning or a refusal out, and a head to send.
 //!
 //! hyper has parsed the head; what it lets through but RFC 9110, 9112 and 9113 forbid, or what a backend might read in
-//! another way, is decided here. Ambiguity is refused, never guessed. [`read`] and [`write`] are the two halves of it;
+//! another way, is decided here. Ambiguity is refused, never guessed. [`read`] and [`write()`] are the two halves of it;
 //! the route is found between them. What the head says about the length of its body was decided on raw bytes (guard).
 
 use std::borrow::Cow;
