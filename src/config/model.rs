@@ -5,10 +5,12 @@
 
 mod dns;
 mod server;
+mod service;
 mod tls;
 
 pub use dns::{Cloudflare, Dns, DnsProvider, Exec, Rfc2136, Route53, SecretSource, TsigAlgorithm};
 pub use server::{Limits, Log, Timeouts};
+pub use service::{Backend, Balance, Health, Http, ProxyHeader, Service, Upstream};
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -279,96 +281,6 @@ pub enum Action {
     Redirect { to: String, status: u16 },
     /// A fixed answer.
     Respond { status: u16, body: String, content_type: String },
-}
-
-/// A named set of endpoints.
-#[derive(Debug, Clone)]
-pub struct Service {
-    /// `site/route-label`: unique in the config.
-    pub name: Arc<str>,
-    /// At least one.
-    pub backends: Vec<Located<Backend>>,
-    /// How one is chosen.
-    pub balance: Balance,
-    /// Active health check, if any.
-    pub health: Option<Health>,
-    /// Deadline for connecting.
-    pub connect_timeout: Duration,
-    /// Deadline for the first byte of the answer.
-    pub timeout: Duration,
-    /// How to speak to the backends.
-    pub upstream: Upstream,
-    /// Protocols a client may change to, lower case.
-    pub upgrade: Vec<String>,
-}
-
-/// One backend as written.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Backend {
-    /// Address and port.
-    pub address: EndpointAddress,
-    /// Whether it was written `https://…`.
-    pub tls: bool,
-    /// Share of the requests; 1 to 1000; default 1.
-    pub weight: u32,
-}
-
-/// How an endpoint is chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Balance {
-    /// Two random endpoints, the less loaded wins.
-    P2c,
-    /// Weighted, in turn.
-    RoundRobin,
-}
-
-/// `health = "/up"` or its long form.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Health {
-    /// Path asked for with GET.
-    pub path: String,
-    /// Time between probes of one endpoint. 5 s.
-    pub interval: Duration,
-    /// Deadline of one probe. 2 s.
-    pub timeout: Duration,
-    /// Successes in a row before an endpoint is up again. 2.
-    pub rise: u32,
-    /// Failures in a row before it is down. 2.
-    pub fall: u32,
-}
-
-/// `upstream = { … }`
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Upstream {
-    /// PEM file of the CA that signed the backends; absolute. `None`: the system's roots.
-    pub ca_file: Option<Located<PathBuf>>,
-    /// Name expected in the backend's certificate and sent as SNI; default: the backend's host.
-    pub server_name: Option<Located<String>>,
-    /// PEM files of the certificate shown to backends that ask for one, and of its key; absolute.
-    pub identity: Option<(Located<PathBuf>, Located<PathBuf>)>,
-    /// Which protocol.
-    pub http: Http,
-    /// Which PROXY protocol header begins each connection, if any.
-    pub proxy_protocol: Option<ProxyHeader>,
-}
-
-/// The protocol spoken to backends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum Http {
-    /// HTTP/1.1.
-    #[default]
-    H1,
-    /// HTTP/2: by ALPN under TLS, else with prior knowledge (RFC 9113 section 3.3).
-    H2,
-}
-
-/// A version of the PROXY protocol.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ProxyHeader {
-    /// A line of text.
-    V1,
-    /// Binary.
-    V2,
 }
 
 /// A rate limit.

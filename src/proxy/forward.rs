@@ -5,13 +5,9 @@
 //! to the same endpoint while another lives, and never more than `TRIES_MAX` times.
 //!
 //! Backends write head and body one after the other. The head of an answer to a request that may be repeated is held
-//! until the body's first byte (at most `HEAD_HOLD`), so that a backend that dies between the two costs nobody anything.
+//! until the body's first byte (a moment at most, see `exchange`), so that a backend that dies between the two costs nobody anything.
 
-use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::task::Poll;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
@@ -20,33 +16,28 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::{Body, Incoming};
 
-use crate::base::clock;
 use crate::base::outcome::Outcome;
-use crate::config::model::Http;
-use crate::net::descriptors::Descriptor;
 use crate::net::timer::Timer;
 use crate::proxy::Worker;
 use crate::proxy::body::{RequestBody, ResponseBody, Upload};
 use crate::proxy::context::Context;
+use crate::proxy::exchange::Exchange;
 use crate::proxy::expect;
 use crate::proxy::fields::{self, Found};
 use crate::proxy::request::Answer;
 use crate::proxy::respond;
-use crate::proxy::shed::Shed;
 use crate::proxy::upgrade::{self, StreamTunnel, Wish};
 use crate::snapshot::{Route, Service};
 use crate::telemetry::metric::Counter;
 use crate::upstream::answer;
 use crate::upstream::balance::Tried;
-use crate::upstream::connect::{self, ConnectError, Connection, Target};
-use crate::upstream::endpoint::{Endpoint, InFlight};
+use crate::upstream::connect::Connection;
+use crate::upstream::endpoint::InFlight;
 use crate::upstream::multiplex::Stream;
 use crate::upstream::pool::Keep;
 
 /// Endpoints tried for one request.
 const TRIES_MAX: u32 = 3;
-/// Longest that a head waits for the first byte of a body whose length it announced.
-const HEAD_HOLD: Duration = Duration::from_millis(200);
 
 /// A request ready to be sent.
 pub struct Outgoing {
@@ -232,282 +223,6 @@ async fn arrived(
         None => Forwarded { response, first, lease: Some(lease), tunnel: None },
     };
     Ok(Answer::Forwarded(Box::new(forwarded)))
-}
-
-/// A try that failed.
-pub(super) struct Failure {
-    pub(super) outcome: Outcome,
-    /// The request, where it was certainly never sent.
-    pub(super) unsent: Option<Box<Request<RequestBody>>>,
-    /// The endpoint had its chance to answer: sending again would only make things worse.
-    pub(super) answered: bool,
-}
-
-impl Failure {
-    /// Nothing is sent again.
-    pub(super) fn last(outcome: Outcome) -> Failure {
-        Failure { outcome, unsent: None, answered: true }
-    }
-
-    /// The request was not processed; `unsent` is it, where it can be sent again.
-    pub(super) fn again(outcome: Outcome, unsent: Option<Box<Request<RequestBody>>>) -> Failure {
-        Failure { outcome, unsent, answered: false }
-    }
-}
-
-/// One try at one endpoint.
-pub(super) struct Exchange<'a> {
-    pub(super) worker: &'a Rc<Worker>,
-    pub(super) service: &'a Service,
-    pub(super) index: usize,
-    pub(super) endpoint: &'a Arc<Endpoint>,
-}
-
-impl Exchange<'_> {
-    async fn send(
-        &self,
-        context: &mut Context,
-        mut request: Box<Request<RequestBody>>,
-    ) -> Result<(Response<Incoming>, Lease), Failure> {
-        if self.service.core.http == Http::H2 {
-            return Box::pin(self.send_multiplexed(context, request)).await;
-        }
-        let tls = self.tls();
-        let bound = self.service.core.proxy_protocol.map(|_| context.client);
-        // One that is down gets this request as its trial: only a new connection can show that it is back.
-        let up = self.endpoint.is_up(self.worker.wheel.now());
-        loop {
-            let pooled = up.then(|| self.worker.pools.take(self.endpoint, tls, bound)).flatten();
-            let fresh = pooled.is_none();
-            let connection = match pooled {
-                Some(pooled) => pooled,
-                // Boxed: a request on a pooled connection must not carry the room for a handshake.
-                None => match Box::pin(self.connect(context)).await {
-                    Ok(connection) => connection,
-                    Err(error) => return Err(self.unreachable(&error, Some(request))),
-                },
-            };
-            if !fresh {
-                self.worker.shard.add(Counter::UpstreamReused, 1);
-            }
-            match self.exchange(context, connection, request).await {
-                // A pooled connection may have been closed by the endpoint a moment ago: the request comes back unsent
-                // and the next one is tried; each costs one connection of the pool, so this ends.
-                Err(Failure { unsent: Some(unsent), .. }) if !fresh => {
-                    self.worker.shard.add(Counter::UpstreamStale, 1);
-                    request = unsent;
-                }
-                done => return done,
-            }
-        }
-    }
-
-    fn tls(&self) -> Option<&Arc<rustls::ClientConfig>> {
-        if self.endpoint.tls { self.service.tls.as_ref() } else { None }
-    }
-
-    /// How the endpoint is reached; in nobody's name.
-    pub(super) fn target(&self, head_max: usize) -> Target<'_> {
-        let name = self.service.server_names.get(self.index).and_then(Option::as_ref);
-        Target {
-            address: &self.endpoint.address,
-            tls: self.tls().zip(name),
-            timeout: self.service.core.connect_timeout,
-            head_max,
-            bound: None,
-            header: Vec::new(),
-            wheel: &self.worker.wheel,
-            descriptor: Descriptor::of_reserve(),
-        }
-    }
-
-    async fn connect(&self, context: &Context) -> Result<Connection<RequestBody>, ConnectError> {
-        let snapshot = self.worker.snapshot();
-        let mut target = self.target(snapshot.server.limits.upstream_head);
-        target.descriptor = self.descriptor().ok_or(ConnectError::NoDescriptor)?;
-        if let Some(version) = self.service.core.proxy_protocol {
-            target.bound = Some(context.client);
-            target.header = context.proxy_header(version);
-        }
-        let connection = connect::connect(target).await?;
-        self.worker.shard.add(Counter::UpstreamOpened, 1);
-        self.endpoint.connect_succeeded();
-        Ok(connection)
-    }
-
-    /// Leave for one more socket; idle connections of this worker give way to it.
-    pub(super) fn descriptor(&self) -> Option<Descriptor> {
-        let budget = self.worker.connections.descriptors();
-        budget.take().or_else(|| {
-            self.worker.pools.shrink();
-            self.worker.multiplexed.shrink();
-            budget.take()
-        })
-    }
-
-    pub(super) fn unreachable(
-        &self,
-        error: &ConnectError,
-        unsent: Option<Box<Request<RequestBody>>>,
-    ) -> Failure {
-        // Not the endpoint's fault, and no other one could be reached either.
-        if matches!(error, ConnectError::NoDescriptor) {
-            self.worker.shed(Shed::Backend, None);
-            return Failure::last(Outcome::NoDescriptor);
-        }
-        let message = error.to_string();
-        self.log("backend unreachable", &message);
-        match error {
-            // It answers, it has only too much to do: no reason to take it out.
-            ConnectError::Busy => self.endpoint.note_failure(&message),
-            _ => self.endpoint.connect_failed(self.worker.wheel.now(), &message),
-        }
-        let (outcome, counter) = match error {
-            ConnectError::Refused => (Outcome::ConnectRefused, Counter::UpstreamRefused),
-            ConnectError::Name(_) => (Outcome::UpstreamName, Counter::UpstreamName),
-            ConnectError::Network(_) => (Outcome::ConnectFailed, Counter::UpstreamIo),
-            ConnectError::Tls(_) => (Outcome::UpstreamTls, Counter::UpstreamTls),
-            ConnectError::Timeout(_) => (Outcome::ConnectTimeout, Counter::UpstreamTimeout),
-            ConnectError::NoDescriptor => (Outcome::NoDescriptor, Counter::UpstreamDescriptors),
-            ConnectError::NotH2(_) => (Outcome::UpstreamNotH2, Counter::UpstreamNotH2),
-            ConnectError::Busy => (Outcome::UpstreamBusy, Counter::UpstreamBusy),
-        };
-        self.worker.shard.add(counter, 1);
-        Failure::again(outcome, unsent)
-    }
-
-    pub(super) fn log(&self, what: &str, why: &str) {
-        let Some(more) = self.endpoint.may_log(self.worker.wheel.now()) else { return };
-        let service = &*self.service.core.name;
-        match more {
-            0 => tracing::warn!(service, endpoint = self.endpoint.label, "{what}: {why}"),
-            more => {
-                tracing::warn!(
-                    service,
-                    endpoint = self.endpoint.label,
-                    "{what}: {why} (and {more} failures before)"
-                );
-            }
-        }
-    }
-
-    async fn exchange(
-        &self,
-        context: &mut Context,
-        mut connection: Connection<RequestBody>,
-        request: Box<Request<RequestBody>>,
-    ) -> Result<(Response<Incoming>, Lease), Failure> {
-        let upload = context.upload.clone();
-        let in_flight = self.endpoint.begin();
-        let last = upload.is_some() && (request.method().is_safe() || request.method() == Method::DELETE);
-        let started = clock::micros();
-        connection.timer.set(self.service.core.timeout);
-        connection.ask(request.method(), request.headers().contains_key(header::UPGRADE));
-        let mut sent = std::pin::pin!(connection.sender.try_send_request(*request));
-        let result = std::future::poll_fn(|cx| {
-            if let Poll::Ready(result) = sent.as_mut().poll(cx) {
-                return Poll::Ready(Some(result));
-            }
-            while connection.timer.poll_expired(cx).is_ready() {
-                if !self.still_uploading(&connection.timer, upload.as_deref()) {
-                    return Poll::Ready(None);
-                }
-            }
-            Poll::Pending
-        })
-        .await;
-        match result {
-            Some(Ok(response)) => {
-                connection.timer.clear();
-                self.observe(context, started);
-                let carrier = Carrier::Alone(connection);
-                Ok((response, Lease { worker: self.worker.clone(), carrier, in_flight, upload, last }))
-            }
-            Some(Err(mut error)) => {
-                let unsent = error.take_message().map(Box::new);
-                Err(self.broken(&error.into_error(), unsent, upload.as_deref()))
-            }
-            None => {
-                self.endpoint.note_failure(Outcome::UpstreamTimeout.row().sentence);
-                Err(Failure::last(Outcome::UpstreamTimeout))
-            }
-        }
-    }
-
-    /// The head of an answer came.
-    pub(super) fn observe(&self, context: &mut Context, started: u64) {
-        let micros = clock::micros().saturating_sub(started);
-        context.upstream_micros = Some(micros);
-        self.endpoint.observe(micros, self.worker.wheel.now());
-    }
-
-    /// Waits for the first byte of a body with a known length: until then the request can go to another endpoint.
-    async fn begun(
-        &self,
-        mut response: Response<Incoming>,
-        lease: Lease,
-    ) -> Result<(Response<Incoming>, Option<Bytes>, Lease), Failure> {
-        if response.body().size_hint().exact().is_none_or(|length| length == 0) {
-            return Ok((response, None, lease));
-        }
-        lease.timer().set(HEAD_HOLD);
-        let first = std::future::poll_fn(|cx| match Pin::new(response.body_mut()).poll_frame(cx) {
-            Poll::Pending if lease.timer().poll_expired(cx).is_ready() => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(frame) => Poll::Ready(frame),
-        })
-        .await;
-        lease.timer().clear();
-        match first {
-            Some(Ok(frame)) => Ok((response, frame.into_data().ok(), lease)),
-            None => Ok((response, None, lease)),
-            Some(Err(error)) => {
-                let (outcome, why) = broke(&error);
-                self.log("backend failed a request", &why);
-                lease.fail(outcome);
-                let answered = outcome == Outcome::UpstreamInvalid;
-                Err(Failure { outcome, unsent: None, answered })
-            }
-        }
-    }
-
-    /// The deadline for the first byte counts from the end of the request: while its body moves, it waits.
-    pub(super) fn still_uploading(&self, timer: &Timer, upload: Option<&Upload>) -> bool {
-        let Some(upload) = upload else { return false };
-        let due = upload.moved().after(self.service.core.timeout);
-        let now = self.worker.wheel.now();
-        if due <= now {
-            return false;
-        }
-        timer.set(std::time::Duration::from_millis(due.0 - now.0));
-        true
-    }
-
-    fn broken(
-        &self,
-        error: &hyper::Error,
-        unsent: Option<Box<Request<RequestBody>>>,
-        upload: Option<&Upload>,
-    ) -> Failure {
-        if unsent.is_some() {
-            return Failure::again(Outcome::UpstreamClosed, unsent);
-        }
-        // A body that we cut ourselves breaks the connection; the cut is the reason, not the backend.
-        if let Some(outcome) = upload.and_then(Upload::failure) {
-            return Failure::last(outcome);
-        }
-        let fault = answer::fault(error);
-        let invalid = fault.is_some() || error.is_parse() || error.is_parse_too_large();
-        let outcome = match invalid {
-            true => Outcome::UpstreamInvalid,
-            // TLS 1.3: a backend refuses our certificate only after the handshake is over for us.
-            false if connect::is_tls(error) => Outcome::UpstreamTls,
-            false => Outcome::UpstreamClosed,
-        };
-        self.log("backend failed a request", &fault.map_or_else(|| error.to_string(), |f| f.to_string()));
-        self.endpoint.note_failure(outcome.row().sentence);
-        Failure { outcome, unsent: None, answered: invalid }
-    }
 }
 
 /// What an answer that broke off inside its body ended in, and why.

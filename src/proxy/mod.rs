@@ -25,6 +25,7 @@ pub mod client_cert;
 pub mod context;
 pub mod demand;
 pub mod enforce;
+pub mod exchange;
 pub mod expect;
 pub mod fields;
 pub mod forward;
