@@ -18,6 +18,7 @@
 //! | 2 | route | pure matching: host, path, conditions |
 //! | 2 | policy | pure decisions about a request: limits, redirects, edits |
 //! | 2 | upstream | endpoints, balancing, connections to backends |
+//! | 2 | discovery | where endpoints are, asked of the world outside |
 //! | 3 | snapshot | config compiled into one immutable value, and the one swap |
 //! | 4 | proxy | the data plane: what happens to a request |
 //! | 4 | control | the control plane: reload, watching, probing |
@@ -58,6 +59,7 @@ pub mod config;
 pub mod net;
 pub mod telemetry;
 
+pub mod discovery;
 pub mod policy;
 pub mod route;
 pub mod tls;

@@ -67,6 +67,7 @@ fn render(status: &Value, now: u64, paint: Paint) -> String {
     }
     out += &section("listeners", &listeners, paint);
     out += &sites(list(status, "sites"), now, paint);
+    out += &sources(list(status, "sources"), paint);
     out += &endpoints(list(status, "endpoints"), paint);
     let mut workers = Table::default();
     for worker in list(status, "workers") {
@@ -141,6 +142,32 @@ pub(super) fn certificate(certificate: &Value, now: u64) -> (Ink, String) {
         1 => (ink, format!("{source}, expires tomorrow")),
         _ => (ink, format!("{source}, {days} days")),
     }
+}
+
+/// Where endpoints are found; nothing where all are written.
+fn sources(sources: &[Value], paint: Paint) -> String {
+    if sources.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new(&["SOURCE", "ENDPOINTS", "STATE"]);
+    let trouble = |source: &&Value| source.get("trouble").is_some_and(Value::is_string);
+    let good = sources.iter().filter(|source| !trouble(source));
+    for source in sources.iter().filter(trouble).chain(good).take(ROWS_MAX) {
+        let (ink, state) = match trouble(&source) {
+            true => (Ink::Red, "failing, its last endpoints stay"),
+            false => (Ink::Green, "answering"),
+        };
+        table.row([
+            (Ink::Plain, text(source, "source").to_owned()),
+            (Ink::Plain, number(source, "endpoints").to_string()),
+            (ink, state.to_owned()),
+        ]);
+        if trouble(&source) {
+            table.text(Ink::Red, &format!("  because: {}", text(source, "trouble")));
+        }
+    }
+    more(&mut table, sources.len(), "--format json shows all");
+    section(&count(sources.len(), "source"), &table, paint)
 }
 
 fn endpoints(endpoints: &[Value], paint: Paint) -> String {

@@ -376,6 +376,20 @@ fn twice(name: &str, former: &Origin, origin: &Origin, sources: &Sources) -> Dia
         .help("that one is used and this one ignored: merge both, or give one another name")
 }
 
+/// Every entry of `backends` of a site and of its routes.
+fn entries(site: &mut toml::Value) -> impl Iterator<Item = &mut toml::Value> {
+    let (mut own, mut routes) = (None, None);
+    for (key, value) in site.as_table_mut().into_iter().flatten() {
+        match key.as_str() {
+            "backends" => own = value.as_array_mut(),
+            "route" => routes = value.as_array_mut(),
+            _ => {}
+        }
+    }
+    let routes = routes.into_iter().flatten().filter_map(|route| route.get_mut("backends")?.as_array_mut());
+    own.into_iter().chain(routes).flatten()
+}
+
 /// Levels of a site's table that are kept; legal ones have at most six.
 const DEPTH_MAX: usize = 32;
 
@@ -393,6 +407,17 @@ fn canonical(name: &str, value: &DeValue<'_>, folder: &Path) -> String {
     for name in ["ca_file", "crl_file"] {
         let client_auth = site.get_mut("tls").and_then(|table| table.get_mut("client_auth"));
         absolute(client_auth.and_then(|table| table.get_mut(name)));
+    }
+    for entry in entries(&mut site) {
+        let text = match entry {
+            toml::Value::Table(table) => table.get_mut("address"),
+            text => Some(text),
+        };
+        if let Some(toml::Value::String(text)) = text
+            && let Some(path) = section::service::source_file(text)
+        {
+            *text = format!("file:{}", join(folder, path.as_ref()).display());
+        }
     }
     for name in ["ca_file", "cert", "key"] {
         absolute(site.get_mut("upstream").and_then(|table| table.get_mut(name)));

@@ -10,7 +10,7 @@ mod tls;
 
 pub use dns::{Cloudflare, Dns, DnsProvider, Exec, Rfc2136, Route53, SecretSource, TsigAlgorithm};
 pub use server::{Limits, Log, Timeouts};
-pub use service::{Backend, Balance, Health, Http, ProxyHeader, Service, Upstream};
+pub use service::{Backend, Balance, Discover, Health, Http, ProxyHeader, Service, Source, Upstream};
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -223,14 +223,16 @@ impl<'a> Context<'a> {
     /// `true` or `false`.
     pub fn flag(&mut self, table: &Table<'_>, name: &str) -> bool {
         let fallback = Located { value: table.default_text(name) == "true", origin: Origin::Default };
-        let read = |context: &mut Self, setting: &Setting, value: &Value<'_>| {
-            let flag = value.get_ref().as_bool();
-            if flag.is_none() {
-                context.wrong_type(setting.name, &setting.kind.expected(), value);
-            }
-            flag
-        };
-        self.value(table, name, &fallback, read, bool::to_string).value
+        self.value(table, name, &fallback, Self::read_flag, bool::to_string).value
+    }
+
+    /// `true` or `false`, from a value at hand.
+    pub fn read_flag(&mut self, setting: &Setting, value: &Value<'_>) -> Option<bool> {
+        let flag = value.get_ref().as_bool();
+        if flag.is_none() {
+            self.wrong_type(setting.name, &setting.kind.expected(), value);
+        }
+        flag
     }
 
     /// A whole number within the legal range.
@@ -399,7 +401,12 @@ impl<'a> Context<'a> {
             self.error("invalid-value", value.span(), message, format!("write {}", setting.kind.expected()));
             return None;
         }
-        Some(join(self.source.folder(), text.as_ref()))
+        Some(self.absolute(text))
+    }
+
+    /// A path as seen from the file that is read.
+    pub fn absolute(&self, path: &str) -> PathBuf {
+        join(self.source.folder(), path.as_ref())
     }
 
     /// A table inside a table; absent tables are opened empty, so that their defaults are read (and recorded).

@@ -272,7 +272,7 @@ pub const SITES_MAX: usize = 100_000;
 
 const HEALTH_SHORT: &str = "a path like \"/up\", or \"off\"";
 const LIMIT_SHORT: &str = "a rate like \"100 per 10s by client-ip\"";
-const BACKEND_SHORT: &str = "an address like \"10.0.0.1:8080\" or \"https://api.internal:8443\"";
+const BACKEND_SHORT: &str = "an address like \"10.0.0.1:8080\" or \"https://api.internal:8443\", or a source of addresses like \"file:web.backends\"";
 const REDIRECT_SHORT: &str = "a target like \"/new/\" or \"https://www.shop.example/\"";
 
 // One row, one line, however long: this is a table.

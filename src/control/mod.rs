@@ -2,12 +2,13 @@
 //!
 //! A file changes ([`watch`]), a signal or a command arrives → [`reload`]: read, compile each site on its own, swap,
 //! report. Which version of each site serves is chosen in `choose`. Sites that are refused keep their last good version,
-//! in memory and on disk ([`last_good`]). [`probe`] asks endpoints how they are; [`renew`] gets certificates and keeps
+//! in memory and on disk ([`last_good`]). [`discover`] finds endpoints; [`probe`] asks endpoints how they are; [`renew`] gets certificates and keeps
 //! them, [`clock_guard`] sees to it that this is not done by a wrong clock; [`status`] says how everything is.
 
 mod choose;
 mod client_auth;
 pub mod clock_guard;
+pub mod discover;
 pub mod last_good;
 pub mod probe;
 pub mod reload;

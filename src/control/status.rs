@@ -5,8 +5,9 @@ use std::collections::HashSet;
 use serde_json::{Value, json};
 
 use crate::base::clock;
-use crate::config::model::{HostPattern, Origin};
+use crate::config::model::{HostPattern, Origin, Source};
 use crate::control::Control;
+use crate::discovery::Set;
 use crate::snapshot::Site;
 use crate::telemetry::hub::Reading;
 use crate::telemetry::metric::Metric;
@@ -51,6 +52,7 @@ impl Control {
             "connections": self.connections.open(),
             "sites": sites,
             "endpoints": self.residents.endpoints.list().iter().map(|e| endpoint_status(e)).collect::<Vec<_>>(),
+            "sources": self.residents.sets.list().iter().map(source_status).collect::<Vec<_>>(),
             "clock": self.clock_status(),
             "ca_certificate": self.residents.ca.ca_path(),
         })
@@ -81,6 +83,13 @@ impl Control {
                 let expiry = identity.not_after as f64;
                 readings.push(Reading::new(Metric::CertificateExpiry, &[&site.name], expiry));
             }
+        }
+        for (source, set) in self.residents.sets.list() {
+            let source = source.to_string();
+            let members = set.members.len() as f64;
+            readings.push(Reading::new(Metric::DiscoveredEndpoints, &[&source], members));
+            let failing = f64::from(u8::from(set.trouble.is_some()));
+            readings.push(Reading::new(Metric::DiscoveryFailing, &[&source], failing));
         }
         self.certificate_readings(readings);
         self.front_readings(&snapshot.sites, readings);
@@ -130,10 +139,20 @@ pub(super) fn host_text(host: &HostPattern) -> String {
     }
 }
 
+fn source_status((source, set): &(Source, Set)) -> Value {
+    json!({
+        "source": source.to_string(),
+        "endpoints": set.members.len(),
+        "answered": set.known,
+        "trouble": set.trouble,
+    })
+}
+
 fn endpoint_status(endpoint: &Endpoint) -> Value {
     json!({
         "service": endpoint.service,
         "address": endpoint.address.to_string(),
+        "name": endpoint.name,
         "state": if endpoint.is_up(clock::now()) { "up" } else { "down" },
         "in_flight": endpoint.in_flight(),
         "failures": endpoint.failures(),

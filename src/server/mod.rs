@@ -14,6 +14,7 @@ use tokio::task::LocalSet;
 use crate::admin;
 use crate::config;
 use crate::config::model::Server;
+use crate::control::discover::Discovery;
 use crate::control::reload::connection_cap;
 use crate::control::{self, Control, Listener};
 use crate::net::bind;
@@ -85,11 +86,14 @@ pub fn run(path: &Path, ready: impl FnOnce(&Started)) -> Result<(), StartError> 
     let control = Control::new(parts);
     let readings = control.clone();
     hub.set_gauges(Box::new(move |all| readings.readings(all)));
-    let fleet = worker::Fleet::start(sockets, sinks, &cell, &hub, &connections, &challenges)?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
     let local = LocalSet::new();
+    let mut discovery = Discovery::new(control.clone());
+    runtime.block_on(local.run_until(discovery.prime()));
+    let fleet = worker::Fleet::start(sockets, sinks, &cell, &hub, &connections, &challenges)?;
     let ending = async {
+        tokio::task::spawn_local(discovery.run());
         let mut ends = serve(control.clone(), control_sockets, || ready(&started)).await?;
         // Whoever takes our place may begin while we finish.
         drop(state_lock);

@@ -17,6 +17,7 @@ use crate::policy::respond::Respond;
 use crate::policy::rewrite::Rewrite;
 use crate::route::{HostIndex, Table};
 use crate::snapshot::files::{self, Toward};
+use crate::snapshot::members;
 use crate::snapshot::resident::Residents;
 use crate::snapshot::{Action, Route, Service, Site, Snapshot, Source};
 use crate::tls;
@@ -57,7 +58,8 @@ pub fn site(input: &Input<'_>, residents: &Residents) -> Result<Arc<Site>, Vec<D
     let toward = model.routes.iter().map(|route| files::toward(route, residents));
     let toward = toward.collect::<Result<Vec<_>, _>>();
     let toward = toward.map_err(fail)?;
-    let fingerprint = fingerprint(input, identity.as_deref(), source, &policy, &toward);
+    let sources = members::sources(model);
+    let fingerprint = fingerprint(input, identity.as_deref(), source, &policy, &toward, &sources, residents);
     if let Some(current) = input.current.filter(|current| current.fingerprint == fingerprint) {
         return Ok(current.clone());
     }
@@ -96,6 +98,7 @@ pub fn site(input: &Input<'_>, residents: &Residents) -> Result<Arc<Site>, Vec<D
                 limits: model.limits.iter().map(|l| residents.limiter(&model.name, &none, l)).collect(),
                 table,
                 routes,
+                sources,
             }))
         }
         Ok(_) => Err(problems),
@@ -157,6 +160,8 @@ fn fingerprint(
     source: Source,
     policy: &Policy,
     toward: &[Toward],
+    sources: &[model::Source],
+    residents: &Residents,
 ) -> [u8; 32] {
     let mut hash = Sha256::new();
     hash.update(input.text.as_bytes());
@@ -168,6 +173,9 @@ fn fingerprint(
     for toward in toward {
         hash.update(toward.ca.as_ref().map(|(_, content)| *content).unwrap_or_default());
         hash.update(toward.identity.as_ref().map(|identity| identity.fingerprint).unwrap_or_default());
+    }
+    for source in sources {
+        hash.update(residents.sets.print(source).to_ne_bytes());
     }
     hash.finalize().into()
 }
@@ -206,6 +214,7 @@ fn service(
     toward: &Toward,
     residents: &Residents,
 ) -> Result<Service, Box<Diagnostic>> {
+    let said = &*members::expanded(said, &residents.sets);
     let refuse = |(origin, why): (Origin, String)| Box::new(Diagnostic::error("bad-upstream", &origin, why));
     let mut server_names = Vec::with_capacity(said.backends.len());
     for Located { value: backend, origin } in &said.backends {
@@ -311,6 +320,33 @@ pub fn named(old: &Snapshot, generation: u64, residents: &Residents) -> Result<S
         certificates,
         refusing: old.refusing.clone(),
     })
+}
+
+/// The same snapshot with other versions of some sites, which differ in their endpoints alone. `others`: position and
+/// version.
+pub fn with_sites(old: &Snapshot, generation: u64, others: Vec<(usize, Arc<Site>)>) -> Snapshot {
+    let mut sites = old.sites.clone();
+    for (position, site) in others {
+        if let Some(place) = sites.get_mut(position) {
+            *place = site;
+        }
+    }
+    Snapshot {
+        generation,
+        server: old.server.clone(),
+        sites,
+        hosts: old.hosts.clone(),
+        names: old.names.clone(),
+        rules: old.rules.clone(),
+        demand: old.demand.clone(),
+        unavailable: old.unavailable.clone(),
+        https_port: old.https_port,
+        tls: old.tls.clone(),
+        handshakes: old.handshakes.clone(),
+        default_site: old.default_site,
+        certificates: old.certificates.clone(),
+        refusing: old.refusing.clone(),
+    }
 }
 
 fn key(site: &Site) -> Option<Arc<CertifiedKey>> {

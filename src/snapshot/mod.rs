@@ -6,6 +6,7 @@
 pub mod cell;
 pub mod compile;
 mod files;
+mod members;
 pub mod resident;
 
 use std::collections::HashSet;
@@ -125,6 +126,8 @@ pub struct Site {
     pub table: Table,
     /// The routes; the table's answers are positions in it.
     pub routes: Vec<Route>,
+    /// Where endpoints of its services are found; each once.
+    pub sources: Vec<model::Source>,
 }
 
 /// Where a site's certificate comes from.

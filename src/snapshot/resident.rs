@@ -11,6 +11,7 @@ use rustls::server::ProducesTickets;
 
 use crate::base::clock;
 use crate::config::model::{Acme, HostPattern, Http, Limit, Origin, Tls, Upstream};
+use crate::discovery::Sets;
 use crate::policy::rate_limit::{self, Limiter};
 use crate::policy::site_limit::Places;
 use crate::telemetry::hub::Hub;
@@ -30,6 +31,8 @@ pub struct Residents {
     pub hub: Arc<Hub>,
     /// Endpoints by service and address.
     pub endpoints: Registry,
+    /// What sources of endpoints found last.
+    pub sets: Sets,
     /// The CA for names that no public CA would sign.
     pub ca: InternalCa,
     /// Certificates from ACME authorities.
@@ -147,6 +150,7 @@ impl Residents {
         Ok(Residents {
             hub,
             endpoints: Registry::new(),
+            sets: Sets::default(),
             ca,
             acme: Automatic::new(state),
             ticketer: tls::server::ticketer()?,

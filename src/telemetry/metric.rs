@@ -107,6 +107,8 @@ metrics! {
     ClockErrorBound = "tidegate_clock_error_bound_seconds", Gauge, [], "How far the kernel's clock may be off, as the kernel says.";
     ClockWrong = "tidegate_clock_wrong", Gauge, [], "1 while the clock is wrong and no certificate is ordered or put in force.";
     AcmeChallenges = "tidegate_acme_challenges_answered_total", Counter, ["challenge"], "Challenges of ACME authorities that workers answered.";
+    DiscoveredEndpoints = "tidegate_discovered_endpoints", Gauge, ["source"], "Endpoints that a source named last.";
+    DiscoveryFailing = "tidegate_discovery_failing", Gauge, ["source"], "1 where a source does not answer and its last endpoints stay.";
     EndpointUp = "tidegate_endpoint_up", Gauge, ["service", "address"], "1 where the endpoint takes requests, 0 where its health check failed.";
     EndpointInFlight = "tidegate_endpoint_in_flight", Gauge, ["service", "address"], "Requests the endpoint is answering now.";
     Workers = "tidegate_workers", Gauge, [], "Worker threads.";

@@ -51,7 +51,9 @@ pub struct Endpoint {
     pub tls: bool,
     /// The host part of the address, without brackets: for SNI.
     pub host: String,
-    /// The address as text: for the access log.
+    /// What its source calls it, such as the name of a container; empty for one that is written.
+    pub name: Box<str>,
+    /// Address and name as text: for the logs.
     pub label: String,
     in_flight: AtomicU32,
     failures_in_a_row: AtomicU32,
@@ -106,13 +108,18 @@ impl Endpoint {
         service: Arc<str>,
         address: EndpointAddress,
         tls: bool,
+        name: &str,
     ) -> Endpoint {
         Endpoint {
             id,
             slot,
             service,
             host: address.host(),
-            label: address.to_string(),
+            label: match name {
+                "" => address.to_string(),
+                name => format!("{address} ({name})"),
+            },
+            name: name.into(),
             address,
             tls,
             in_flight: AtomicU32::new(0),

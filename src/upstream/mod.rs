@@ -54,7 +54,12 @@ impl Service {
             .backends
             .iter()
             .map(|backend| Weighted {
-                endpoint: registry.obtain(&service.name, &backend.value.address, backend.value.tls),
+                endpoint: registry.obtain_named(
+                    &service.name,
+                    &backend.value.address,
+                    backend.value.tls,
+                    &backend.value.name,
+                ),
                 weight: backend.value.weight,
             })
             .collect();

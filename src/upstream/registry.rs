@@ -20,7 +20,8 @@ pub struct Registry {
     inner: Mutex<Inner>,
 }
 
-type Identity = (Arc<str>, EndpointAddress, bool);
+/// Service, address, TLS, and what its source calls it: another container at the same address is another endpoint.
+type Identity = (Arc<str>, EndpointAddress, bool, Arc<str>);
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -40,8 +41,19 @@ impl Registry {
 
     /// The endpoint of this identity; made if there is none alive.
     pub fn obtain(&self, service: &Arc<str>, address: &EndpointAddress, tls: bool) -> Arc<Endpoint> {
+        self.obtain_named(service, address, tls, &Arc::from(""))
+    }
+
+    /// The same, of an endpoint that was found; `name` is what its source calls it.
+    pub fn obtain_named(
+        &self,
+        service: &Arc<str>,
+        address: &EndpointAddress,
+        tls: bool,
+        name: &Arc<str>,
+    ) -> Arc<Endpoint> {
         let mut inner = self.lock();
-        let identity = (Arc::clone(service), address.clone(), tls);
+        let identity = (Arc::clone(service), address.clone(), tls, Arc::clone(name));
         if let Some(endpoint) = inner.endpoints.get(&identity).and_then(|(_, weak)| weak.upgrade()) {
             return endpoint;
         }
@@ -56,7 +68,7 @@ impl Registry {
         });
         let id = inner.next_id;
         inner.next_id += 1;
-        let endpoint = Arc::new(Endpoint::new(id, slot, Arc::clone(service), address.clone(), tls));
+        let endpoint = Arc::new(Endpoint::new(id, slot, Arc::clone(service), address.clone(), tls, name));
         inner.endpoints.insert(identity, (slot, Arc::downgrade(&endpoint)));
         endpoint
     }

@@ -35,6 +35,7 @@ mod client_auth;
 mod clients;
 mod containers;
 mod corpus;
+mod discovery;
 mod dns01;
 mod economics;
 mod expect;

@@ -12,8 +12,10 @@ use crate::base::address::EndpointAddress;
 pub struct Service {
     /// `site/route-label`: unique in the config.
     pub name: Arc<str>,
-    /// At least one.
+    /// Endpoints that are written. At least one, or one source.
     pub backends: Vec<Located<Backend>>,
+    /// Where more endpoints are found.
+    pub sources: Vec<Located<Discover>>,
     /// How one is chosen.
     pub balance: Balance,
     /// Active health check, if any.
@@ -37,6 +39,34 @@ pub struct Backend {
     pub tls: bool,
     /// Share of the requests; 1 to 1000; default 1.
     pub weight: u32,
+    /// What a source calls it; empty for one that is written.
+    pub name: Arc<str>,
+}
+
+/// An entry of `backends` that says where endpoints are found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Discover {
+    /// The question.
+    pub source: Source,
+    /// Whether TLS is spoken to what is found.
+    pub tls: bool,
+    /// Share of each endpoint found, where the source says none; 1 to 1000; default 1.
+    pub weight: u32,
+}
+
+/// A question to the world outside: where are endpoints? Equal questions are asked once.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Source {
+    /// `file:/run/web`: a file with one address a line; absolute.
+    File(Arc<str>),
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Source::File(path) => write!(f, "file:{path}"),
+        }
+    }
 }
 
 /// How an endpoint is chosen.

@@ -17,6 +17,7 @@ use crate::config::model::{
 };
 use crate::config::parse::{Context, Table};
 use crate::config::setting::Id;
+pub use backend::source_file;
 pub use target::Target;
 pub use upstream::located_path;
 
@@ -67,7 +68,7 @@ pub fn of_server(server: &Server, encrypted: bool) -> Shared {
 /// Reads what a site or route says.
 pub fn read(context: &mut Context<'_>, table: &Table<'_>, inherited: &Shared) -> Shared {
     let target = target::read(context, table).or_else(|| inherited.target.clone());
-    let proxied = target.as_ref().is_none_or(|target| matches!(target.value, Target::Backends(_)));
+    let proxied = target.as_ref().is_none_or(|target| matches!(target.value, Target::Backends { .. }));
     // The site's own values are defaults of its routes, and in force whatever the site itself does.
     let toward = if proxied || table.section.id == Id::Site {
         toward(context, table, &inherited.toward)
@@ -87,11 +88,11 @@ pub fn read(context: &mut Context<'_>, table: &Table<'_>, inherited: &Shared) ->
         ),
     };
     upstream::warn_of_unused(context, table, &shared);
-    if let Some(Target::Backends(backends)) = shared.target.as_ref().map(|target| &target.value)
+    if let Some(Target::Backends { written, sources }) = shared.target.as_ref().map(|target| &target.value)
         && shared.encrypted
         && table.has("backends")
     {
-        tls::refuse_plaintext(context, backends);
+        tls::refuse_plaintext(context, written, sources);
     }
     shared
 }
@@ -112,7 +113,7 @@ impl Shared {
     /// Edits of the request's fields; none where nothing is sent to a backend.
     pub fn request_headers(&self) -> HeaderEdits {
         match self.target.as_ref().map(|target| &target.value) {
-            Some(Target::Backends(_)) => self.toward.request_headers.value.clone(),
+            Some(Target::Backends { .. }) => self.toward.request_headers.value.clone(),
             _ => HeaderEdits::default(),
         }
     }
@@ -124,9 +125,10 @@ impl Shared {
             Target::Respond { status, body, content_type } => {
                 Action::Respond { status: *status, body: body.clone(), content_type: content_type.clone() }
             }
-            Target::Backends(backends) => Action::Proxy(Box::new(Service {
+            Target::Backends { written, sources } => Action::Proxy(Box::new(Service {
                 name: service(),
-                backends: backends.to_vec(),
+                backends: written.to_vec(),
+                sources: sources.to_vec(),
                 balance: if self.toward.balance.value == "round_robin" {
                     Balance::RoundRobin
                 } else {

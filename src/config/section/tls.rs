@@ -7,7 +7,7 @@ use super::service::located_path;
 use crate::base::address::EndpointAddress;
 use crate::config::diagnostic::Diagnostic;
 use crate::config::model::{
-    Backend, ClientAuth, Forward, Located, Origin, Server, Tls, TlsDefaults, TlsVersion,
+    Backend, ClientAuth, Discover, Forward, Located, Origin, Server, Tls, TlsDefaults, TlsVersion,
 };
 use crate::config::parse::{Context, Table, literal};
 use crate::config::setting::Id;
@@ -138,7 +138,19 @@ pub fn upstream_identity(
 
 /// Refuses backends whose bytes would leave the machine in plain text. Loopback is exempt by address alone: where a
 /// name such as `localhost` leads is decided elsewhere.
-pub fn refuse_plaintext(context: &mut Context<'_>, backends: &[Located<Backend>]) {
+pub fn refuse_plaintext(
+    context: &mut Context<'_>,
+    backends: &[Located<Backend>],
+    sources: &[Located<Discover>],
+) {
+    for Located { value: found, origin } in sources.iter().filter(|found| !found.value.tls) {
+        let message = format!(
+            "what {} finds is reached in plain text, and `require_encrypted_backends` is on",
+            found.source
+        );
+        let help = format!("write {{ address = \"{}\", tls = true }}", found.source);
+        context.report(Diagnostic::error("plaintext-backend", origin, message).help(help));
+    }
     for Located { value: backend, origin } in backends.iter().filter(|backend| !backend.value.tls) {
         if matches!(backend.address, EndpointAddress::Socket(at) if at.ip().to_canonical().is_loopback()) {
             continue;

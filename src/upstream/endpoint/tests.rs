@@ -5,7 +5,7 @@ use super::*;
 
 fn endpoint() -> Arc<Endpoint> {
     let address = EndpointAddress::Socket("[2001:db8::1]:80".parse().unwrap());
-    Arc::new(Endpoint::new(1, 0, "a/".into(), address, false))
+    Arc::new(Endpoint::new(1, 0, "a/".into(), address, false, ""))
 }
 
 fn down(until: u64) -> Availability {

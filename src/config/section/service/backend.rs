@@ -1,9 +1,9 @@
-//! `backends`: addresses, with weights.
+//! `backends`: addresses with weights, and sources of addresses.
 
 use std::collections::HashSet;
 
 use super::target::Target;
-use crate::config::model::{Backend, Located};
+use crate::config::model::{Backend, Discover, Located, Source};
 use crate::config::parse::{Context, Value, quoted};
 use crate::config::section::host;
 use crate::config::setting::{self, Id, Setting};
@@ -25,24 +25,39 @@ pub(super) fn read(
         return None;
     }
     let mut seen = HashSet::new();
-    let mut found = Vec::new();
+    let (mut written, mut sources) = (Vec::new(), Vec::new());
     for entry in entries {
         let Some((backend, at)) = backend(context, entry) else { continue };
         let origin = context.origin(at.clone());
-        if !seen.insert((backend.address.clone(), backend.tls)) {
-            let message = format!("the backend {} is there twice", backend.address);
+        let name = match &backend {
+            Entry::Written(backend) => (backend.address.to_string(), backend.tls),
+            Entry::Found(found) => (found.source.to_string(), found.tls),
+        };
+        if seen.contains(&name) {
+            let message = format!("the backend {} is there twice", name.0);
             context.error("duplicate", at, message, "keep one; give it a `weight` to send it more requests");
             continue;
         }
-        found.push(Located { value: backend, origin });
+        seen.insert(name);
+        match backend {
+            Entry::Written(value) => written.push(Located { value, origin }),
+            Entry::Found(value) => sources.push(Located { value, origin }),
+        }
     }
-    (!found.is_empty()).then(|| Target::Backends(found.into()))
+    let any = !written.is_empty() || !sources.is_empty();
+    any.then(|| Target::Backends { written: written.into(), sources: sources.into() })
+}
+
+/// An entry of `backends`.
+enum Entry {
+    Written(Backend),
+    Found(Discover),
 }
 
 /// One backend and where its address stands.
-fn backend(context: &mut Context<'_>, entry: &Value<'_>) -> Option<(Backend, std::ops::Range<usize>)> {
+fn backend(context: &mut Context<'_>, entry: &Value<'_>) -> Option<(Entry, std::ops::Range<usize>)> {
     if let Some(text) = entry.get_ref().as_str() {
-        return Some((address(context, entry, text)?, entry.span()));
+        return Some((place(context, entry, text)?, entry.span()));
     }
     let Some(entries) = entry.get_ref().as_table() else {
         context.wrong_type(
@@ -65,9 +80,43 @@ fn backend(context: &mut Context<'_>, entry: &Value<'_>) -> Option<(Backend, std
         return None;
     };
     let text = context.text(setting, value)?;
-    let mut backend = address(context, value, text)?;
-    backend.weight = u32::try_from(weight?).unwrap_or(1);
-    Some((backend, value.span()))
+    let tls = match table.get("tls") {
+        Some((setting, value)) => Some((context.read_flag(setting, value)?, value.span())),
+        None => None,
+    };
+    let said = u32::try_from(weight?).unwrap_or(1);
+    let place = match place(context, value, text)? {
+        Entry::Found(found) => {
+            Entry::Found(Discover { tls: tls.is_some_and(|(tls, _)| tls), weight: said, ..found })
+        }
+        Entry::Written(backend) => {
+            if let Some((_, span)) = tls {
+                let help = "an address says it itself: write `https://` before it, or nothing";
+                context.error("conflict", span, "`tls` is for endpoints that are found", help);
+            }
+            Entry::Written(Backend { weight: said, ..backend })
+        }
+    };
+    Some((place, value.span()))
+}
+
+/// The path in a source like `file:web.backends`; `None` for what is no such source.
+pub fn source_file(text: &str) -> Option<&str> {
+    // `file:8080` is a host of that name.
+    let path = text.strip_prefix("file:").filter(|rest| rest.parse::<u16>().is_err())?;
+    Some(path.strip_prefix("//").unwrap_or(path))
+}
+
+/// An address, or a source of addresses.
+fn place(context: &mut Context<'_>, value: &Value<'_>, text: &str) -> Option<Entry> {
+    let Some(path) = source_file(text) else { return address(context, value, text).map(Entry::Written) };
+    if path.is_empty() {
+        let help = "write a path, like \"file:/run/web.backends\"";
+        context.error("invalid-address", value.span(), "the source `file:` names no file", help);
+        return None;
+    }
+    let source = Source::File(context.absolute(path).to_string_lossy().into());
+    Some(Entry::Found(Discover { source, tls: false, weight: 1 }))
 }
 
 fn address(context: &mut Context<'_>, value: &Value<'_>, text: &str) -> Option<Backend> {
@@ -91,14 +140,14 @@ fn address(context: &mut Context<'_>, value: &Value<'_>, text: &str) -> Option<B
                 "invalid-address",
                 value.span(),
                 message,
-                "legal are `http://`, `https://` or none",
+                "legal are `http://`, `https://`, `file:` or none",
             );
             return None;
         }
     };
     // A single slash after the port is how many people write an origin.
     match host::endpoint(rest.strip_suffix('/').filter(|_| text.contains("://")).unwrap_or(rest)) {
-        Ok(address) => Some(Backend { address, tls, weight: 1 }),
+        Ok(address) => Some(Backend { address, tls, weight: 1, name: "".into() }),
         Err((message, help)) => {
             context.error("invalid-address", value.span(), format!("the backend {message}"), help);
             None

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::{HeaderValue, Uri};
 
 use super::backend;
-use crate::config::model::{Backend, Located};
+use crate::config::model::{Backend, Discover, Located};
 use crate::config::parse::{Context, Table, Value, literal, literals, quoted};
 use crate::config::setting::{Id, Setting};
 
@@ -13,7 +13,7 @@ use crate::config::setting::{Id, Setting};
 #[derive(Debug, Clone)]
 pub enum Target {
     /// To backends; shared, because many routes may inherit them.
-    Backends(Arc<[Located<Backend>]>),
+    Backends { written: Arc<[Located<Backend>]>, sources: Arc<[Located<Discover>]> },
     /// Elsewhere.
     Redirect { to: String, status: u16 },
     /// Nowhere: a fixed answer.
@@ -53,15 +53,22 @@ pub(super) fn read(context: &mut Context<'_>, table: &Table<'_>) -> Option<Locat
 
 fn print_target(target: &Target) -> String {
     match target {
-        Target::Backends(backends) => literals(backends.iter().map(|backend| {
-            let Backend { address, tls, weight } = &backend.value;
-            let scheme = if *tls { "https://" } else { "" };
-            if *weight == 1 {
-                format!("{scheme}{address}")
-            } else {
-                format!("{scheme}{address} weight {weight}")
-            }
-        })),
+        Target::Backends { written, sources } => {
+            let weighted = |place: String, weight: u32| match weight {
+                1 => place,
+                weight => format!("{place} weight {weight}"),
+            };
+            let written = written.iter().map(|backend| {
+                let Backend { address, tls, weight, .. } = &backend.value;
+                let scheme = if *tls { "https://" } else { "" };
+                weighted(format!("{scheme}{address}"), *weight)
+            });
+            let found = sources.iter().map(|found| {
+                let tls = if found.value.tls { " tls" } else { "" };
+                weighted(format!("{}{tls}", found.value.source), found.value.weight)
+            });
+            literals(written.chain(found))
+        }
         Target::Redirect { to, status } => format!("{{ to = {}, status = {status} }}", literal(to)),
         Target::Respond { status, body, content_type } => {
             format!(

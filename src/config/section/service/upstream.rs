@@ -84,13 +84,17 @@ pub fn located_path(
 
 /// TLS settings beside backends that are all plain do nothing: somebody believes in an encryption that is not there.
 pub(super) fn warn_of_unused(context: &mut Context<'_>, table: &Table<'_>, shared: &Shared) {
-    let Some(Target::Backends(backends)) = shared.target.as_ref().map(|target| &target.value) else { return };
+    let Some(Target::Backends { written, sources }) = shared.target.as_ref().map(|target| &target.value)
+    else {
+        return;
+    };
     let upstream = &shared.toward.upstream.value;
     let said = upstream.ca_file.is_some() || upstream.server_name.is_some() || upstream.identity.is_some();
     if said
         && table.has("upstream")
         && table.has("backends")
-        && !backends.iter().any(|backend| backend.value.tls)
+        && !written.iter().any(|backend| backend.value.tls)
+        && !sources.iter().any(|found| found.value.tls)
     {
         let origin = context.origin(table.span_of("upstream"));
         let warning = Diagnostic::warning(

@@ -1,0 +1,232 @@
+//! Finds endpoints: follows the sources that the sites in force name, and puts their answers in force.
+//!
+//! An answer changes the endpoints of some services and nothing else: those sites are compiled anew from the text they
+//! have, without a look at any file, and a snapshot that differs in them takes over. What comes within `GATHER` is one
+//! swap, so that a deployment of a thousand containers is not a thousand.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use crate::base::clock;
+use crate::config;
+use crate::config::model::Source;
+use crate::control::{Control, lock};
+use crate::discovery::{self, Member, Update};
+use crate::snapshot::Source as CertificateSource;
+use crate::snapshot::compile::{self, Input};
+
+/// How often the sources asked are compared with the snapshot.
+const FOLLOW: Duration = Duration::from_millis(500);
+/// Answers that come within this time are put in force together.
+const GATHER: Duration = Duration::from_millis(20);
+/// Answers that are put in force together at most.
+const GATHER_MAX: usize = 1_024;
+/// Answers that wait; who has more to tell waits.
+const WAITING_MAX: usize = 1_024;
+/// How long a start waits for the first answer of each source.
+pub const FIRST: Duration = Duration::from_secs(2);
+/// Endpoints that one line of the log names.
+const NAMED_MAX: usize = 10;
+
+/// The sources that are followed.
+pub struct Discovery {
+    control: Arc<Control>,
+    watching: HashMap<Source, JoinHandle<()>>,
+    generation: u64,
+    updates: mpsc::Sender<Update>,
+    heard: mpsc::Receiver<Update>,
+}
+
+impl Discovery {
+    /// Nothing is followed yet.
+    pub fn new(control: Arc<Control>) -> Discovery {
+        let (updates, heard) = mpsc::channel(WAITING_MAX);
+        Discovery { control, watching: HashMap::new(), generation: 0, updates, heard }
+    }
+
+    /// Asks every source once, for [`FIRST`] at most: who starts with no endpoint answers 503. Runs before the first
+    /// connection is taken.
+    pub async fn prime(&mut self) {
+        self.follow();
+        let mut silent: HashSet<Source> = self.watching.keys().cloned().collect();
+        let deadline = tokio::time::Instant::now() + FIRST;
+        while !silent.is_empty() {
+            let Ok(Some(first)) = tokio::time::timeout_at(deadline, self.heard.recv()).await else { break };
+            let batch = self.gather(first).await;
+            for update in &batch {
+                silent.remove(update.source());
+            }
+            self.learn(batch).await;
+        }
+        for source in silent {
+            tracing::warn!("{source} did not answer within {FIRST:?}: its services have no endpoints yet");
+        }
+    }
+
+    /// Follows the sources for ever.
+    pub async fn run(mut self) {
+        let mut look = tokio::time::interval(FOLLOW);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                Some(first) = self.heard.recv() => {
+                    let batch = self.gather(first).await;
+                    self.learn(batch).await;
+                }
+                _ = look.tick() => self.follow(),
+            }
+        }
+    }
+
+    /// Asks what the snapshot names, and nothing else.
+    fn follow(&mut self) {
+        let snapshot = self.control.cell.load();
+        if snapshot.generation == self.generation {
+            return;
+        }
+        self.generation = snapshot.generation;
+        let wanted: HashSet<&Source> = snapshot.sites.iter().flat_map(|site| &site.sources).collect();
+        self.watching.retain(|source, task| {
+            let asked = wanted.contains(source);
+            if !asked {
+                task.abort();
+            }
+            asked
+        });
+        for source in wanted {
+            if !self.watching.contains_key(source) {
+                let task = tokio::task::spawn_local(tell(source.clone(), self.updates.clone()));
+                self.watching.insert(source.clone(), task);
+            }
+        }
+        self.control.residents.sets.retain(|source| self.watching.contains_key(source));
+    }
+
+    /// What follows closely behind a first answer.
+    async fn gather(&mut self, first: Update) -> Vec<Update> {
+        let mut batch = vec![first];
+        let end = tokio::time::Instant::now() + GATHER;
+        while batch.len() < GATHER_MAX {
+            match tokio::time::timeout_at(end, self.heard.recv()).await {
+                Ok(Some(update)) => batch.push(update),
+                _ => break,
+            }
+        }
+        batch
+    }
+
+    /// Compiling may wait for a reload that runs: not on this thread.
+    async fn learn(&self, batch: Vec<Update>) {
+        let control = self.control.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || control.learn(batch)).await {
+            tracing::error!("found endpoints are not in force: {error}");
+        }
+    }
+}
+
+async fn tell(source: Source, updates: mpsc::Sender<Update>) {
+    let mut watch = discovery::watch(&source);
+    while let Some(update) = watch.next().await {
+        if updates.send(update).await.is_err() {
+            return;
+        }
+    }
+    tracing::error!("{source} is not followed any more: its last endpoints stay");
+}
+
+impl Control {
+    /// Takes answers in: keeps them, and compiles the sites that go to other endpoints now.
+    pub fn learn(&self, batch: Vec<Update>) {
+        let sets = &self.residents.sets;
+        let mut changed = BTreeSet::new();
+        for update in batch {
+            match update {
+                Update::Members(source, members) => {
+                    let before = sets.of(&source);
+                    if sets.learn(&source, members) {
+                        let after = sets.of(&source);
+                        tracing::info!("{source}: {}", difference(&before.members, &after.members));
+                        changed.insert(source);
+                    } else if before.trouble.is_some() {
+                        tracing::info!("{source} answers again");
+                    }
+                }
+                Update::Trouble(source, why) => {
+                    if sets.fail(&source, &why) {
+                        tracing::warn!("{source}: {why}; its last endpoints stay");
+                    }
+                }
+            }
+        }
+        if !changed.is_empty() {
+            self.put_in_force(&changed);
+        }
+    }
+
+    fn put_in_force(&self, changed: &BTreeSet<Source>) {
+        let mut state = lock(&self.state);
+        let started = clock::micros();
+        let old = self.cell.load();
+        let generation = old.generation + 1;
+        let mut others = Vec::new();
+        for (position, site) in old.sites.iter().enumerate() {
+            if !site.sources.iter().any(|source| changed.contains(source)) {
+                continue;
+            }
+            let Some(known) = state.sites.get_mut(&site.name) else { continue };
+            let (model, _) = config::parse_site(&site.name, &known.file, &known.text, &old.server);
+            let Some(model) = model else { continue };
+            let input = Input {
+                site: &model,
+                text: &known.text,
+                current: Some(&known.site),
+                // Its files are a matter of reloads.
+                kept: site.identity.clone().filter(|_| site.source == CertificateSource::Files),
+                server: &old.server,
+                generation,
+            };
+            match compile::site(&input, &self.residents) {
+                Ok(compiled) if Arc::ptr_eq(&compiled, &known.site) => {}
+                Ok(compiled) => {
+                    known.site = compiled.clone();
+                    others.push((position, compiled));
+                }
+                Err(problems) => {
+                    let why = problems.first().map(|problem| problem.message.clone()).unwrap_or_default();
+                    tracing::error!(site = &*site.name, "its new endpoints are not in force: {why}");
+                }
+            }
+        }
+        if others.is_empty() {
+            return;
+        }
+        let sites = others.len();
+        self.cell.swap(compile::with_sites(&old, generation, others));
+        self.residents.hub.set_generation(generation);
+        drop(old);
+        self.residents.endpoints.sweep();
+        tracing::debug!("endpoints of {sites} sites in force after {} µs", clock::micros() - started);
+    }
+}
+
+/// What came and what went, in one line.
+fn difference(before: &[Member], after: &[Member]) -> String {
+    let one = |sign: &str, member: &Member| match &*member.name {
+        "" => format!("{sign}{}", member.address),
+        name => format!("{sign}{} ({name})", member.address),
+    };
+    let came = after.iter().filter(|member| before.binary_search(member).is_err());
+    let gone = before.iter().filter(|member| after.binary_search(member).is_err());
+    let all: Vec<String> = came.map(|m| one("+", m)).chain(gone.map(|m| one("-", m))).collect();
+    let named = all.get(..NAMED_MAX.min(all.len())).unwrap_or_default().join(" ");
+    let more = match all.len().saturating_sub(NAMED_MAX) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let endpoints = if after.len() == 1 { "endpoint" } else { "endpoints" };
+    format!("{} {endpoints} now ({named}{more})", after.len())
+}

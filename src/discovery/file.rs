@@ -1,0 +1,160 @@
+//! Endpoints listed in a file: one address a line, `#` begins a comment, ` weight N` may follow.
+//!
+//! For whatever writes a file: a script, a template of another system, a configuration management. The file is looked at
+//! every [`LOOK`] (which also works on network file systems and bind mounts), and read when it changed. A line that is
+//! no address spoils the whole file: half a list would take endpoints away that are meant to be there.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::{Member, Update, Watch};
+use crate::config::model::Source;
+use crate::config::section::host;
+
+/// How often the file is looked at.
+pub const LOOK: Duration = Duration::from_millis(500);
+/// Bytes that are read.
+const BYTES_MAX: u64 = 1 << 20;
+
+/// What tells one version of the file from another.
+type Version = Option<(u64, u64, i64, i64)>;
+
+/// Watches one file.
+pub struct FileWatch {
+    path: PathBuf,
+    /// The version last told; `None` before the first look.
+    told: Option<Version>,
+}
+
+impl FileWatch {
+    /// Watches this file, which need not exist yet.
+    pub fn new(path: &Path) -> FileWatch {
+        FileWatch { path: path.to_path_buf(), told: None }
+    }
+
+    fn version(path: &Path) -> Version {
+        let found = path.metadata().ok()?;
+        Some((found.ino(), found.size(), found.mtime(), found.mtime_nsec()))
+    }
+}
+
+#[async_trait]
+impl Watch for FileWatch {
+    async fn next(&mut self) -> Option<Update> {
+        loop {
+            let path = self.path.clone();
+            // The version first: what changes while it is read is read again.
+            let look = move || (FileWatch::version(&path), path);
+            let (version, path) = tokio::task::spawn_blocking(look).await.ok()?;
+            if self.told != Some(version) {
+                let read = tokio::task::spawn_blocking(move || read(&path)).await.ok()?;
+                self.told = Some(version);
+                let source = Source::File(self.path.to_string_lossy().into());
+                return Some(match read {
+                    Ok(members) => Update::Members(source, members),
+                    Err(why) => Update::Trouble(source, why),
+                });
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<Member>, String> {
+    use std::io::Read;
+    let cannot = |error: std::io::Error| format!("{} cannot be read: {error}", path.display());
+    // A FIFO would block for ever.
+    if !path.metadata().map_err(cannot)?.is_file() {
+        return Err(format!("{} is not a regular file", path.display()));
+    }
+    let mut text = String::new();
+    std::fs::File::open(path).map_err(cannot)?.take(BYTES_MAX).read_to_string(&mut text).map_err(cannot)?;
+    if text.len() as u64 == BYTES_MAX {
+        return Err(format!("{} is larger than 1MiB", path.display()));
+    }
+    parse(&text).map_err(|(line, why)| format!("{}:{line}: {why}", path.display()))
+}
+
+/// Reads a list.
+///
+/// # Errors
+/// The line, from 1, and what is wrong there.
+pub fn parse(text: &str) -> Result<Vec<Member>, (usize, String)> {
+    let lines = text.lines().enumerate().filter_map(|(at, line)| {
+        let line = line.split('#').next().unwrap_or_default().trim();
+        (!line.is_empty()).then_some((at + 1, line))
+    });
+    lines
+        .map(|(at, line)| {
+            let (address, weight) = match line.split_once(char::is_whitespace) {
+                None => (line, None),
+                Some((address, rest)) => (address, Some(rest.trim())),
+            };
+            let address = host::endpoint(address).map_err(|(what, help)| (at, format!("{what}: {help}")))?;
+            let weight = weight.map(|text| self::weight(text).ok_or_else(|| (at, wrong_weight(text))));
+            Ok(Member { weight: weight.transpose()?, ..Member::at(address) })
+        })
+        .collect()
+}
+
+fn weight(text: &str) -> Option<u32> {
+    let number = text.strip_prefix("weight")?.trim_start_matches([' ', '\t', '=']);
+    number.parse().ok().filter(|weight| (1..=1_000).contains(weight))
+}
+
+fn wrong_weight(text: &str) -> String {
+    let text = crate::config::parse::quoted(text);
+    format!("`{text}` behind an address: legal is `weight N`, with N from 1 to 1000")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_has_addresses_weights_and_comments() {
+        let list = "# web\n10.0.0.1:80\n\n [2001:db8::1]:81  weight 5 # big\napi.internal:82\tweight=2\n";
+        let found: Vec<_> =
+            parse(list).unwrap().into_iter().map(|m| (m.address.to_string(), m.weight)).collect();
+        let expected = [("10.0.0.1:80", None), ("[2001:db8::1]:81", Some(5)), ("api.internal:82", Some(2))];
+        assert_eq!(found, expected.map(|(address, weight)| (address.to_owned(), weight)));
+    }
+
+    #[test]
+    fn a_line_that_is_no_address_spoils_the_list_and_is_named() {
+        for (list, line, what) in [
+            ("10.0.0.1:80\n10.0.0.2\n", 2, "has no port"),
+            ("10.0.0.1:80 weight 0", 1, "legal is `weight N`"),
+            ("10.0.0.1:80 backup", 1, "legal is `weight N`"),
+            ("\n\nhttp://x:80/", 3, "has a path"),
+        ] {
+            let (at, why) = parse(list).unwrap_err();
+            assert!(at == line && why.contains(what), "{list:?}: {at} {why}");
+        }
+        assert_eq!(parse("# none\n").unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn a_file_is_told_when_it_comes_changes_breaks_and_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("web");
+        let mut watch = FileWatch::new(&path);
+        let replace = |text: &str| {
+            std::fs::write(folder.path().join("new"), text).unwrap();
+            std::fs::rename(folder.path().join("new"), &path).unwrap();
+        };
+        let Some(Update::Trouble(_, why)) = watch.next().await else { panic!("it is not there") };
+        assert!(why.contains("cannot be read"), "{why}");
+        replace("10.0.0.1:80\n");
+        let Some(Update::Members(_, members)) = watch.next().await else { panic!("it is there") };
+        assert_eq!(members.len(), 1);
+        replace("10.0.0.1\n");
+        let Some(Update::Trouble(_, why)) = watch.next().await else { panic!("it is broken") };
+        assert!(why.contains("web:1: `10.0.0.1` has no port"), "{why}");
+        replace("");
+        assert!(matches!(watch.next().await, Some(Update::Members(_, members)) if members.is_empty()));
+    }
+}
