@@ -4,7 +4,7 @@
 //! a stream of [`Update`]s, made of addresses and texts, never of runtime types. The last answer to each question is
 //! kept in [`Sets`], beside the snapshot: a source that falls silent takes no endpoint away.
 //!
-//! [`file`] reads a list from a file.
+//! [`mod@file`] reads a list from a file.
 
 pub mod file;
 mod sets;
