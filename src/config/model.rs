@@ -3,11 +3,13 @@
 //! Nothing here is a runtime type: no socket, certificate or compiled regex. The parser (`parse`) makes these, each
 //! craft's `compile` reads them. Values that can still fail later (files, backends, hosts) carry their [`Origin`].
 
+mod discovery;
 mod dns;
 mod server;
 mod service;
 mod tls;
 
+pub use discovery::Resolution;
 pub use dns::{Cloudflare, Dns, DnsProvider, Exec, Rfc2136, Route53, SecretSource, TsigAlgorithm};
 pub use server::{Limits, Log, Timeouts};
 pub use service::{Backend, Balance, Discover, Health, Http, ProxyHeader, Service, Source, Upstream};
@@ -81,6 +83,8 @@ pub struct Server {
     pub admin_socket: PathBuf,
     /// The access log.
     pub log: Log,
+    /// `[dns]`: how names in `backends` are resolved.
+    pub resolution: Resolution,
     /// `[demo] listen`: addresses on which built-in demo backends answer.
     pub demo: Vec<SocketAddr>,
     /// `[acme]`: certificates from a public authority; `None` where the section is absent.

@@ -4,6 +4,7 @@
 //! from here. A setting that is not in this table does not exist; one that is in it is documented.
 
 mod acme;
+mod discovery;
 mod dns;
 mod service;
 mod tls;
@@ -40,6 +41,8 @@ pub enum Id {
     Directory,
     /// `[acme.dns]`
     Dns,
+    /// `[dns]`
+    Resolution,
     /// `on_demand = { … }`
     OnDemand,
     /// `[acme] store_key`
@@ -272,7 +275,7 @@ pub const SITES_MAX: usize = 100_000;
 
 const HEALTH_SHORT: &str = "a path like \"/up\", or \"off\"";
 const LIMIT_SHORT: &str = "a rate like \"100 per 10s by client-ip\"";
-const BACKEND_SHORT: &str = "an address like \"10.0.0.1:8080\" or \"https://api.internal:8443\", or a source of addresses like \"file:web.backends\"";
+const BACKEND_SHORT: &str = "an address like \"10.0.0.1:8080\" or \"https://api.internal:8443\", or a source of addresses like \"dns://api.internal:8080\"";
 const REDIRECT_SHORT: &str = "a target like \"/new/\" or \"https://www.shop.example/\"";
 
 // One row, one line, however long: this is a table.
@@ -288,6 +291,7 @@ static FILE: Section = Section {
         row("log", Kind::Table(Id::Log), Words("every default"), "The access log."),
         row("demo", Kind::Table(Id::Demo), Words("none"), "Built-in backends to try things with."),
         row("acme", Kind::Table(Id::Acme), Words("no automatic certificates"), "Certificates that get and keep themselves."),
+        row("dns", Kind::Table(Id::Resolution), Words("every default"), "How names in `backends` are resolved."),
         row("site", Kind::Named(Id::Site), Words("none"), "The sites, by name."),
     ],
 };
@@ -306,6 +310,7 @@ pub static TABLE: &[&Section] = &[
     &acme::ACME,
     &acme::DIRECTORY,
     &dns::DNS,
+    &discovery::RESOLUTION,
     &acme::STORE_KEY,
     &acme::FORMER_KEY,
     &SITE,

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 
 use crate::base::clock;
 use crate::config;
-use crate::config::model::Source;
+use crate::config::model::{Resolution, Source};
 use crate::control::{Control, lock};
 use crate::discovery::{self, Member, Update};
 use crate::snapshot::Source as CertificateSource;
@@ -37,6 +37,8 @@ pub struct Discovery {
     control: Arc<Control>,
     watching: HashMap<Source, JoinHandle<()>>,
     generation: u64,
+    /// What the watchers were started with.
+    resolution: Resolution,
     updates: mpsc::Sender<Update>,
     heard: mpsc::Receiver<Update>,
 }
@@ -45,7 +47,8 @@ impl Discovery {
     /// Nothing is followed yet.
     pub fn new(control: Arc<Control>) -> Discovery {
         let (updates, heard) = mpsc::channel(WAITING_MAX);
-        Discovery { control, watching: HashMap::new(), generation: 0, updates, heard }
+        let resolution = control.server().resolution.clone();
+        Discovery { control, watching: HashMap::new(), generation: 0, resolution, updates, heard }
     }
 
     /// Asks every source once, for [`FIRST`] at most: who starts with no endpoint answers 503. Runs before the first
@@ -89,6 +92,11 @@ impl Discovery {
             return;
         }
         self.generation = snapshot.generation;
+        if snapshot.server.resolution != self.resolution {
+            // All are asked anew, in the new way; what they said last stays until then.
+            self.resolution = snapshot.server.resolution.clone();
+            self.watching.drain().for_each(|(_, task)| task.abort());
+        }
         let wanted: HashSet<&Source> = snapshot.sites.iter().flat_map(|site| &site.sources).collect();
         self.watching.retain(|source, task| {
             let asked = wanted.contains(source);
@@ -99,7 +107,11 @@ impl Discovery {
         });
         for source in wanted {
             if !self.watching.contains_key(source) {
-                let task = tokio::task::spawn_local(tell(source.clone(), self.updates.clone()));
+                let task = tokio::task::spawn_local(tell(
+                    source.clone(),
+                    self.resolution.clone(),
+                    self.updates.clone(),
+                ));
                 self.watching.insert(source.clone(), task);
             }
         }
@@ -128,8 +140,8 @@ impl Discovery {
     }
 }
 
-async fn tell(source: Source, updates: mpsc::Sender<Update>) {
-    let mut watch = discovery::watch(&source);
+async fn tell(source: Source, resolution: Resolution, updates: mpsc::Sender<Update>) {
+    let mut watch = discovery::watch(&source, &resolution);
     while let Some(update) = watch.next().await {
         if updates.send(update).await.is_err() {
             return;

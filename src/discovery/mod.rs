@@ -4,8 +4,9 @@
 //! a stream of [`Update`]s, made of addresses and texts, never of runtime types. The last answer to each question is
 //! kept in [`Sets`], beside the snapshot: a source that falls silent takes no endpoint away.
 //!
-//! [`mod@file`] reads a list from a file.
+//! [`mod@file`] reads a list from a file, [`dns`] asks name servers.
 
+pub mod dns;
 pub mod file;
 mod sets;
 
@@ -15,7 +16,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::base::address::EndpointAddress;
-use crate::config::model::Source;
+use crate::config::model::{Resolution, Source};
 pub use sets::{Set, Sets};
 
 /// Endpoints that one source may name; more are cut off and told.
@@ -65,8 +66,9 @@ pub trait Watch: Send {
 }
 
 /// Who answers a question.
-pub fn watch(source: &Source) -> Box<dyn Watch> {
+pub fn watch(source: &Source, resolution: &Resolution) -> Box<dyn Watch> {
     match source {
+        Source::Dns(..) | Source::Srv(_) => Box::new(dns::DnsWatch::new(source, resolution)),
         Source::File(path) => Box::new(file::FileWatch::new(Path::new(&**path))),
     }
 }

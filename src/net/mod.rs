@@ -2,6 +2,7 @@
 
 pub mod bind;
 pub mod descriptors;
+pub mod dns;
 pub mod http1;
 pub mod pace;
 pub mod proxy_protocol;

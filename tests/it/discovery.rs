@@ -3,6 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::process::Signal;
+
+use crate::harness::bind::Bind;
 use crate::harness::{Origin, Proxy, wait_for};
 
 const SITE: &str = "shop.test";
@@ -107,4 +110,111 @@ async fn a_source_outlives_reloads_and_goes_with_the_last_site_that_names_it() {
     })
     .await;
     assert_eq!(proxy.get(SITE, "/").await.text(), "here");
+}
+
+/// A proxy that asks this name server, often.
+fn asking(bind: &Bind, backends: &str) -> crate::harness::proxy::ProxyBuilder {
+    let site = format!("backends = [{backends}]\nbalance = \"round_robin\"");
+    Proxy::builder()
+        .set("dns.resolvers", &format!("[\"{}\"]", bind.address))
+        .set("dns.ttl_min", "\"100ms\"")
+        .set("dns.ttl_max", "\"1s\"")
+        .set("dns.hold", "\"1s\"")
+        .site(SITE, &site)
+}
+
+#[tokio::test]
+async fn endpoints_follow_the_addresses_of_a_name() {
+    if !Bind::is_here() {
+        return;
+    }
+    let one = Origin::saying("one").await;
+    let port = one.address().port();
+    let bind =
+        Bind::start(&[("web.test", "api 0 IN A 127.0.0.1\nsix 0 IN AAAA ::1\nboth 0 IN CNAME api", false)])
+            .await;
+    let proxy = asking(&bind, &format!("\"dns://both.web.test:{port}\"")).start().await;
+    assert_eq!(proxy.get(SITE, "/").await.text(), "one", "known when the first connection is taken");
+    let addresses = || async {
+        let status = proxy.status().await;
+        let mut all: Vec<String> = status["endpoints"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|endpoint| endpoint["address"].as_str().unwrap().to_owned())
+            .collect();
+        all.sort();
+        all
+    };
+    let become_these = async |hosts: &[&str]| {
+        let expected: Vec<String> = hosts.iter().map(|host| format!("{host}:{port}")).collect();
+        wait_for(&format!("the endpoints {expected:?}"), || async {
+            (addresses().await == expected).then_some(())
+        })
+        .await;
+    };
+    bind.change(
+        "web.test",
+        "api 0 IN A 127.0.0.1\napi 0 IN A 127.0.0.2\napi 0 IN AAAA ::1\nboth 0 IN CNAME api",
+    );
+    become_these(&["127.0.0.1", "127.0.0.2", "[::1]"]).await;
+    bind.change("web.test", "api 0 IN A 127.0.0.1\nboth 0 IN CNAME api");
+    become_these(&["127.0.0.1"]).await;
+    // A name without an address for a moment is a mistake; for longer, it is meant.
+    bind.change("web.test", "");
+    let told = wait_for("the trouble to be told", || async {
+        proxy.status().await["sources"][0]["trouble"].as_str().map(str::to_owned)
+    })
+    .await;
+    assert!(told.contains("has no address"), "{told}");
+    become_these(&[]).await;
+    assert_eq!(proxy.get(SITE, "/").await.status, 503);
+    bind.change("web.test", "both 0 IN A 127.0.0.1");
+    become_these(&["127.0.0.1"]).await;
+    assert_eq!(proxy.get(SITE, "/").await.text(), "one");
+}
+
+#[tokio::test]
+async fn a_name_server_that_falls_silent_takes_no_endpoint_away() {
+    if !Bind::is_here() {
+        return;
+    }
+    let origin = Origin::saying("here").await;
+    let bind = Bind::start(&[("web.test", "api 0 IN A 127.0.0.1", false)]).await;
+    let source = format!("dns://api.web.test:{}", origin.address().port());
+    let proxy = asking(&bind, &format!("\"{source}\"")).start().await;
+    assert_eq!(proxy.get(SITE, "/").await.text(), "here");
+    bind.signal(Signal::TERM);
+    wait_for("the trouble to be known", || async {
+        let failing = proxy.metrics().await.sum("tidegate_discovery_failing", &[("source", &source)]);
+        (failing == 1.0).then_some(())
+    })
+    .await;
+    assert_eq!(proxy.get(SITE, "/").await.text(), "here");
+    assert!(proxy.stderr().contains("its last endpoints stay"), "{}", proxy.stderr());
+}
+
+#[tokio::test]
+async fn service_records_give_ports_and_weights() {
+    if !Bind::is_here() {
+        return;
+    }
+    let (one, two, spare) =
+        (Origin::saying("one").await, Origin::saying("two").await, Origin::saying("spare").await);
+    let port = |origin: &Origin| origin.address().port();
+    let records = format!(
+        "host 0 IN A 127.0.0.1\n_http._tcp 0 IN SRV 1 3 {} host\n_http._tcp 0 IN SRV 1 1 {} host\n_http._tcp 0 IN SRV 2 1 {} host",
+        port(&one),
+        port(&two),
+        port(&spare)
+    );
+    let bind = Bind::start(&[("web.test", &records, false)]).await;
+    let proxy = asking(&bind, "\"srv://_http._tcp.web.test\"").start().await;
+    let mut client = proxy.h2(SITE).await;
+    for _ in 0..40 {
+        assert_eq!(client.get("/").await.status, 200);
+    }
+    assert_eq!((one.count(), two.count(), spare.count()), (30, 10, 0));
+    bind.change("web.test", &format!("host 0 IN A 127.0.0.1\n_http._tcp 0 IN SRV 2 1 {} host", port(&spare)));
+    serves(&proxy, "spare").await;
 }

@@ -628,7 +628,7 @@ async fn the_plan_foresees_missing_names_other_addresses_and_caa() {
 
 #[tokio::test]
 async fn zones_and_their_name_servers_are_found_as_bind_tells_them() {
-    use tidegate::tls::acme::dns::lookup::{Resolver, name, plain};
+    use tidegate::net::dns::{Resolver, name, plain};
     if !Bind::is_here() {
         return;
     }

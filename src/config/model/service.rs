@@ -59,12 +59,18 @@ pub struct Discover {
 pub enum Source {
     /// `file:/run/web`: a file with one address a line; absolute.
     File(Arc<str>),
+    /// `dns://api.internal:8080`: every A and AAAA record of a name, and a port.
+    Dns(Arc<str>, u16),
+    /// `srv://_http._tcp.api.internal`: the SRV records of a name.
+    Srv(Arc<str>),
 }
 
 impl std::fmt::Display for Source {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Source::File(path) => write!(f, "file:{path}"),
+            Source::Dns(host, port) => write!(f, "dns://{host}:{port}"),
+            Source::Srv(name) => write!(f, "srv://{name}"),
         }
     }
 }

@@ -273,7 +273,7 @@ fn api_url(context: &mut Context<'_>, table: &Table<'_>, own: &str) -> Option<Ar
 }
 
 /// Name servers by their addresses.
-fn servers(context: &mut Context<'_>, table: &Table<'_>, name: &'static str) -> Vec<SocketAddr> {
+pub(super) fn servers(context: &mut Context<'_>, table: &Table<'_>, name: &'static str) -> Vec<SocketAddr> {
     let fallback = Located { value: Vec::new(), origin: Origin::Default };
     let read = |context: &mut Context<'_>, setting: &'static Setting, value: &Value<'_>| {
         texts(context, setting, value, |context, entry, text| {

@@ -2,6 +2,7 @@
 
 pub mod acme;
 pub mod demand;
+pub mod discovery;
 pub mod dns;
 pub mod header;
 pub mod host;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use ipnet::{IpNet, Ipv4Net};
 use toml::de::{DeTable, DeValue};
 
-use super::{acme, host, tls};
+use super::{acme, discovery, host, tls};
 use crate::base::address::CidrSet;
 use crate::base::record::{AccessFormat, AccessTarget, Privacy};
 use crate::config::diagnostic::Diagnostic;
@@ -55,6 +55,7 @@ pub fn read(context: &mut Context<'_>, root: &DeTable<'_>) -> Said {
         log: access_log(context, &log),
         demo: addresses(context, &demo, "listen", &mut taken),
         acme: acme::read(context, &file),
+        resolution: discovery::resolution(context, &file),
     };
     let include = includes(context, &table);
     check(context, &file, &table, &server);

@@ -17,9 +17,9 @@ use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::dns::lookup::{self, Resolver};
 use super::http::Client;
 use crate::config::model::ChallengeKind;
+use crate::net::dns::{self as lookup, Resolver};
 
 /// Names looked up for one answer.
 const NAMES_MAX: usize = 50;

@@ -3,10 +3,11 @@
 
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use hickory_proto::rr::RecordType;
-use tidegate::tls::acme::dns::lookup;
+use tidegate::net::dns as lookup;
 
 use super::tool::{self, Helper};
 use super::{proxy, wait_for};
@@ -23,7 +24,8 @@ pub struct Bind {
     folder: tempfile::TempDir,
     pub address: SocketAddr,
     log: Arc<Mutex<String>>,
-    _process: Helper,
+    serial: AtomicU32,
+    process: Helper,
 }
 
 impl Bind {
@@ -57,10 +59,7 @@ impl Bind {
             };
             let file = path(&format!("{name}.zone"));
             config.push_str(&format!("zone {name:?} {{ type primary; file {file:?}; {policy} }};\n"));
-            let zone = format!(
-                "$TTL 60\n@ IN SOA ns.{name}. root.{name}. 1 60 60 600 60\n@ IN NS ns.{name}.\nns IN A 127.0.0.1\n{records}\n"
-            );
-            std::fs::write(file, zone).unwrap();
+            std::fs::write(file, zone(name, 1, records)).unwrap();
         }
         std::fs::write(path("named.conf"), config).unwrap();
         let mut child = Command::new("named")
@@ -72,7 +71,7 @@ impl Bind {
             .expect("spawn named");
         let log = proxy::collect(child.stderr.take().unwrap());
         let address = SocketAddr::from(([127, 0, 0, 1], port));
-        let bind = Bind { folder, address, log, _process: Helper(child) };
+        let bind = Bind { folder, address, log, serial: AtomicU32::new(1), process: Helper(child) };
         for (name, ..) in zones {
             let name = lookup::name(name).unwrap();
             wait_for("the name server", || async {
@@ -82,6 +81,20 @@ impl Bind {
             .await;
         }
         bind
+    }
+
+    /// Gives a zone other records beside SOA and NS; they are answered soon after.
+    pub fn change(&self, name: &str, records: &str) {
+        let serial = self.serial.fetch_add(1, Ordering::Relaxed) + 1;
+        let file = self.folder.path().join(format!("{name}.zone"));
+        std::fs::write(file, zone(name, serial, records)).unwrap();
+        self.signal(rustix::process::Signal::HUP);
+    }
+
+    /// Sends the name server a signal.
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_raw(self.process.0.id().try_into().unwrap()).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
     }
 
     /// The TXT values at a name.
@@ -94,6 +107,12 @@ impl Bind {
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
+}
+
+fn zone(name: &str, serial: u32, records: &str) -> String {
+    format!(
+        "$TTL 60\n@ IN SOA ns.{name}. root.{name}. {serial} 60 60 600 60\n@ IN NS ns.{name}.\nns IN A 127.0.0.1\n{records}\n"
+    )
 }
 
 /// A port that is free for TCP and UDP, a moment ago.

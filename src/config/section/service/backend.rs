@@ -1,8 +1,10 @@
 //! `backends`: addresses with weights, and sources of addresses.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use super::target::Target;
+use crate::base::address::EndpointAddress;
 use crate::config::model::{Backend, Discover, Located, Source};
 use crate::config::parse::{Context, Value, quoted};
 use crate::config::section::host;
@@ -109,14 +111,54 @@ pub fn source_file(text: &str) -> Option<&str> {
 
 /// An address, or a source of addresses.
 fn place(context: &mut Context<'_>, value: &Value<'_>, text: &str) -> Option<Entry> {
-    let Some(path) = source_file(text) else { return address(context, value, text).map(Entry::Written) };
+    let source = if let Some(path) = source_file(text) {
+        file(context, value, path)?
+    } else if let Some(rest) = text.strip_prefix("dns://") {
+        dns(context, value, rest)?
+    } else if let Some(rest) = text.strip_prefix("srv://") {
+        srv(context, value, rest)?
+    } else {
+        return address(context, value, text).map(Entry::Written);
+    };
+    Some(Entry::Found(Discover { source, tls: false, weight: 1 }))
+}
+
+fn file(context: &mut Context<'_>, value: &Value<'_>, path: &str) -> Option<Source> {
     if path.is_empty() {
         let help = "write a path, like \"file:/run/web.backends\"";
         context.error("invalid-address", value.span(), "the source `file:` names no file", help);
         return None;
     }
-    let source = Source::File(context.absolute(path).to_string_lossy().into());
-    Some(Entry::Found(Discover { source, tls: false, weight: 1 }))
+    Some(Source::File(context.absolute(path).to_string_lossy().into()))
+}
+
+fn dns(context: &mut Context<'_>, value: &Value<'_>, rest: &str) -> Option<Source> {
+    let (message, help) = match host::endpoint(rest.strip_suffix('/').unwrap_or(rest)) {
+        Ok(EndpointAddress::Name(host, port)) => return Some(Source::Dns(host, port)),
+        Ok(EndpointAddress::Socket(address)) => {
+            let message = format!("`{address}` is an address, and needs no name server");
+            (message, format!("write \"{address}\""))
+        }
+        Err(wrong) => wrong,
+    };
+    context.error("invalid-address", value.span(), format!("the source `dns://`: {message}"), help);
+    None
+}
+
+fn srv(context: &mut Context<'_>, value: &Value<'_>, rest: &str) -> Option<Source> {
+    let lower = rest.to_ascii_lowercase();
+    let name = lower.strip_suffix('.').unwrap_or(&lower);
+    let label = |label: &str| {
+        let legal = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        !label.is_empty() && label.len() <= 63 && label.bytes().all(legal)
+    };
+    if name.len() <= 253 && name.contains('.') && name.split('.').all(label) {
+        return Some(Source::Srv(Arc::from(name)));
+    }
+    let message = format!("the source `srv://`: `{}` is not the name of a service", quoted(rest));
+    let help = "write the name of its SRV records, without a port: \"srv://_http._tcp.api.internal\"";
+    context.error("invalid-address", value.span(), message, help);
+    None
 }
 
 fn address(context: &mut Context<'_>, value: &Value<'_>, text: &str) -> Option<Backend> {
@@ -140,7 +182,7 @@ fn address(context: &mut Context<'_>, value: &Value<'_>, text: &str) -> Option<B
                 "invalid-address",
                 value.span(),
                 message,
-                "legal are `http://`, `https://`, `file:` or none",
+                "legal are `http://`, `https://`, `dns://`, `srv://`, `file:` or none",
             );
             return None;
         }

@@ -150,7 +150,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::tls::acme::dns::lookup;
+    use crate::net::dns as lookup;
 
     fn run(script: &str, timeout: Duration) -> (Result<(), IssueError>, tempfile::TempDir) {
         let folder = tempfile::tempdir().unwrap();

@@ -1,12 +1,11 @@
 //! dns-01 (RFC 8555 section 8.4): TXT records written, seen, and taken away again.
 //!
 //! [`Provider`] is the seam: who writes (`rfc2136`, `cloudflare`, `route53`, `exec`). Common to all is here: the
-//! name follows CNAME records ([`lookup`]), all records of an order are written first and then waited for once
+//! name follows CNAME records ([`crate::net::dns`]), all records of an order are written first and then waited for once
 //! (`propagation`), and what was written is removed whatever becomes of the order ([`Records`]).
 
 mod cloudflare;
 mod exec;
-pub mod lookup;
 mod propagation;
 mod rfc2136;
 mod route53;
@@ -22,12 +21,12 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
-use self::lookup::{Resolver, plain};
 use super::http::Client;
 use super::issuer::{IssueError, Reason};
 use crate::base::clock;
 use crate::base::secret::Secret;
 use crate::config::model::{self, DnsProvider, SecretSource};
+use crate::net::dns::{self as lookup, Resolver, plain};
 
 /// Records written at once, where the provider minds nothing.
 const WRITES_AT_ONCE: usize = 4;

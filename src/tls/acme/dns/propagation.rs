@@ -11,11 +11,11 @@ use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{Name, RecordType};
 use tokio::task::JoinSet;
 
-use super::lookup::{self, NameServer, Resolver, plain};
 use super::{Txt, trouble};
 use crate::base::clock::{self, Millis};
 use crate::base::unit::print_duration;
 use crate::config::model;
+use crate::net::dns::{self as lookup, NameServer, Resolver, plain};
 use crate::tls::acme::issuer::IssueError;
 
 /// Pause between two questions to one server: the first, and the longest.

@@ -13,12 +13,12 @@ use hickory_proto::rr::rdata::tsig::{TsigAlgorithm as WireAlgorithm, TsigError};
 use hickory_proto::rr::{Name, RData, Record, RecordType, TSigner};
 use zeroize::Zeroizing;
 
-use super::lookup::{self, plain};
 use super::{Calling, Provider, TTL, Ticket, Txt, secret, trouble};
 use crate::base::address::EndpointAddress;
 use crate::base::clock;
 use crate::base::secret::Secret;
 use crate::config::model::{self, TsigAlgorithm};
+use crate::net::dns::{self as lookup, plain};
 use crate::tls::acme::issuer::IssueError;
 
 /// How far the clocks may be apart, in seconds: what RFC 8945 section 10 recommends.

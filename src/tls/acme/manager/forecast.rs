@@ -1,7 +1,7 @@
 //! The plan with what it would fail of.
 
 use super::Manager;
-use crate::tls::acme::dns::lookup::Resolver;
+use crate::net::dns::Resolver;
 use crate::tls::acme::predict::{self, Question};
 
 /// Certificates looked at, in the order of the queue: more than have room in one answer.

@@ -172,8 +172,11 @@ impl Resolver {
         Ok(servers)
     }
 
-    /// Records of a kind, at the end of the name's aliases; `None`: there is no such name.
-    async fn find(&self, name: &Name, kind: RecordType) -> Result<Option<Vec<Record>>, String> {
+    /// Records of a kind, at the end of the name's aliases, 256 at most; `None`: there is no such name.
+    ///
+    /// # Errors
+    /// A sentence: nobody answered, or there are too many aliases.
+    pub async fn find(&self, name: &Name, kind: RecordType) -> Result<Option<Vec<Record>>, String> {
         let mut at = name.clone();
         for _ in 0..=HOPS_MAX {
             let answer = self.ask(&at, kind).await?;
