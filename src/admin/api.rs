@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::net::UnixListener;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::time::Duration;
 
 use http::{Method, Request, StatusCode};
 use serde_json::{Value, json};
@@ -30,7 +31,7 @@ pub async fn serve(listener: UnixListener, backend: Rc<dyn Backend>) -> io::Resu
 async fn route<B>(request: Request<B>, backend: Rc<dyn Backend>) -> Answer {
     let allowed = match request.uri().path() {
         "/status" | "/config" | "/certs" | "/certs/plan" | "/certs/events" => Method::GET,
-        "/reload" | "/certs/renew" | "/certs/reread" => Method::POST,
+        "/reload" | "/certs/renew" | "/certs/issue" | "/certs/reread" => Method::POST,
         path => return not_found(path),
     };
     // RFC 9110 section 9.3.2: HEAD is answered like GET, without the body.
@@ -45,6 +46,7 @@ async fn route<B>(request: Request<B>, backend: Rc<dyn Backend>) -> Answer {
         "/certs/plan" => json(StatusCode::OK, &backend.certificate_plan().await),
         "/certs/events" => json(StatusCode::OK, &backend.certificate_events()),
         "/certs/renew" => renew(request.uri().query(), &*backend),
+        "/certs/issue" => issue(request.uri().query(), &*backend),
         "/certs/reread" => finish(backend.reread()).await,
         _ => finish(backend.reload()).await,
     }
@@ -72,10 +74,24 @@ fn renew(query: Option<&str>, backend: &dyn Backend) -> Answer {
     }
 }
 
+/// Names have no character that a query would have to encode.
+fn issue(query: Option<&str>, backend: &dyn Backend) -> Answer {
+    let asked = query.and_then(|query| query.strip_prefix("names=")?.split_once("&valid="));
+    let asked = asked.and_then(|(names, valid)| Some((names, valid.parse().ok()?)));
+    let Some((names, valid)) = asked else {
+        let text = "name what it is for: POST /certs/issue?names=NAME,NAME&valid=SECONDS";
+        return json(StatusCode::BAD_REQUEST, &problem(text));
+    };
+    match backend.issue(names, Duration::from_secs(valid)) {
+        Ok(issued) => json(StatusCode::OK, &issued),
+        Err(why) => json(StatusCode::CONFLICT, &problem(&why)),
+    }
+}
+
 fn not_found(path: &str) -> Answer {
     let text = format!(
         "there is no {path}: the admin API has GET /status, GET /config, GET /certs, GET /certs/plan, GET /certs/events, \
-         POST /reload, POST /certs/renew?site=NAME and POST /certs/reread"
+         POST /reload, POST /certs/renew?site=NAME, POST /certs/issue?names=NAMES&valid=SECONDS and POST /certs/reread"
     );
     json(StatusCode::NOT_FOUND, &problem(&text))
 }

@@ -15,6 +15,7 @@
 //! | `GET /certs/plan` | [`Backend::certificate_plan`] |
 //! | `GET /certs/events` | [`Backend::certificate_events`] |
 //! | `POST /certs/renew?site=NAME` | [`Backend::renew`] |
+//! | `POST /certs/issue?names=NAMES&valid=SECONDS` | [`Backend::issue`] |
 //! | `POST /certs/reread` | [`Backend::reread`] |
 
 mod api;
@@ -25,6 +26,7 @@ mod metrics;
 
 use std::future::Future;
 use std::pin::Pin;
+use std::time::Duration;
 
 pub use api::serve;
 pub use bind::bind;
@@ -56,6 +58,12 @@ pub trait Backend {
     /// # Errors
     /// A sentence: why not.
     fn renew(&self, site: &str) -> Result<(), String>;
+
+    /// Issues a certificate of the internal CA; `names` are separated by commas.
+    ///
+    /// # Errors
+    /// A sentence: why not.
+    fn issue(&self, names: &str, valid: Duration) -> Result<serde_json::Value, String>;
 
     /// Reads the certificate store again and puts in force what others wrote. Runs to its end like a reload.
     fn reread(&self) -> Pin<Box<dyn Future<Output = serde_json::Value>>>;

@@ -95,6 +95,11 @@ pub enum EndpointAddress {
 }
 
 impl EndpointAddress {
+    /// Whether it is an address of this machine's loopback. Where a name leads is decided elsewhere: it is none.
+    pub fn is_loopback(&self) -> bool {
+        matches!(self, EndpointAddress::Socket(at) if canonical(at.ip()).is_loopback())
+    }
+
     /// The host part, without brackets.
     pub fn host(&self) -> String {
         match self {

@@ -8,6 +8,7 @@ mod certs;
 mod check;
 mod client;
 mod config_show;
+mod issue;
 mod reload;
 mod run;
 mod status;
@@ -109,6 +110,8 @@ enum CertsCommand {
         #[command(flatten)]
         output: Output,
     },
+    /// Issue a short-lived certificate of the internal CA for an endpoint inside
+    Issue(issue::Issue),
     /// Write accounts, certificates and keys into one encrypted file: a backup, or to move to another machine
     Export(backup::Export),
     /// Take accounts, certificates and keys from such a file; a running Tidegate takes them over
@@ -202,6 +205,7 @@ fn dispatch(command: Command) -> Result<u8, String> {
         Command::Certs { command: Some(CertsCommand::Renew { name, target, output }), .. } => {
             certs::renew(&target.socket()?, output.format, &name)
         }
+        Command::Certs { command: Some(CertsCommand::Issue(asked)), .. } => issue::issue(asked),
         Command::Certs { command: Some(CertsCommand::Export(asked)), .. } => backup::export(asked),
         Command::Certs { command: Some(CertsCommand::Import(asked)), .. } => backup::import(asked),
         Command::Config { command: ConfigCommand::Show { target, output, effective, origin } } => {

@@ -75,6 +75,10 @@ impl admin::Backend for Fake {
         if site == "b.example" { Ok(()) } else { Err(format!("there is no site `{site}`")) }
     }
 
+    fn issue(&self, names: &str, valid: std::time::Duration) -> Result<Value, String> {
+        Ok(json!({ "names": names, "valid": valid.as_secs() }))
+    }
+
     fn reread(&self) -> Pin<Box<dyn Future<Output = Value>>> {
         Box::pin(async { json!({ "open": true, "taken": ["a.example"], "refused": [] }) })
     }

@@ -12,7 +12,9 @@ mod tls;
 pub use discovery::Resolution;
 pub use dns::{Cloudflare, Dns, DnsProvider, Exec, Rfc2136, Route53, SecretSource, TsigAlgorithm};
 pub use server::{Limits, Log, Timeouts};
-pub use service::{Backend, Balance, Discover, Health, Http, ProxyHeader, Service, Source, Upstream};
+pub use service::{
+    Backend, Balance, Discover, Health, Http, InternalTrust, ProxyHeader, Service, Source, Upstream,
+};
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

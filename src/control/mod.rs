@@ -9,6 +9,7 @@ mod choose;
 mod client_auth;
 pub mod clock_guard;
 pub mod discover;
+mod issue;
 pub mod last_good;
 pub mod probe;
 pub mod reload;

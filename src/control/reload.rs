@@ -255,7 +255,7 @@ impl Control {
         let snapshot = self.cell.load();
         let ours = |site: &Arc<Site>| site.identity.clone().filter(|_| site.source.is_internal());
         let old = |site: &Arc<Site>| ours(site).is_some_and(|identity| self.residents.due(&identity));
-        if snapshot.sites.iter().any(old) {
+        if snapshot.sites.iter().any(old) || self.residents.internal_client_due() {
             return Some("certificates of the internal CA grow old");
         }
         (!lock(&self.state).saved).then_some("the last good sites are not stored yet")

@@ -8,6 +8,7 @@ use crate::proxy::Worker;
 use crate::proxy::context::{Connection, Context};
 use crate::telemetry::access::Record;
 use crate::telemetry::hub::SeriesId;
+use crate::telemetry::metric::Counter;
 use crate::telemetry::shard::Ending;
 
 /// Records a request.
@@ -28,6 +29,9 @@ pub fn record(context: &Context) {
         micros,
         upstream_micros: context.upstream_micros,
     });
+    if context.endpoint.as_ref().is_some_and(|endpoint| endpoint.exposed) {
+        worker.shard.add(Counter::UpstreamPlaintext, bytes_in + bytes_out);
+    }
     if !worker.sink.enabled() {
         return;
     }

@@ -369,6 +369,10 @@ impl admin::Backend for Handle {
         self.0.renew(site)
     }
 
+    fn issue(&self, names: &str, valid: Duration) -> Result<serde_json::Value, String> {
+        self.0.issue(names, valid)
+    }
+
     fn reread(&self) -> std::pin::Pin<Box<dyn Future<Output = serde_json::Value>>> {
         let control = self.0.clone();
         Box::pin(async move {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use crate::config::Diagnostic;
-use crate::config::model::{self, Located};
+use crate::config::model::{self, InternalTrust, Located};
 use crate::snapshot::resident::{Authority, Residents};
 use crate::tls;
 use crate::tls::client_auth::{CA_BYTES_MAX, CRL_BYTES_MAX};
@@ -45,14 +45,29 @@ pub(super) struct Toward {
 
 pub(super) fn toward(route: &model::Route, residents: &Residents) -> Result<Toward, Box<Diagnostic>> {
     let model::Action::Proxy(service) = &route.action else { return Ok(Toward::default()) };
-    let ca = service.upstream.ca_file.as_ref().map(authority).transpose()?;
-    let identity = service.upstream.identity.as_ref().map(|(cert, key)| {
-        residents.file_identity(cert.value.clone(), key.value.clone()).map_err(|error| {
-            let origin = if error.which == Which::Key { &key.origin } else { &cert.origin };
-            Box::new(Diagnostic::error("bad-upstream", origin, error.message).help(error.help))
-        })
-    });
-    Ok(Toward { ca, identity: identity.transpose()? })
+    let upstream = &service.upstream;
+    let ca = match (upstream.internal_ca, &upstream.ca_file) {
+        (InternalTrust::Off, file) => file.as_ref().map(authority).transpose()?,
+        _ => {
+            let hash = Sha256::digest(residents.ca.certificate()).into();
+            Some((residents.ca.ca_path().to_path_buf(), hash))
+        }
+    };
+    let identity = match (upstream.internal_ca, &upstream.identity) {
+        (InternalTrust::Mutual, _) => {
+            let refuse = |why| Box::new(Diagnostic::error("internal-ca", &route.origin, why));
+            Some(residents.internal_client().map_err(refuse)?)
+        }
+        (_, None) => None,
+        (_, Some((cert, key))) => {
+            let found = residents.file_identity(cert.value.clone(), key.value.clone());
+            Some(found.map_err(|error| {
+                let origin = if error.which == Which::Key { &key.origin } else { &cert.origin };
+                Box::new(Diagnostic::error("bad-upstream", origin, error.message).help(error.help))
+            })?)
+        }
+    };
+    Ok(Toward { ca, identity })
 }
 
 /// A CA file with the hash of its content, so that a changed file is a changed site.

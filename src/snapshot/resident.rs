@@ -42,6 +42,8 @@ pub struct Residents {
     buckets: Arc<rate_limit::Table>,
     limiters: Mutex<Limiters>,
     issued: Mutex<HashMap<Vec<HostPattern>, Arc<Identity>>>,
+    /// What the internal CA issued to be shown to backends.
+    shown: Mutex<Option<Arc<Identity>>>,
     files: Mutex<HashMap<Pair, Arc<Identity>>>,
     clients: Mutex<HashMap<Toward, Arc<ClientConfig>>>,
     policies: Mutex<HashMap<(Hash, Hash), Arc<Policy>>>,
@@ -157,6 +159,7 @@ impl Residents {
             buckets: Arc::new(rate_limit::Table::new(limit_entries)),
             limiters: Mutex::default(),
             issued: Mutex::default(),
+            shown: Mutex::default(),
             files: Mutex::default(),
             clients: Mutex::default(),
             policies: Mutex::default(),
@@ -188,6 +191,25 @@ impl Residents {
         let identity = Arc::new(self.ca.issue(names)?);
         lock(&self.issued).insert(names.to_vec(), identity.clone());
         Ok(identity)
+    }
+
+    /// The certificate of the internal CA that is shown to backends; issued when there is none or it grows old.
+    ///
+    /// # Errors
+    /// A sentence from the CA.
+    pub fn internal_client(&self) -> Result<Arc<Identity>, String> {
+        let mut shown = lock(&self.shown);
+        if let Some(known) = shown.as_ref().filter(|known| !self.due(known)) {
+            return Ok(known.clone());
+        }
+        let identity = Arc::new(self.ca.issue_client()?);
+        *shown = Some(identity.clone());
+        Ok(identity)
+    }
+
+    /// Whether the certificate shown to backends is to be issued anew.
+    pub fn internal_client_due(&self) -> bool {
+        lock(&self.shown).as_ref().is_some_and(|known| self.due(known))
     }
 
     /// Whether a certificate of the internal CA is to be issued anew. Not when the new one would end no later: the CA
@@ -228,7 +250,7 @@ impl Residents {
         if let Some(known) = lock(&self.clients).get(&key) {
             return Ok(known.clone());
         }
-        let config = tls::client::client_config(upstream, identity)?;
+        let config = tls::client::client_config(upstream, identity, self.ca.certificate())?;
         lock(&self.clients).insert(key, config.clone());
         Ok(config)
     }

@@ -81,6 +81,7 @@ metrics! {
     UpstreamOpened = "tidegate_upstream_connections_opened_total", Counter, [], "Connections to backends opened.";
     UpstreamReused = "tidegate_upstream_connections_reused_total", Counter, [], "Requests sent on a connection that was already open.";
     UpstreamFailures = "tidegate_upstream_connection_failures_total", Counter, ["reason"], "Connections to backends that could not be opened.";
+    UpstreamPlaintext = "tidegate_upstream_plaintext_bytes_total", Counter, [], "Bytes of bodies exchanged in plain text with backends on other machines.";
     UpstreamEvicted = "tidegate_upstream_connections_evicted_total", Counter, [], "Unused connections to backends closed by age or by the pool's cap.";
     UpstreamStale = "tidegate_upstream_connections_stale_total", Counter, [], "Pooled connections that turned out closed when a request was to be sent; it was sent on another.";
     UpstreamStreamsRefused = "tidegate_upstream_streams_refused_total", Counter, [], "Requests that an HTTP/2 backend gave back unprocessed (REFUSED_STREAM, GOAWAY).";
@@ -218,6 +219,7 @@ cells! {
         UpstreamNotH2 = UpstreamFailures ["not-h2"];
         UpstreamBusy = UpstreamFailures ["busy"];
         UpstreamStreamsRefused = UpstreamStreamsRefused [];
+        UpstreamPlaintext = UpstreamPlaintext [];
         UpstreamEvicted = UpstreamEvicted [];
         UpstreamStale = UpstreamStale [];
         Retries = Retries [];

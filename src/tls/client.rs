@@ -8,10 +8,10 @@ use rustls::client::Resumption;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::ServerName;
+use rustls_pki_types::{CertificateDer, ServerName};
 
 use super::pem::{self, Identity};
-use crate::config::model::{Http, Origin, Upstream};
+use crate::config::model::{Http, InternalTrust, Origin, Upstream};
 
 /// Sessions remembered by the configuration shared by all services that trust the system's roots.
 const SESSIONS_SHARED: usize = 2048;
@@ -22,14 +22,22 @@ const SESSIONS_OWN: usize = 64;
 /// ALPN name of HTTP/2 (RFC 9113 section 3.1).
 pub const ALPN_H2: &[u8] = b"h2";
 
-/// The settings for connections to the backends of a service; `identity` is shown to backends that ask for a certificate.
+/// The settings for connections to the backends of a service; `identity` is shown to backends that ask for a certificate,
+/// `internal` is the certificate of the internal CA.
 ///
 /// Services without a `ca_file` and an identity share one configuration, made when first asked for: the system's roots
 /// are read once per process. Errors name the setting that is to blame; [`Origin::Default`] when it is the system.
 pub fn client_config(
     upstream: &Upstream,
     identity: Option<&Identity>,
+    internal: &CertificateDer<'static>,
 ) -> Result<Arc<ClientConfig>, (Origin, String)> {
+    if upstream.internal_ca != InternalTrust::Off {
+        let mut roots = RootCertStore::empty();
+        let added = roots.add(internal.clone()).map_err(|e| e.to_string());
+        let made = added.and_then(|()| build(Arc::new(roots), SESSIONS_OWN, identity, upstream.http));
+        return made.map_err(|why| (Origin::Default, format!("The internal CA cannot be trusted: {why}")));
+    }
     let Some(file) = &upstream.ca_file else {
         let system = |message| (Origin::Default, message);
         return match identity {
@@ -149,7 +157,11 @@ mod tests {
             std::fs::write(&path, content).unwrap();
         }
         let ca_file = Some(Located { value: path, origin: here() });
-        client_config(&Upstream { ca_file, http, ..Upstream::default() }, None)
+        client_config(
+            &Upstream { ca_file, http, ..Upstream::default() },
+            None,
+            &CertificateDer::from(Vec::new()),
+        )
     }
 
     #[test]

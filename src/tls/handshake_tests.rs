@@ -12,7 +12,7 @@ use rustls::{
     ClientConfig, HandshakeKind, NamedGroup, ProtocolVersion, RootCertStore, ServerConfig,
     SupportedProtocolVersion,
 };
-use rustls_pki_types::ServerName;
+use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -280,19 +280,19 @@ async fn backends_are_verified_against_their_ca_and_name() {
     let name = |u: &Upstream| client::server_name(u, "other.internal").unwrap().to_str().into_owned();
 
     let wrong_ca = upstream(&stranger, Some("app.internal"));
-    let config = client::client_config(&wrong_ca, None).unwrap();
+    let config = client::client_config(&wrong_ca, None, &CertificateDer::from(Vec::new())).unwrap();
     let (_, error) = connect(&backend, &config, &name(&wrong_ca)).await.unwrap_err();
     assert!(error.unwrap().to_string().contains("UnknownIssuer"));
 
     let (_, default) = world.pair(pattern("app.internal"));
     let any = server_config(Arc::new(CertificateIndex::new([], Some(default))), tickets(), &plain()).unwrap();
     let wrong_name = upstream(&world, None);
-    let config = client::client_config(&wrong_name, None).unwrap();
+    let config = client::client_config(&wrong_name, None, &CertificateDer::from(Vec::new())).unwrap();
     let (_, error) = connect(&any, &config, &name(&wrong_name)).await.unwrap_err();
     assert!(error.unwrap().to_string().contains("not valid for name"));
 
     let right = upstream(&world, Some("app.internal"));
-    let config = client::client_config(&right, None).unwrap();
+    let config = client::client_config(&right, None, &CertificateDer::from(Vec::new())).unwrap();
     let first = connect(&backend, &config, &name(&right)).await.unwrap();
     assert_eq!(first.alpn.as_deref(), Some(&b"http/1.1"[..]));
     assert_eq!(connect(&backend, &config, &name(&right)).await.unwrap().kind, HandshakeKind::Resumed);

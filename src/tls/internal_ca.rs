@@ -18,7 +18,7 @@ use rcgen::{
     KeyUsagePurpose, SanType, date_time_ymd,
 };
 use rustls::sign::CertifiedKey;
-use rustls_pki_types::PrivateKeyDer;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use sha2::{Digest, Sha256};
 use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
@@ -44,6 +44,7 @@ const COMMON_NAME_MAX: usize = 64;
 #[derive(Debug)]
 pub struct InternalCa {
     issuer: Issuer<'static, KeyPair>,
+    certificate: CertificateDer<'static>,
     path: PathBuf,
     not_after: u64,
 }
@@ -74,6 +75,36 @@ impl InternalCa {
     ///
     /// Errors: a name that no certificate can hold.
     pub fn issue(&self, names: &[HostPattern]) -> Result<Identity, String> {
+        self.leaf(names, LEAF_VALID, &[ExtendedKeyUsagePurpose::ServerAuth])?.identity()
+    }
+
+    /// Issues the certificate that this process shows to backends which ask for one: P-256, 90 days, for clients only.
+    ///
+    /// Errors: a sentence.
+    pub fn issue_client(&self) -> Result<Identity, String> {
+        self.leaf(&[], LEAF_VALID, &[ExtendedKeyUsagePurpose::ClientAuth])?.identity()
+    }
+
+    /// Issues a certificate for an endpoint inside: P-256, for servers and clients, valid for so many seconds but at most
+    /// 90 days and no longer than the CA. Nothing of it is kept here.
+    ///
+    /// Errors: a name that no certificate can hold.
+    pub fn issue_endpoint(&self, names: &[HostPattern], valid: u64) -> Result<Issued, String> {
+        let usages = [ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let leaf = self.leaf(names, valid.clamp(1, LEAF_VALID), &usages)?;
+        Ok(Issued {
+            certificate: leaf.certificate.pem(),
+            key: Zeroizing::new(leaf.key.serialize_pem()),
+            not_after: leaf.not_after,
+        })
+    }
+
+    fn leaf(
+        &self,
+        names: &[HostPattern],
+        valid: u64,
+        usages: &[ExtendedKeyUsagePurpose],
+    ) -> Result<Leaf, String> {
         let mut params = CertificateParams::default();
         let mut texts = Vec::with_capacity(names.len());
         for pattern in names {
@@ -82,24 +113,25 @@ impl InternalCa {
             params.subject_alt_names.push(san);
         }
         let now = wall();
-        let not_after = (now + LEAF_VALID).min(self.not_after);
+        let not_after = (now + valid).min(self.not_after);
         set_validity(&mut params, now, not_after);
         let common = texts.first().filter(|name| name.len() <= COMMON_NAME_MAX);
         params.distinguished_name = rcgen::DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, common.map_or("Tidegate site", String::as_str));
+        params.distinguished_name.push(DnType::CommonName, common.map_or("Tidegate", String::as_str));
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.extended_key_usages = usages.to_vec();
         params.use_authority_key_identifier_extension = true;
-
-        let failed = |e: &dyn std::fmt::Display| {
+        let failed = |e: rcgen::Error| {
             format!("The internal CA could not issue a certificate for {}: {e}.", texts.join(", "))
         };
-        let key = KeyPair::generate().map_err(|e| failed(&e))?;
-        let leaf = params.signed_by(&key, &self.issuer).map_err(|e| failed(&e))?;
-        let der = PrivateKeyDer::try_from(key.serialize_der()).map_err(|e| failed(&e))?;
-        let key =
-            CertifiedKey::from_der(vec![leaf.into()], der, &super::provider()).map_err(|e| failed(&e))?;
-        Ok(pem::identity_of(key, not_after, texts))
+        let key = KeyPair::generate().map_err(failed)?;
+        let certificate = params.signed_by(&key, &self.issuer).map_err(failed)?;
+        Ok(Leaf { certificate, key, not_after, names: texts })
+    }
+
+    /// The CA's certificate.
+    pub fn certificate(&self) -> &CertificateDer<'static> {
+        &self.certificate
     }
 
     /// The CA's certificate, in PEM: what clients have to trust.
@@ -110,6 +142,36 @@ impl InternalCa {
     /// When the CA expires, in seconds since 1970.
     pub fn not_after(&self) -> u64 {
         self.not_after
+    }
+}
+
+/// A certificate for an endpoint, as it is handed out.
+pub struct Issued {
+    /// PEM.
+    pub certificate: String,
+    /// PEM, PKCS#8.
+    pub key: Zeroizing<String>,
+    /// When it expires, in seconds since 1970.
+    pub not_after: u64,
+}
+
+/// A certificate just signed.
+struct Leaf {
+    certificate: rcgen::Certificate,
+    key: KeyPair,
+    not_after: u64,
+    names: Vec<String>,
+}
+
+impl Leaf {
+    fn identity(self) -> Result<Identity, String> {
+        let failed = |e: &dyn std::fmt::Display| {
+            format!("The certificate of the internal CA for {} cannot be used: {e}.", self.names.join(", "))
+        };
+        let der = PrivateKeyDer::try_from(self.key.serialize_der()).map_err(|e| failed(&e))?;
+        let chain = vec![self.certificate.der().clone()];
+        let key = CertifiedKey::from_der(chain, der, &super::provider()).map_err(|e| failed(&e))?;
+        Ok(pem::identity_of(key, self.not_after, self.names))
     }
 }
 
@@ -167,7 +229,8 @@ fn assemble(cert_pem: &[u8], key_pem: &[u8], path: PathBuf) -> Result<InternalCa
         return Err("ca.key holds a kind of key the CA cannot sign with".into());
     };
     let issuer = Issuer::from_ca_cert_der(der, signing).map_err(|e| e.to_string())?;
-    Ok(InternalCa { issuer, path, not_after: identity.not_after })
+    let certificate = der.clone();
+    Ok(InternalCa { issuer, certificate, path, not_after: identity.not_after })
 }
 
 /// Makes a CA and puts it into place in one step. A process that was quicker wins: its CA stays and ours is dropped.

@@ -49,6 +49,8 @@ pub struct Endpoint {
     pub address: EndpointAddress,
     /// Whether it is spoken to by TLS.
     pub tls: bool,
+    /// Whether what is exchanged with it leaves this machine in plain text. A name is taken for another machine.
+    pub exposed: bool,
     /// The host part of the address, without brackets: for SNI.
     pub host: String,
     /// What its source calls it, such as the name of a container; empty for one that is written.
@@ -120,6 +122,7 @@ impl Endpoint {
                 name => format!("{address} ({name})"),
             },
             name: name.into(),
+            exposed: !tls && !address.is_loopback(),
             address,
             tls,
             in_flight: AtomicU32::new(0),

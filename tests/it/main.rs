@@ -42,6 +42,7 @@ mod expect;
 mod floods;
 mod grpc;
 mod idle;
+mod inside;
 mod limits;
 mod load;
 mod multiplexed;

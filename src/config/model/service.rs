@@ -108,10 +108,24 @@ pub struct Upstream {
     pub server_name: Option<Located<String>>,
     /// PEM files of the certificate shown to backends that ask for one, and of its key; absolute.
     pub identity: Option<(Located<PathBuf>, Located<PathBuf>)>,
+    /// What the internal CA has to do with it.
+    pub internal_ca: InternalTrust,
     /// Which protocol.
     pub http: Http,
     /// Which PROXY protocol header begins each connection, if any.
     pub proxy_protocol: Option<ProxyHeader>,
+}
+
+/// What the internal CA has to do with backends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum InternalTrust {
+    /// Nothing.
+    #[default]
+    Off,
+    /// It signed the backends' certificates.
+    Trust,
+    /// It also signs the one shown to backends that ask.
+    Mutual,
 }
 
 /// The protocol spoken to backends.

@@ -4,7 +4,6 @@
 use std::path::PathBuf;
 
 use super::service::located_path;
-use crate::base::address::EndpointAddress;
 use crate::config::diagnostic::Diagnostic;
 use crate::config::model::{
     Backend, ClientAuth, Discover, Forward, Located, Origin, Server, Tls, TlsDefaults, TlsVersion,
@@ -152,7 +151,7 @@ pub fn refuse_plaintext(
         context.report(Diagnostic::error("plaintext-backend", origin, message).help(help));
     }
     for Located { value: backend, origin } in backends.iter().filter(|backend| !backend.value.tls) {
-        if matches!(backend.address, EndpointAddress::Socket(at) if at.ip().to_canonical().is_loopback()) {
+        if backend.address.is_loopback() {
             continue;
         }
         let message = format!(

@@ -36,6 +36,7 @@ pub(super) static UPSTREAM: Section = Section {
     doc: "How Tidegate speaks to the backends.",
     settings: &[
         row("ca_file", Kind::Path, Words("the system's roots"), "PEM file of the authority that signed the backends' certificates."),
+        row("internal_ca", Kind::Word(&["off", "trust", "mutual"]), Value(r#""off""#), "`\"trust\"`: the built-in authority signed the backends' certificates (`tidegate certs issue`); `\"mutual\"`: it also signs the one shown to backends that ask."),
         row("server_name", Kind::Text(253), Words("the backend's host"), "Name expected in the backend's certificate."),
         row("cert", Kind::Path, Words("none"), "PEM file of the certificate shown to backends that ask for one, then its intermediates."),
         row("key", Kind::Path, Words("none"), "PEM file of its private key."),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::{Shared, Target};
 use crate::config::diagnostic::Diagnostic;
-use crate::config::model::{Located, Upstream};
+use crate::config::model::{InternalTrust, Located, Upstream};
 use crate::config::parse::{Context, Table, Value, literal};
 use crate::config::section::{host, protocol, tls};
 use crate::config::setting::{Id, Setting};
@@ -26,6 +26,11 @@ pub(super) fn read(
         if let Some((cert, key)) = &upstream.identity {
             let (cert, key) = (cert.value.to_string_lossy(), key.value.to_string_lossy());
             parts.push(format!("cert = {}, key = {}, ", literal(&cert), literal(&key)));
+        }
+        match upstream.internal_ca {
+            InternalTrust::Off => {}
+            InternalTrust::Trust => parts.push("internal_ca = \"trust\", ".into()),
+            InternalTrust::Mutual => parts.push("internal_ca = \"mutual\", ".into()),
         }
         let protocols = protocol::print(upstream.http, upstream.proxy_protocol);
         format!("{{ {}{protocols} }}", parts.concat())
@@ -68,7 +73,21 @@ fn read_upstream(
         }
     });
     let identity = tls::upstream_identity(context, &table);
-    Some(Upstream { ca_file, server_name, identity, http, proxy_protocol })
+    let internal_ca = match context.word(&table, "internal_ca", None).value {
+        "trust" => InternalTrust::Trust,
+        "mutual" => InternalTrust::Mutual,
+        _ => InternalTrust::Off,
+    };
+    let mut exclude = |said: &str, excluded: bool, help: &str| {
+        if excluded && table.has(said) {
+            let message = format!("`{said}` and `internal_ca` exclude each other");
+            context.error("conflict", table.span_of(said), message, help);
+        }
+    };
+    let trusts = internal_ca != InternalTrust::Off;
+    exclude("ca_file", trusts, "one authority signs the backends: keep one of them");
+    exclude("cert", internal_ca == InternalTrust::Mutual, "say \"trust\" to show a certificate of your own");
+    Some(Upstream { ca_file, server_name, identity, internal_ca, http, proxy_protocol })
 }
 
 /// Reads a path to a file that is watched from now on.
@@ -89,7 +108,10 @@ pub(super) fn warn_of_unused(context: &mut Context<'_>, table: &Table<'_>, share
         return;
     };
     let upstream = &shared.toward.upstream.value;
-    let said = upstream.ca_file.is_some() || upstream.server_name.is_some() || upstream.identity.is_some();
+    let said = upstream.ca_file.is_some()
+        || upstream.server_name.is_some()
+        || upstream.identity.is_some()
+        || upstream.internal_ca != InternalTrust::Off;
     if said
         && table.has("upstream")
         && table.has("backends")
