@@ -16,7 +16,7 @@ use http::Version;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use crate::base::clock::Millis;
-use crate::base::outcome::Outcome;
+use crate::base::outcome::{Blame, Outcome};
 use crate::net::pace::Pace;
 use crate::net::timer::{Timer, Wheel};
 use crate::proxy::context::{Connection, Context};
@@ -375,11 +375,14 @@ impl ResponseBody {
         }
     }
 
-    fn cut(&mut self, outcome: Outcome, error: Option<&hyper::Error>) -> Polled {
+    /// Ends it in the middle. `why` is for the process log: what the backend did. A client that does not read is not the
+    /// backend's fault.
+    fn cut(&mut self, outcome: Outcome, why: &str, error: Option<&hyper::Error>) -> Polled {
         if let Source::Upstream { lease, .. } = &mut self.source
             && let Some(lease) = lease.get_mut().take()
+            && outcome.row().blame == Blame::Upstream
         {
-            lease.fail(outcome);
+            lease.fail(outcome, why);
         }
         if let Some(mut context) = self.context.take() {
             // HTTP/1.0 knows no chunks: there the end of the connection is the end of the body, and must not look clean.
@@ -409,7 +412,7 @@ impl Body for ResponseBody {
         // Asked for more: the client took what there was.
         if let Some(delivery) = &mut this.delivery {
             if delivery.taken() {
-                return this.cut(Outcome::ClientStalled, None);
+                return this.cut(Outcome::ClientStalled, "", None);
             }
             ready!(delivery.connection.backlog.poll_room(cx.waker()));
         }
@@ -434,7 +437,8 @@ impl Body for ResponseBody {
                         lease.timer().set(*stall_after);
                     }
                     if lease.timer().poll_expired(cx).is_ready() {
-                        return this.cut(Outcome::UpstreamStalled, None);
+                        let why = format!("nothing more of the answer came within {stall_after:?}");
+                        return this.cut(Outcome::UpstreamStalled, &why, None);
                     }
                     return Poll::Pending;
                 }
@@ -453,8 +457,13 @@ impl Body for ResponseBody {
                 }
                 Poll::Ready(Some(Ok(cleaned(frame))))
             }
-            Poll::Ready(Some(Err(error))) => this.cut(broke(&error).0, Some(&error)),
-            Poll::Ready(None) if this.is_short() => this.cut(Outcome::UpstreamTruncated, None),
+            Poll::Ready(Some(Err(error))) => {
+                let (outcome, why) = broke(&error);
+                this.cut(outcome, &why, Some(&error))
+            }
+            Poll::Ready(None) if this.is_short() => {
+                this.cut(Outcome::UpstreamTruncated, "the answer ended before its announced length", None)
+            }
             Poll::Ready(None) => {
                 this.finish();
                 Poll::Ready(None)

@@ -126,6 +126,7 @@ impl Exchange<'_> {
             target.header = context.proxy_header(version);
         }
         let connection = connect::connect(target).await?;
+        connection.belongs_to(self.endpoint, &self.worker.wheel);
         self.worker.shard.add(Counter::UpstreamOpened, 1);
         self.endpoint.connect_succeeded();
         Ok(connection)
@@ -173,18 +174,18 @@ impl Exchange<'_> {
     }
 
     pub(super) fn log(&self, what: &str, why: &str) {
-        let Some(more) = self.endpoint.may_log(self.worker.wheel.now()) else { return };
-        let service = &*self.service.core.name;
-        match more {
-            0 => tracing::warn!(service, endpoint = self.endpoint.label, "{what}: {why}"),
-            more => {
-                tracing::warn!(
-                    service,
-                    endpoint = self.endpoint.label,
-                    "{what}: {why} (and {more} failures before)"
-                );
-            }
-        }
+        self.endpoint.log(self.worker.wheel.now(), what, why);
+    }
+
+    /// No answer began in time.
+    pub(super) fn late(&self) -> Failure {
+        let outcome = Outcome::UpstreamTimeout;
+        self.log(
+            "backend failed a request",
+            &format!("no answer began within {:?}", self.service.core.timeout),
+        );
+        self.endpoint.note_failure(outcome.row().sentence);
+        Failure::last(outcome)
     }
 
     async fn exchange(
@@ -223,10 +224,7 @@ impl Exchange<'_> {
                 let unsent = error.take_message().map(Box::new);
                 Err(self.broken(&error.into_error(), unsent, upload.as_deref()))
             }
-            None => {
-                self.endpoint.note_failure(Outcome::UpstreamTimeout.row().sentence);
-                Err(Failure::last(Outcome::UpstreamTimeout))
-            }
+            None => Err(self.late()),
         }
     }
 
@@ -259,8 +257,7 @@ impl Exchange<'_> {
             None => Ok((response, None, lease)),
             Some(Err(error)) => {
                 let (outcome, why) = broke(&error);
-                self.log("backend failed a request", &why);
-                lease.fail(outcome);
+                lease.fail(outcome, &why);
                 let answered = outcome == Outcome::UpstreamInvalid;
                 Err(Failure { outcome, unsent: None, answered })
             }
@@ -300,7 +297,7 @@ impl Exchange<'_> {
             false if connect::is_tls(error) => Outcome::UpstreamTls,
             false => Outcome::UpstreamClosed,
         };
-        self.log("backend failed a request", &fault.map_or_else(|| error.to_string(), |f| f.to_string()));
+        self.log("backend failed a request", &answer::cause(error));
         self.endpoint.note_failure(outcome.row().sentence);
         Failure { outcome, unsent: None, answered: invalid }
     }

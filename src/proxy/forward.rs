@@ -94,9 +94,11 @@ impl Lease {
         }
     }
 
-    /// The answer broke off; the connection is closed.
-    pub fn fail(self, outcome: Outcome) {
-        self.in_flight.endpoint().note_failure(outcome.row().sentence);
+    /// The answer broke off or cannot be passed on; the connection is closed. `why` is for the process log.
+    pub fn fail(self, outcome: Outcome, why: &str) {
+        let endpoint = self.in_flight.endpoint();
+        endpoint.log(self.worker.wheel.now(), "backend failed a request", why);
+        endpoint.note_failure(outcome.row().sentence);
     }
 }
 
@@ -209,7 +211,7 @@ async fn arrived(
         Some(wish) => Box::pin(upgrade::answered(context, response, first, lease, *wish)).await?,
         // Nobody asked: bytes behind such an answer would be taken for the next one (RFC 9110 section 15.2.2).
         None if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-            lease.fail(Outcome::UpstreamInvalid);
+            lease.fail(Outcome::UpstreamInvalid, &answer::Fault::Switched.to_string());
             return Err(Outcome::UpstreamInvalid);
         }
         // Over HTTP/1 its bytes were looked at; h2 lets through what HTTP/1 clients could read in two ways, and a status
@@ -217,7 +219,10 @@ async fn arrived(
         None if response.version() == Version::HTTP_2
             && (response.status().as_u16() > 599 || fields::well_formed(response.headers()).is_err()) =>
         {
-            lease.fail(Outcome::UpstreamInvalid);
+            lease.fail(
+                Outcome::UpstreamInvalid,
+                "the head of the answer cannot be said in HTTP/1 (RFC 9113 section 8.2.1)",
+            );
             return Err(Outcome::UpstreamInvalid);
         }
         None => Forwarded { response, first, lease: Some(lease), tunnel: None },
@@ -229,7 +234,7 @@ async fn arrived(
 pub fn broke(error: &hyper::Error) -> (Outcome, String) {
     match answer::fault(error) {
         Some(fault) => (Outcome::UpstreamInvalid, fault.to_string()),
-        None => (Outcome::UpstreamTruncated, error.to_string()),
+        None => (Outcome::UpstreamTruncated, format!("the answer broke off: {}", answer::cause(error))),
     }
 }
 

@@ -20,6 +20,7 @@ use crate::proxy::forward::{Carrier, Lease};
 use crate::proxy::keep::Keeper;
 use crate::proxy::reset::{self, Ending};
 use crate::telemetry::metric::Counter;
+use crate::upstream::answer;
 use crate::upstream::connect::ConnectError;
 use crate::upstream::multiplex::{Allowed, Stream};
 
@@ -51,10 +52,7 @@ impl Exchange<'_> {
                     again.settle();
                     return Ok(answered);
                 }
-                Err(Broken::Late) => {
-                    self.endpoint.note_failure(Outcome::UpstreamTimeout.row().sentence);
-                    return Err(Failure::last(Outcome::UpstreamTimeout));
-                }
+                Err(Broken::Late) => return Err(self.late()),
                 Err(Broken::Before(error)) => error,
             };
             match reset::ending(&error) {
@@ -132,7 +130,7 @@ impl Exchange<'_> {
         if let Some(outcome) = context.upload.as_deref().and_then(Upload::failure) {
             return Failure::last(outcome);
         }
-        self.log("backend failed a request", &told(error));
+        self.log("backend failed a request", &answer::cause(error));
         match ending {
             Ending::Refused | Ending::GoneAway => {
                 self.worker.shard.add(Counter::UpstreamStreamsRefused, 1);
@@ -159,14 +157,6 @@ enum Broken {
     Late,
     /// An error came first.
     Before(hyper::Error),
-}
-
-/// hyper says "http2 error" and keeps the reason one level down.
-fn told(error: &hyper::Error) -> String {
-    match std::error::Error::source(error) {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
-    }
 }
 
 /// Makes a request as often as it is needed.

@@ -136,7 +136,10 @@ pub async fn answered(
         }
     };
     if wrong {
-        lease.fail(Outcome::UpstreamInvalid);
+        lease.fail(
+            Outcome::UpstreamInvalid,
+            "it agreed to change the protocol in a way that nobody asked for",
+        );
         return Err(Outcome::UpstreamInvalid);
     }
     if !agreed {

@@ -68,6 +68,25 @@ pub fn fault(error: &hyper::Error) -> Option<Fault> {
     io.get_ref()?.downcast_ref::<Fault>().copied()
 }
 
+/// What broke a connection, in words for the process log: hyper says that something did, and keeps what it was below.
+pub fn cause(error: &hyper::Error) -> String {
+    if let Some(fault) = fault(error) {
+        return fault.to_string();
+    }
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        let inner_text = inner.to_string();
+        // Some errors repeat what they wrap.
+        if !text.ends_with(&inner_text) {
+            text.push_str(": ");
+            text.push_str(&inner_text);
+        }
+        source = inner.source();
+    }
+    text
+}
+
 /// What an answer is expected to; shared by whoever sends requests and whoever reads their answers.
 #[derive(Debug, Default)]
 pub struct Asked(Cell<Option<Question>>);

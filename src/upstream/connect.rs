@@ -27,7 +27,8 @@ use crate::base::address::EndpointAddress;
 use crate::net::descriptors::Descriptor;
 use crate::net::stream::Stream;
 use crate::net::timer::{Timer, Wheel};
-use crate::upstream::answer::{Asked, Checked};
+use crate::upstream::answer::{self, Asked, Checked, Fault};
+use crate::upstream::endpoint::Endpoint;
 
 /// Everything needed to reach an endpoint; borrowed from the snapshot.
 pub struct Target<'a> {
@@ -141,6 +142,11 @@ impl<B> Connection<B> {
     pub fn ask(&self, method: &Method, upgrade: bool) {
         self.asked.ask(method, upgrade);
     }
+
+    /// Whose connection it is: what goes wrong while it carries no request is said of this endpoint.
+    pub fn belongs_to(&self, endpoint: &Arc<Endpoint>, wheel: &Wheel) {
+        self.ending.owner.replace(Some((endpoint.clone(), wheel.clone())));
+    }
 }
 
 impl<B> Drop for Connection<B> {
@@ -155,6 +161,7 @@ impl<B> Drop for Connection<B> {
 pub struct Ending {
     /// The bare stream and what was read beyond the head, when the endpoint switched protocols.
     upgraded: RefCell<Option<(Stream, Bytes)>>,
+    owner: RefCell<Option<(Arc<Endpoint>, Wheel)>>,
     over: Cell<bool>,
     notify: tokio::sync::Notify,
 }
@@ -168,6 +175,15 @@ impl Ending {
             notified.await;
         }
         self.upgraded.borrow_mut().take()
+    }
+
+    /// Nobody waits for an answer on the connection, and so nobody else tells what the endpoint said there.
+    fn tell(&self, error: &hyper::Error) {
+        let Some(fault) = answer::fault(error).filter(|fault| *fault == Fault::Unasked) else { return };
+        if let Some((endpoint, wheel)) = self.owner.take() {
+            endpoint.log(wheel.now(), "backend said more than it was asked", &fault.to_string());
+            endpoint.note_failure(&fault.to_string());
+        }
     }
 }
 
@@ -217,9 +233,11 @@ where
     B: Body<Data = Bytes> + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    // The error of a broken connection reaches whoever waits for the response; here it only means the end.
+    // The error of a broken connection reaches whoever waits for the response; here it is most often only the end.
     let result = std::future::poll_fn(|cx| connection.poll_without_shutdown(cx)).await;
-    if result.is_ok() {
+    if let Err(error) = &result {
+        ending.tell(error);
+    } else {
         let parts = connection.into_parts();
         let (stream, held) = parts.io.into_inner().into_parts();
         let early =

@@ -154,6 +154,16 @@ impl Endpoint {
         None
     }
 
+    /// Says a failure in the process log, if it [may be](Endpoint::may_log): `what` happened, and `why`.
+    pub fn log(&self, now: Millis, what: &str, why: &str) {
+        let Some(more) = self.may_log(now) else { return };
+        let (service, endpoint) = (&*self.service, &*self.label);
+        match more {
+            0 => tracing::warn!(service, endpoint, "{what}: {why}"),
+            more => tracing::warn!(service, endpoint, "{what}: {why} (and {more} failures before)"),
+        }
+    }
+
     /// Counts a request as in flight until the guard is dropped.
     pub fn begin(self: &Arc<Self>) -> InFlight {
         self.in_flight.fetch_add(1, Ordering::Relaxed);

@@ -263,7 +263,7 @@ async fn a_backends_head_that_is_too_large_is_its_fault() {
 // ---- deadlines of the backend's side
 
 /// A listener whose queue is full: the kernel drops further attempts, so connecting takes for ever.
-fn full_listener() -> (SocketAddr, Vec<TcpStream>, socket2::Socket) {
+pub fn full_listener() -> (SocketAddr, Vec<TcpStream>, socket2::Socket) {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
     socket.listen(0).unwrap();

@@ -37,6 +37,7 @@ mod containers;
 mod corpus;
 mod discovery;
 mod dns01;
+mod dying;
 mod economics;
 mod expect;
 mod floods;
