@@ -90,6 +90,7 @@ outcomes! {
     HeadTimeout = "HEAD-TIMEOUT", 408, Client, true, "connection_timeout", "The request head did not arrive in time.";
     BodyTimeout = "BODY-TIMEOUT", 408, Client, true, "connection_timeout", "The request body stopped arriving.";
     BodyTooLarge = "BODY-TOO-LARGE", 413, Client, false, "http_request_error", "The request body was larger than this site allows.";
+    ExpectationFailed = "EXPECTATION-FAILED", 417, Client, false, "http_request_error", "The request expected something other than 100-continue.";
     UriTooLong = "URI-TOO-LONG", 414, Client, false, "http_request_error", "The request target was longer than allowed.";
     HeadTooLarge = "HEAD-TOO-LARGE", 431, Client, false, "http_request_error", "The request head was larger than allowed or had too many fields.";
     UnknownHost = "UNKNOWN-HOST", 404, Client, false, "destination_not_found", "No site has this name.";
@@ -123,6 +124,7 @@ outcomes! {
 
     ClientCertUnchecked = "CLIENT-CERT-UNCHECKED", 403, Tidegate, false, "proxy_configuration_error", "No revocation list in force says whether the client certificate was revoked.";
     NoDescriptor = "NO-DESCRIPTOR", 503, Tidegate, true, "connection_limit_reached", "Tidegate has no file descriptor left for a connection to the backend.";
+    Loop = "LOOP", 502, Tidegate, false, "proxy_loop_detected", "The request goes round in a circle: a backend leads back to Tidegate.";
     SiteUnavailable = "SITE-UNAVAILABLE", 503, Tidegate, true, "proxy_configuration_error", "The site is configured with an error and has no earlier version.";
     Internal = "INTERNAL", 500, Tidegate, false, "proxy_internal_error", "Tidegate failed in a way it should not have.";
 }

@@ -59,6 +59,8 @@ pub struct Server {
     pub trusted_proxies: CidrSet,
     /// Whether connections from trusted proxies begin with a PROXY protocol header.
     pub proxy_protocol: bool,
+    /// What this node calls itself in `Via` to backends; `None`: it sends none.
+    pub via: Option<Box<str>>,
     /// How long a graceful stop waits for what is in flight.
     pub drain: Duration,
     /// Open connections per client address (v6: per /64); 0 = no cap.

@@ -341,6 +341,7 @@ static SERVER: Section = Section {
         row("include", Kind::Texts(64), Value(r#"["sites/*.toml"]"#), "Files with sites. `*` may stand in the last part; files are taken in the order of their names, hidden ones are skipped, a missing folder is fine."),
         row("trusted_proxies", Kind::Networks(10_000), Value("[]"), "Networks whose forwarded headers (and PROXY protocol) are believed."),
         row("proxy_protocol", Kind::Flag, Value("false"), "Connections from trusted proxies begin with a PROXY protocol header, v1 or v2."),
+        row("via", Kind::Text(64), Value(r#""tidegate""#), "What this node calls itself in the `Via` field of requests to backends (RFC 9110 section 7.6.3); `\"off\"`: the field is not sent, and loops are not seen."),
         row("drain", Kind::Duration(0, HOUR), Value(r#""30s""#), "How long a graceful stop waits for what is in flight."),
         row("max_connections_per_client", Kind::Count(0, 10_000_000), Value("1024"), "Open connections per client address (IPv6: per /64); 0 = no cap."),
         row("max_requests_per_connection", Kind::Count(0, 1_000_000_000), Value("10000"), "Requests on one connection before it is closed gracefully; 0 = no cap."),

@@ -11,6 +11,7 @@
 //! 4. [`rewrite`]: the path is changed last before sending, so that every decision above saw what the client asked for.
 //! 5. [`header`]: edits of the request's fields follow the fields that Tidegate sets itself and can overrule them;
 //!    edits of the answer's fields are the last thing done to an answer, whoever made it.
+//! 6. [`via`]: said to a backend with the fields that Tidegate sets itself, so that the edits can take it away again.
 //!
 //! Every file has the same shape: what is compiled, `compile`, the decision, tests.
 
@@ -21,3 +22,4 @@ pub mod redirect;
 pub mod respond;
 pub mod rewrite;
 pub mod site_limit;
+pub mod via;

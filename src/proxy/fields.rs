@@ -80,7 +80,8 @@ pub fn well_formed(headers: &HeaderMap) -> Result<(), Outcome> {
 /// Removes what is hop-by-hop (RFC 9110 section 7.6.1) and what only we may say from a request.
 ///
 /// # Errors
-/// [`Outcome::BadRequest`] when `Connection` names a field that a message cannot do without.
+/// [`Outcome::BadRequest`] when `Connection` names a field that a message cannot do without,
+/// [`Outcome::ExpectationFailed`] when something is expected that is not known here.
 pub fn clean_request(headers: &mut HeaderMap, trusted: bool) -> Result<Found, Outcome> {
     let mut found = Found::default();
     let mut remove: Removals = Removals::default();
@@ -100,7 +101,7 @@ pub fn clean_request(headers: &mut HeaderMap, trusted: bool) -> Result<Found, Ou
             }
             // Set anew where the backend can be asked.
             "expect" => {
-                found.expects |= value.as_bytes().eq_ignore_ascii_case(b"100-continue");
+                found.expects |= expects_to_go_on(value)?;
                 remove.push(name);
             }
             "keep-alive"
@@ -282,6 +283,34 @@ fn nominated(value: &HeaderValue, remove: &mut Removals) -> Result<bool, Outcome
         }
     }
     Ok(upgrade)
+}
+
+/// Whether one `Expect` line asks to be told to go on. Nobody could keep another promise that is only dropped (RFC 9110
+/// section 10.1.1).
+fn expects_to_go_on(value: &HeaderValue) -> Result<bool, Outcome> {
+    let members = value.as_bytes().split(|&b| b == b',').map(<[u8]>::trim_ascii);
+    let mut members = members.filter(|member| !member.is_empty()).peekable();
+    let some = members.peek().is_some();
+    let known = members.all(|member| member.eq_ignore_ascii_case(b"100-continue"));
+    if known { Ok(some) } else { Err(Outcome::ExpectationFailed) }
+}
+
+/// Whether an OPTIONS request ends its way here, by its `Max-Forwards`; counts it down otherwise (RFC 9110 section 7.6.2).
+///
+/// # Errors
+/// [`Outcome::BadRequest`] when it cannot be told.
+pub fn is_last_hop(headers: &mut HeaderMap) -> Result<bool, Outcome> {
+    let mut values = headers.get_all(header::MAX_FORWARDS).iter();
+    let Some(value) = values.next() else { return Ok(false) };
+    let digits = value.as_bytes();
+    if values.next().is_some() || digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+        return Err(Outcome::BadRequest);
+    }
+    // More than we can count becomes as much as we can.
+    let hops = value.to_str().ok().and_then(|text| text.parse::<u32>().ok()).unwrap_or(u32::MAX);
+    let Some(left) = hops.checked_sub(1) else { return Ok(true) };
+    headers.insert(header::MAX_FORWARDS, HeaderValue::from(left));
+    Ok(false)
 }
 
 /// A length without its leading zeros, if it has any: to some backends they make it octal.
@@ -503,6 +532,41 @@ mod tests {
         for fields in [&[("content-length", "+3")][..], &[("content-length", "3"), ("content-length", "3")]] {
             assert_eq!(well_formed(&map(fields)), Err(Outcome::BadFraming), "{fields:?}");
         }
+    }
+
+    #[test]
+    fn only_going_on_can_be_expected() {
+        let expects =
+            |fields: &[(&str, &str)]| clean_request(&mut map(fields), false).map(|found| found.expects);
+        assert_eq!(expects(&[("expect", "100-Continue")]), Ok(true));
+        assert_eq!(expects(&[("expect", "100-continue, 100-continue"), ("expect", "")]), Ok(true));
+        assert_eq!(expects(&[("expect", " ,")]), Ok(false));
+        for other in ["tea", "y 100-continue", "100-continue, tea", "100-continue;q=1", "100"] {
+            assert_eq!(expects(&[("expect", other)]), Err(Outcome::ExpectationFailed), "{other}");
+            let second = [("expect", "100-continue"), ("expect", other)];
+            assert_eq!(expects(&second), Err(Outcome::ExpectationFailed), "{other}");
+        }
+    }
+
+    #[test]
+    fn max_forwards_counts_down_to_its_end() {
+        for (said, last, left) in [
+            ("0", true, "0"),
+            ("000", true, "000"),
+            ("1", false, "0"),
+            ("10", false, "9"),
+            ("99999999999999999999", false, "4294967294"),
+        ] {
+            let mut headers = map(&[("max-forwards", said)]);
+            assert_eq!(is_last_hop(&mut headers), Ok(last), "{said}");
+            assert_eq!(headers["max-forwards"], left, "{said}");
+        }
+        assert_eq!(is_last_hop(&mut HeaderMap::new()), Ok(false));
+        for bad in ["", "-1", "+1", "1, 1", "1 ", "x", "0x1"] {
+            assert_eq!(is_last_hop(&mut map(&[("max-forwards", bad)])), Err(Outcome::BadRequest), "{bad:?}");
+        }
+        let twice = &mut map(&[("max-forwards", "1"), ("max-forwards", "1")]);
+        assert_eq!(is_last_hop(twice), Err(Outcome::BadRequest));
     }
 
     #[test]

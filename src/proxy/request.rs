@@ -16,6 +16,7 @@ use hyper::body::{Body, Incoming};
 
 use crate::base::outcome::Outcome;
 use crate::config::model::{Forward, Http};
+use crate::policy::via::Circle;
 use crate::proxy::body::{RequestBody, ResponseBody, Streaming, Upload};
 use crate::proxy::context::{Connection, Context};
 use crate::proxy::fields::{self, Found};
@@ -135,6 +136,10 @@ async fn answer(
         Action::Redirect(redirect) => Ok(respond::redirect(redirect, &parts, path.as_deref())),
         Action::Respond(fixed) => Ok(respond::fixed(fixed)),
         Action::Proxy(service) => {
+            // A TRACE, of which the same holds, never comes that far.
+            if parts.method == Method::OPTIONS && fields::is_last_hop(&mut parts.headers)? {
+                return Ok(respond::options());
+            }
             let found = prepare(context, &mut parts, path.as_deref(), site.forward)?;
             let outgoing = outgoing(context, parts, found, body.take(), route, service, extended)?;
             forward::run(context, route, service, outgoing).await
@@ -268,6 +273,9 @@ fn prepare(
         secure: connection.secure,
     };
     let found = normalize::write(parts, path, &sender, context.request_id.clone())?;
+    if let Some(via) = &context.snapshot.via {
+        via.add(&mut parts.headers, parts.version).map_err(|Circle| Outcome::Loop)?;
+    }
     if let Some(cert) = connection.client_cert() {
         cert.tell(&mut parts.headers, forward);
     }

@@ -15,6 +15,7 @@ use crate::policy::header::HeaderEdits;
 use crate::policy::redirect::Redirect;
 use crate::policy::respond::Respond;
 use crate::policy::rewrite::Rewrite;
+use crate::policy::via::Via;
 use crate::route::{HostIndex, Table};
 use crate::snapshot::files::{self, Toward};
 use crate::snapshot::members;
@@ -264,7 +265,7 @@ pub fn assemble(
         .then(|| tls::server::server_config(Arc::default(), residents.ticketer.clone(), &plain));
     let snapshot = Snapshot {
         generation,
-        server,
+        server: server.clone(),
         sites,
         hosts: Arc::new(hosts),
         names: Arc::default(),
@@ -275,6 +276,7 @@ pub fn assemble(
         tls: tls::server::server_config(certificates.clone(), residents.ticketer.clone(), &plain)?,
         handshakes: Vec::new(),
         default_site: default,
+        via: server.via.as_deref().and_then(Via::compile),
         certificates,
         refusing: refusing.transpose()?,
     };
@@ -317,6 +319,7 @@ pub fn named(old: &Snapshot, generation: u64, residents: &Residents) -> Result<S
         tls,
         handshakes,
         default_site: old.default_site,
+        via: old.via.clone(),
         certificates,
         refusing: old.refusing.clone(),
     })
@@ -344,6 +347,7 @@ pub fn with_sites(old: &Snapshot, generation: u64, others: Vec<(usize, Arc<Site>
         tls: old.tls.clone(),
         handshakes: old.handshakes.clone(),
         default_site: old.default_site,
+        via: old.via.clone(),
         certificates: old.certificates.clone(),
         refusing: old.refusing.clone(),
     }

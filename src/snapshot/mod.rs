@@ -23,6 +23,7 @@ use crate::policy::redirect::Redirect;
 use crate::policy::respond::Respond;
 use crate::policy::rewrite::Rewrite;
 use crate::policy::site_limit::Places;
+use crate::policy::via::Via;
 use crate::route::{HostIndex, Table};
 use crate::telemetry::hub::SeriesId;
 use crate::tls::acme::demand::{self, Demand, Names, Rules};
@@ -61,6 +62,8 @@ pub struct Snapshot {
     pub handshakes: Vec<Arc<ServerConfig>>,
     /// Position of the site that answers clients without a name, or with an unknown one.
     pub default_site: Option<usize>,
+    /// What requests to backends say of the way they took; `None`: nothing.
+    pub via: Option<Via>,
     /// Refuses handshakes for names whose certificate is not there yet; `None` where every site has one and none takes
     /// names on demand, so that a handshake then costs no look.
     pub refusing: Option<Arc<ServerConfig>>,

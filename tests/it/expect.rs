@@ -150,16 +150,27 @@ async fn an_http2_client_gets_the_same_without_an_interim_answer() {
 }
 
 #[tokio::test]
-async fn without_a_body_or_with_another_expectation_nothing_is_expected_of_the_backend() {
+async fn without_a_body_nothing_is_expected_of_the_backend_and_another_expectation_is_refused() {
     let origin = Origin::saying("ok").await;
     let proxy = Proxy::with_site(SITE, &origin.backends()).await;
     let mut wire = proxy.wire(SITE).await;
     wire.ask("GET", "/", SITE, "Expect: 100-continue\r\n").await;
-    wire.send(format!("PUT / HTTP/1.1\r\nHost: {SITE}\r\nContent-Length: 2\r\nExpect: tea\r\n\r\nhi")).await;
-    assert_eq!(wire.reply_to("PUT").await.status, 200);
-    for request in origin.requests() {
-        assert_eq!(request.field("expect"), None, "{}", request.raw());
+    assert_eq!(origin.only().field("expect"), None);
+    for other in ["tea", "100-continue, tea"] {
+        let mut wire = proxy.wire(SITE).await;
+        wire.send(format!(
+            "PUT / HTTP/1.1\r\nHost: {SITE}\r\nContent-Length: 2\r\nExpect: {other}\r\n\r\nhi"
+        ))
+        .await;
+        let reply = wire.reply_to("PUT").await;
+        reply.expect(417, "EXPECTATION-FAILED");
+        assert_eq!(reply.field("connection"), Some("close"), "its body was not read");
+        let mut client = proxy.h2(SITE).await;
+        let request = client.request("PUT", "/").header("expect", other);
+        client.send(request.body(full("hi")).unwrap()).await.expect(417, "EXPECTATION-FAILED");
+        assert_eq!(client.get("/").await.status, 200, "the connection goes on");
     }
+    assert!(origin.requests().iter().all(|request| request.method() == "GET"));
 }
 
 #[tokio::test]

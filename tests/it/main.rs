@@ -42,6 +42,7 @@ mod economics;
 mod expect;
 mod floods;
 mod grpc;
+mod hops;
 mod idle;
 mod inside;
 mod limits;

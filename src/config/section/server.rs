@@ -40,6 +40,7 @@ pub fn read(context: &mut Context<'_>, root: &DeTable<'_>) -> Said {
         state: path(context, &table, "state"),
         trusted_proxies: networks(context, &table),
         proxy_protocol: context.flag(&table, "proxy_protocol"),
+        via: via(context, &table),
         drain: context.duration(&table, "drain", None).value,
         max_connections_per_client: narrow(context.count(&table, "max_connections_per_client")),
         max_requests_per_connection: narrow(context.count(&table, "max_requests_per_connection")),
@@ -256,6 +257,27 @@ fn default_certificate(context: &mut Context<'_>, table: &Table<'_>) -> Option<L
     let print = |value: &Option<Arc<str>>| value.as_ref().map_or_else(|| "none".into(), |name| literal(name));
     let given = context.value(table, "default_certificate", &fallback, read, print);
     given.value.map(|value| Located { value, origin: given.origin })
+}
+
+fn via(context: &mut Context<'_>, table: &Table<'_>) -> Option<Box<str>> {
+    let fallback = Located { value: Some(table.default_text("via").into()), origin: Origin::Default };
+    let read = |context: &mut Context<'_>, setting: &'static Setting, value: &Value<'_>| {
+        let text = context.text(setting, value)?;
+        if text == "off" {
+            return Some(None);
+        }
+        // RFC 9110 section 5.6.2.
+        let legal = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+        if text.is_empty() || !text.bytes().all(legal) {
+            let message = format!("`via`: `{}` is no name that can stand in the field", quoted(text));
+            let help = "write one word of letters, digits, `-`, `.` and `_`, like \"edge-1\", or \"off\"";
+            context.error("invalid-value", value.span(), message, help);
+            return None;
+        }
+        Some(Some(text.into()))
+    };
+    let print = |value: &Option<Box<str>>| literal(value.as_deref().unwrap_or("off"));
+    context.value(table, "via", &fallback, read, print).value
 }
 
 fn timeouts(context: &mut Context<'_>, server: &Table<'_>) -> Timeouts {
