@@ -1,8 +1,8 @@
 //! Asks endpoints how they are: `GET` the path of the service's `health`, in turn, with jitter.
 //!
-//! They are asked as requests ask: over HTTP/2 where the service says so, and behind a PROXY protocol header in nobody's
-//! name where it wants one. Every answer below 400 is healthy. `rise` and `fall` answers in a row change an endpoint's state; what it said last
-//! when it failed is kept for `status`. One task per endpoint, bounded by the endpoints of the snapshot; the tasks
+//! They are asked as requests ask: over HTTP/2 where the service says so or the endpoint chooses it, and behind a PROXY
+//! protocol header in nobody's name where it wants one. Every answer below 400 is healthy. `rise` and `fall` answers in a
+//! row change an endpoint's state; what it said last when it failed is kept for `status`. One task per endpoint, bounded by the endpoints of the snapshot; the tasks
 //! follow the snapshot, not the other way round.
 
 use std::collections::HashMap;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Uri, header};
+use http::{Method, Request, Uri, header};
 use http_body_util::Empty;
 
 use crate::config::model::{self, Http, ProxyHeader};
@@ -19,8 +19,8 @@ use crate::net::descriptors::Descriptor;
 use crate::net::proxy_protocol;
 use crate::net::timer::Wheel;
 use crate::snapshot::{Action, Service, Snapshot};
-use crate::upstream::connect::{self, Target};
-use crate::upstream::multiplex::{Allowed, Multiplexed};
+use crate::upstream::connect::{self, Connection, Target};
+use crate::upstream::multiplex::{Allowed, Multiplexed, Place};
 use crate::upstream::{Endpoint, Health};
 
 /// How often the tasks are compared with the snapshot.
@@ -168,14 +168,21 @@ async fn ask(job: &Job, wheel: &Wheel) -> Result<http::StatusCode, String> {
         wheel,
         descriptor: Descriptor::of_reserve(),
     };
-    match job.http {
-        Http::H1 => ask_h1(job, target).await,
-        Http::H2 => ask_h2(job, target).await,
+    let shared = match job.http {
+        Http::H1 => false,
+        Http::H2 => true,
+        Http::Auto => job.tls.is_some(),
+    };
+    if shared {
+        return ask_shared(job, target).await;
     }
+    let connection = connect::connect(target).await.map_err(|error| error.to_string())?;
+    ask_alone(job, connection).await
 }
 
-async fn ask_h1(job: &Job, target: Target<'_>) -> Result<http::StatusCode, String> {
-    let mut connection = connect::connect::<Empty<Bytes>>(target).await.map_err(|error| error.to_string())?;
+async fn ask_alone(job: &Job, mut connection: Connection<Empty<Bytes>>) -> Result<http::StatusCode, String> {
+    // Bytes that nobody asked for are no answer.
+    connection.ask(&Method::GET, false);
     let request = Request::get(&job.health.path)
         .header(header::HOST, &job.host)
         .header(header::USER_AGENT, AGENT)
@@ -186,14 +193,18 @@ async fn ask_h1(job: &Job, target: Target<'_>) -> Result<http::StatusCode, Strin
     Ok(answer.status())
 }
 
-async fn ask_h2(job: &Job, target: Target<'_>) -> Result<http::StatusCode, String> {
+async fn ask_shared(job: &Job, target: Target<'_>) -> Result<http::StatusCode, String> {
     // A connection of its own each time: it is connecting that is probed.
     let connections = Multiplexed::<Empty<Bytes>>::default();
-    let allowed = Allowed { connections: 1, ping_after: job.health.interval };
-    let stream = connections
-        .stream(&job.endpoint, target, || Some(Descriptor::of_reserve()), allowed)
-        .await
-        .map_err(|error| error.to_string())?;
+    let alone = job.http == Http::Auto;
+    let allowed = Allowed { connections: 1, ping_after: job.health.interval, alone };
+    let placed = connections.place(&job.endpoint, target, || Some(Descriptor::of_reserve()), allowed).await;
+    let stream = match placed.map_err(|error| error.to_string())? {
+        Place::Shared(stream) => stream,
+        Place::Alone(Some(connection)) => return ask_alone(job, *connection).await,
+        // Nothing was chosen before on connections of its own.
+        Place::Alone(None) => return Err("it was not connected".to_owned()),
+    };
     let scheme = if job.tls.is_some() { "https" } else { "http" };
     let uri = Uri::builder().scheme(scheme).authority(job.host.as_str()).path_and_query(&*job.health.path);
     let request = Request::get(uri.build().map_err(|error| error.to_string())?)

@@ -7,7 +7,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header;
+use http::header::{self, HeaderValue};
 use http::{Method, Request, Response};
 use hyper::body::{Body, Incoming};
 
@@ -63,20 +63,45 @@ impl Exchange<'_> {
     pub(super) async fn send(
         &self,
         context: &mut Context,
-        mut request: Box<Request<RequestBody>>,
+        request: Box<Request<RequestBody>>,
     ) -> Result<(Response<Incoming>, Lease), Failure> {
-        if self.service.core.http == Http::H2 {
+        if self.shares(&request) {
             return Box::pin(self.send_multiplexed(context, request)).await;
         }
+        self.send_alone(context, request, None).await
+    }
+
+    /// Whether a connection over HTTP/2 is looked for.
+    fn shares(&self, request: &Request<RequestBody>) -> bool {
+        match self.service.core.http {
+            Http::H1 => false,
+            Http::H2 => true,
+            // Most backends that choose HTTP/2 open no tunnels there; a browser asks for them over HTTP/1.1 too.
+            Http::Auto => {
+                let now = self.worker.wheel.now();
+                let tunnel = request.headers().contains_key(header::UPGRADE);
+                self.endpoint.tls && !tunnel && !self.worker.multiplexed.chose_alone(self.endpoint, now)
+            }
+        }
+    }
+
+    /// One try over HTTP/1.1. `made` is a connection that was made for this request.
+    pub(super) async fn send_alone(
+        &self,
+        context: &mut Context,
+        mut request: Box<Request<RequestBody>>,
+        mut made: Option<Box<Connection<RequestBody>>>,
+    ) -> Result<(Response<Incoming>, Lease), Failure> {
         let tls = self.tls();
         let bound = self.service.core.proxy_protocol.map(|_| context.client);
         // One that is down gets this request as its trial: only a new connection can show that it is back.
         let up = self.endpoint.is_up(self.worker.wheel.now());
         loop {
-            let pooled = up.then(|| self.worker.pools.take(self.endpoint, tls, bound)).flatten();
+            let pooled = || up.then(|| self.worker.pools.take(self.endpoint, tls, bound)).flatten();
+            let pooled = if made.is_none() { pooled() } else { None };
             let fresh = pooled.is_none();
-            let connection = match pooled {
-                Some(pooled) => pooled,
+            let connection = match pooled.or_else(|| made.take().map(|made| *made)) {
+                Some(connection) => connection,
                 // Boxed: a request on a pooled connection must not carry the room for a handshake.
                 None => match Box::pin(self.connect(context)).await {
                     Ok(connection) => connection,
@@ -125,7 +150,17 @@ impl Exchange<'_> {
             target.bound = Some(context.client);
             target.header = context.proxy_header(version);
         }
-        let connection = connect::connect(target).await?;
+        // Whoever comes here under `auto` wants HTTP/1.1.
+        if let (Some((config, _)), Some(alone)) = (&mut target.tls, &self.service.tls_alone) {
+            *config = alone;
+        }
+        let connected = connect::connect(target).await;
+        if let Err(ConnectError::Tls(_)) = &connected {
+            self.worker.multiplexed.forget_choice(self.endpoint);
+        }
+        let mut connection = connected?;
+        // It may carry whatever one may on which the endpoint chose the same.
+        connection.tls = self.tls().cloned();
         connection.belongs_to(self.endpoint, &self.worker.wheel);
         self.worker.shard.add(Counter::UpstreamOpened, 1);
         self.endpoint.connect_succeeded();
@@ -192,8 +227,15 @@ impl Exchange<'_> {
         &self,
         context: &mut Context,
         mut connection: Connection<RequestBody>,
-        request: Box<Request<RequestBody>>,
+        mut request: Box<Request<RequestBody>>,
     ) -> Result<(Response<Incoming>, Lease), Failure> {
+        // hyper sends no body at all with these, unless it is told how to frame one.
+        if matches!(*request.method(), Method::GET | Method::HEAD)
+            && !matches!(request.body(), RequestBody::Empty)
+            && request.body().size_hint().exact().is_none()
+        {
+            request.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
         let upload = context.upload.clone();
         let in_flight = self.endpoint.begin();
         let last = upload.is_some() && (request.method().is_safe() || request.method() == Method::DELETE);

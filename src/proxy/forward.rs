@@ -10,11 +10,10 @@
 use std::rc::Rc;
 
 use bytes::Bytes;
-use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
-use hyper::body::{Body, Incoming};
+use hyper::body::Incoming;
 
 use crate::base::outcome::Outcome;
 use crate::net::timer::Timer;
@@ -264,13 +263,6 @@ impl Outgoing {
     fn into_request(self, route: &Route) -> Result<Box<Request<RequestBody>>, Outcome> {
         let Outgoing { mut parts, body, found, .. } = self;
         fields::set_hop(&mut parts.headers, &found, parts.version);
-        // hyper sends no body at all with these, unless it is told how to frame one.
-        if matches!(parts.method, Method::GET | Method::HEAD)
-            && matches!(body, RequestBody::Streaming(..))
-            && body.size_hint().exact().is_none()
-        {
-            parts.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-        }
         if let Some(rewrite) = &route.rewrite {
             parts.uri = rewritten(&parts.uri, &rewrite.apply(parts.uri.path()))?;
         }

@@ -13,6 +13,7 @@ use hyper::ext::Protocol;
 
 use crate::base::clock;
 use crate::base::outcome::Outcome;
+use crate::config::model::Http;
 use crate::proxy::body::{RequestBody, Upload};
 use crate::proxy::context::Context;
 use crate::proxy::exchange::{Exchange, Failure};
@@ -22,7 +23,7 @@ use crate::proxy::reset::{self, Ending};
 use crate::telemetry::metric::Counter;
 use crate::upstream::answer;
 use crate::upstream::connect::ConnectError;
-use crate::upstream::multiplex::{Allowed, Stream};
+use crate::upstream::multiplex::{Allowed, Place, Stream};
 
 /// Connections of one endpoint that may turn out to be going away under one request.
 const GONE_AWAY_MAX: usize = 4;
@@ -36,8 +37,13 @@ impl Exchange<'_> {
     ) -> Result<(Response<Incoming>, Lease), Failure> {
         let mut again = Again::of(request, self.endpoint.tls);
         for _ in 0..GONE_AWAY_MAX {
-            let stream = match self.stream().await {
-                Ok(stream) => stream,
+            let stream = match self.place().await {
+                Ok(Place::Shared(stream)) => stream,
+                Ok(Place::Alone(made)) => {
+                    let lost = || Failure::again(Outcome::UpstreamReset, None);
+                    let request = again.unsent().ok_or_else(lost)?;
+                    return Box::pin(self.send_alone(context, request, made)).await;
+                }
                 Err(error) => return Err(self.unreachable(&error, again.unsent())),
             };
             if !stream.fresh {
@@ -64,22 +70,31 @@ impl Exchange<'_> {
         Err(Failure::again(Outcome::UpstreamReset, again.unsent()))
     }
 
-    async fn stream(&self) -> Result<Stream<RequestBody>, ConnectError> {
+    async fn place(&self) -> Result<Place<RequestBody>, ConnectError> {
         let snapshot = self.worker.snapshot();
         let server = &snapshot.server;
         let allowed = Allowed {
             connections: server.limits.upstream_h2_connections,
             ping_after: server.timeouts.upstream_ping,
+            alone: self.service.core.http == Http::Auto,
         };
         let target = self.target(server.limits.upstream_head);
         // Boxed: a request on a connection that is there must not carry the room for a handshake.
-        let opened = self.worker.multiplexed.stream(self.endpoint, target, || self.descriptor(), allowed);
-        let stream = Box::pin(opened).await?;
-        if stream.fresh {
+        let opened = self.worker.multiplexed.place(self.endpoint, target, || self.descriptor(), allowed);
+        let place = Box::pin(opened).await?;
+        let fresh = match &place {
+            Place::Shared(stream) => stream.fresh,
+            Place::Alone(None) => false,
+            Place::Alone(Some(made)) => {
+                made.belongs_to(self.endpoint, &self.worker.wheel);
+                true
+            }
+        };
+        if fresh {
             self.worker.shard.add(Counter::UpstreamOpened, 1);
             self.endpoint.connect_succeeded();
         }
-        Ok(stream)
+        Ok(place)
     }
 
     async fn carry(

@@ -166,7 +166,7 @@ fn outgoing(
         let (worker, allowed) = (context.worker(), &service.core.upgrade);
         wish = upgrade::wish(worker, &mut parts, &mut found.upgrade, extended, allowed)?;
     }
-    let multiplexed = service.core.http == Http::H2;
+    let multiplexed = service.core.http != Http::H1;
     let body = match body {
         Some(body) => upload(context, route.max_body, body, body_rate(context, &parts)),
         None => RequestBody::Empty,

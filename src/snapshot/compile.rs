@@ -9,7 +9,9 @@ use rustls::ServerConfig;
 use rustls::sign::CertifiedKey;
 use sha2::{Digest, Sha256};
 
-use crate::config::model::{self, Certificate, HostPattern, Located, Origin, TlsVersion, UntilIssued};
+use crate::config::model::{
+    self, Certificate, HostPattern, Http, Located, Origin, TlsVersion, UntilIssued, Upstream,
+};
 use crate::config::{self, Diagnostic};
 use crate::policy::header::HeaderEdits;
 use crate::policy::redirect::Redirect;
@@ -228,9 +230,12 @@ fn service(
     }
     let encrypted = said.backends.iter().any(|backend| backend.value.tls);
     let identity = toward.identity.as_deref();
-    let tls = encrypted.then(|| residents.client_config(&said.upstream, toward.ca.clone(), identity));
-    let tls = tls.transpose().map_err(refuse)?;
-    Ok(Service { core: upstream::Service::compile(said, &residents.endpoints), server_names, tls })
+    let config = |upstream: &Upstream| residents.client_config(upstream, toward.ca.clone(), identity);
+    let tls = encrypted.then(|| config(&said.upstream)).transpose().map_err(refuse)?;
+    let core = upstream::Service::compile(said, &residents.endpoints);
+    let alone = Upstream { http: Http::H1, ..said.upstream.clone() };
+    let tls_alone = (core.http == Http::Auto).then(|| config(&alone)).transpose().map_err(refuse)?;
+    Ok(Service { core, server_names, tls, tls_alone })
 }
 
 /// Puts compiled sites together. Hosts are known not to clash.

@@ -219,4 +219,6 @@ pub struct Service {
     pub server_names: Vec<Option<ServerName<'static>>>,
     /// How to speak TLS, where any endpoint does.
     pub tls: Option<Arc<ClientConfig>>,
+    /// The same with HTTP/1.1 alone offered, where endpoints choose: for tunnels, and for those that chose it before.
+    pub tls_alone: Option<Arc<ClientConfig>>,
 }

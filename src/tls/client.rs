@@ -1,4 +1,4 @@
-//! How we greet backends: verified always, one protocol offered (HTTP/1.1 or HTTP/2), sessions resumed.
+//! How we greet backends: verified always, the protocols offered that were said, sessions resumed.
 //!
 //! There is no switch that turns verification off: a backend with a private certificate gets its CA in `ca_file`.
 
@@ -85,9 +85,11 @@ pub fn server_name(upstream: &Upstream, host: &str) -> Result<ServerName<'static
 fn system_config(http: Http) -> Result<Arc<ClientConfig>, String> {
     static H1: OnceLock<Arc<ClientConfig>> = OnceLock::new();
     static H2: OnceLock<Arc<ClientConfig>> = OnceLock::new();
+    static AUTO: OnceLock<Arc<ClientConfig>> = OnceLock::new();
     let known = match http {
         Http::H1 => &H1,
         Http::H2 => &H2,
+        Http::Auto => &AUTO,
     };
     if let Some(made) = known.get() {
         return Ok(Arc::clone(made));
@@ -135,6 +137,7 @@ fn build(
     config.alpn_protocols = match http {
         Http::H1 => vec![b"http/1.1".to_vec()],
         Http::H2 => vec![ALPN_H2.to_vec()],
+        Http::Auto => vec![ALPN_H2.to_vec(), b"http/1.1".to_vec()],
     };
     config.resumption = Resumption::in_memory_sessions(sessions);
     config.enable_early_data = false;
@@ -182,8 +185,13 @@ mod tests {
     #[test]
     fn only_the_protocol_that_was_said_is_offered() {
         let ca = rcgen::generate_simple_self_signed(["ca.test".to_owned()]).unwrap();
-        for (http, offered) in [(Http::H1, b"http/1.1".to_vec()), (Http::H2, b"h2".to_vec())] {
-            assert_eq!(with_ca(Some(&ca.cert.pem()), http).unwrap().alpn_protocols, [offered]);
+        let (old, new) = (b"http/1.1".to_vec(), b"h2".to_vec());
+        for (http, offered) in [
+            (Http::H1, vec![old.clone()]),
+            (Http::H2, vec![new.clone()]),
+            (Http::Auto, vec![new.clone(), old.clone()]),
+        ] {
+            assert_eq!(with_ca(Some(&ca.cert.pem()), http).unwrap().alpn_protocols, offered);
         }
     }
 

@@ -196,11 +196,39 @@ where
     B: Body<Data = Bytes> + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let descriptor = std::mem::replace(&mut target.descriptor, Descriptor::of_reserve());
-    let (head_max, bound) = (target.head_max, target.bound);
-    let timer = target.wheel.timer();
-    let tls = target.tls.map(|(config, _)| config.clone());
+    let terms = Terms::of(&mut target);
     let stream = dial(target).await?;
+    begin(stream, terms).await
+}
+
+/// What a connection keeps of the target it was made for.
+pub(super) struct Terms {
+    pub(super) tls: Option<Arc<ClientConfig>>,
+    pub(super) head_max: usize,
+    pub(super) descriptor: Descriptor,
+    bound: Option<IpAddr>,
+    timer: Timer,
+}
+
+impl Terms {
+    pub(super) fn of(target: &mut Target<'_>) -> Terms {
+        Terms {
+            tls: target.tls.map(|(config, _)| config.clone()),
+            head_max: target.head_max,
+            descriptor: std::mem::replace(&mut target.descriptor, Descriptor::of_reserve()),
+            bound: target.bound,
+            timer: target.wheel.timer(),
+        }
+    }
+}
+
+/// Begins HTTP/1.1 on a bare stream.
+pub(super) async fn begin<B>(stream: Stream, terms: Terms) -> Result<Connection<B>, ConnectError>
+where
+    B: Body<Data = Bytes> + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let Terms { tls, head_max, descriptor, bound, timer } = terms;
     let asked = Rc::new(Asked::default());
     let io = Checked::new(Patient { io: stream, deaf: false }, asked.clone(), head_max);
     let (sender, connection) = http1::Builder::new()

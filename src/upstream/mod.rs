@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::base::clock::Millis;
-use crate::config::model;
+use crate::config::model::{self, Http};
 pub use balance::{Balancer, Tried, Weighted};
 pub use endpoint::{Availability, Endpoint, Health, InFlight};
 pub use registry::Registry;
@@ -40,7 +40,7 @@ pub struct Service {
     /// The active health check, if any.
     pub health: Option<model::Health>,
     /// Which protocol is spoken.
-    pub http: model::Http,
+    pub http: Http,
     /// Which PROXY protocol header begins each connection, if any.
     pub proxy_protocol: Option<model::ProxyHeader>,
     /// Protocols a client may change to, lower case.
@@ -74,7 +74,11 @@ impl Service {
             connect_timeout: service.connect_timeout,
             timeout: service.timeout,
             health: service.health.clone(),
-            http: service.upstream.http,
+            http: match service.upstream.http {
+                // Where nothing is encrypted, nothing is chosen.
+                Http::Auto if !service.backends.iter().any(|backend| backend.value.tls) => Http::H1,
+                http => http,
+            },
             proxy_protocol: service.upstream.proxy_protocol,
             upgrade: service.upgrade.clone().into_boxed_slice(),
         }

@@ -9,6 +9,9 @@
 //! streams as we ever open: however many are left unread, the next one still has its whole window. The price is
 //! memory: [`STREAMS_MAX`] times [`STREAM_WINDOW`] (16 MiB) for a connection on which every client stalls.
 //!
+//! Where the endpoint may choose, the first connection shows what it chooses. A choice of HTTP/1.1 is believed for
+//! [`CHOICE_TIME`]; requests then go their own way, see [`Place::Alone`].
+//!
 //! Not done: HTTP/2 on connections that begin with a PROXY protocol header, which name one client.
 
 use std::cell::{Cell, RefCell};
@@ -31,7 +34,7 @@ use crate::base::clock::Millis;
 use crate::net;
 use crate::net::descriptors::Descriptor;
 use crate::net::timer::Timer;
-use crate::upstream::connect::{self, ConnectError, Target};
+use crate::upstream::connect::{self, ConnectError, Connection, Target, Terms};
 use crate::upstream::endpoint::Endpoint;
 use crate::upstream::pool::same;
 
@@ -45,6 +48,9 @@ const CONNECTION_WINDOW: u32 = STREAMS_MAX as u32 * STREAM_WINDOW;
 const SEND_BUFFER: usize = 64 * 1024;
 /// Longest wait for the answer to a ping, and never longer than the silence before it.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long an endpoint that chose HTTP/1.1 is not asked again.
+pub const CHOICE_TIME: Duration = Duration::from_secs(60);
 
 /// A body that hyper can send.
 pub trait Sendable: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin + 'static {}
@@ -64,6 +70,22 @@ pub struct Allowed {
     pub connections: usize,
     /// Silence before a ping.
     pub ping_after: Duration,
+    /// The endpoint may choose HTTP/1.1 instead.
+    pub alone: bool,
+}
+
+/// Where a request goes.
+pub enum Place<B: Sendable> {
+    /// Onto a stream of an HTTP/2 connection.
+    Shared(Stream<B>),
+    /// Onto a connection of its own, because the endpoint chose HTTP/1.1; the one on which it did, for whoever made it.
+    Alone(Option<Box<Connection<B>>>),
+}
+
+/// A connection that was made.
+enum Opened<B: Sendable> {
+    Shared(Rc<Carrier<B>>),
+    Alone(Box<Connection<B>>),
 }
 
 /// One request's place on a connection; free again when dropped, and what is still being sent of its body is not sent
@@ -82,6 +104,8 @@ struct Group<B: Sendable> {
     carriers: Vec<Rc<Carrier<B>>>,
     /// Somebody is making one.
     opening: bool,
+    /// Until then the endpoint is taken to choose HTTP/1.1.
+    alone_until: Millis,
     /// Told when a stream or a connection has become free, or opening has ended.
     news: Rc<News>,
 }
@@ -123,32 +147,38 @@ enum Next<B: Sendable> {
     Go(Rc<Carrier<B>>),
     Open(Rc<News>),
     Wait(Rc<News>),
+    Alone,
 }
 
 impl<B: Sendable> Multiplexed<B> {
-    /// A stream to an endpoint; `leave` is asked before a socket is opened. Waits no longer than the target's deadline, whether for a connection or for a stream.
+    /// A place for a request at an endpoint; `leave` is asked before a socket is opened. Waits no longer than the target's
+    /// deadline, whether for a connection or for a stream.
     ///
     /// # Errors
     /// [`ConnectError`]; the request was not sent in any of these cases.
-    pub async fn stream(
+    pub async fn place(
         &self,
         endpoint: &Endpoint,
         mut target: Target<'_>,
         leave: impl Fn() -> Option<Descriptor>,
         allowed: Allowed,
-    ) -> Result<Stream<B>, ConnectError> {
+    ) -> Result<Place<B>, ConnectError> {
         let tls = target.tls.map(|(config, _)| config.clone());
         let patience = target.wheel.timer();
         patience.set(target.timeout);
         loop {
-            let news = match self.next(endpoint, tls.as_ref(), allowed.connections) {
-                Next::Go(carrier) => return Ok(Stream::on(carrier, patience, false)),
+            let news = match self.next(endpoint, tls.as_ref(), allowed, patience.now()) {
+                Next::Go(carrier) => return Ok(Place::Shared(Stream::on(carrier, patience, false))),
+                Next::Alone => return Ok(Place::Alone(None)),
                 Next::Open(news) => {
                     let opening = Opening { group: self, endpoint: endpoint.id, news: news.clone() };
                     target.descriptor = leave().ok_or(ConnectError::NoDescriptor)?;
                     let opened = open(target, allowed, &news).await;
-                    let carrier = opening.ended(opened)?;
-                    return Ok(Stream::on(carrier, patience, true));
+                    opening.ended(&opened, patience.now());
+                    return opened.map(|opened| match opened {
+                        Opened::Shared(carrier) => Place::Shared(Stream::on(carrier, patience, true)),
+                        Opened::Alone(connection) => Place::Alone(Some(connection)),
+                    });
                 }
                 Next::Wait(news) => news,
             };
@@ -170,11 +200,30 @@ impl<B: Sendable> Multiplexed<B> {
         }
     }
 
-    fn next(&self, endpoint: &Endpoint, tls: Option<&Arc<ClientConfig>>, max: usize) -> Next<B> {
+    /// Whether an endpoint that may choose chose HTTP/1.1 a while ago.
+    pub fn chose_alone(&self, endpoint: &Endpoint, now: Millis) -> bool {
+        self.groups.borrow().get(&endpoint.id).is_some_and(|group| group.alone_until > now)
+    }
+
+    /// It does not take HTTP/1.1 any more: it is asked again.
+    pub fn forget_choice(&self, endpoint: &Endpoint) {
+        if let Some(group) = self.groups.borrow_mut().get_mut(&endpoint.id) {
+            group.alone_until = Millis(0);
+        }
+    }
+
+    fn next(
+        &self,
+        endpoint: &Endpoint,
+        tls: Option<&Arc<ClientConfig>>,
+        allowed: Allowed,
+        now: Millis,
+    ) -> Next<B> {
         let mut groups = self.groups.borrow_mut();
         let group = groups.entry(endpoint.id).or_insert_with(|| Group {
             carriers: Vec::new(),
             opening: false,
+            alone_until: Millis(0),
             news: Rc::default(),
         });
         group.carriers.retain(|carrier| !carrier.over());
@@ -184,7 +233,10 @@ impl<B: Sendable> Multiplexed<B> {
             carrier.streams.set(carrier.streams.get() + 1);
             return Next::Go(carrier.clone());
         }
-        if group.opening || group.carriers.len() >= max {
+        if allowed.alone && group.alone_until > now {
+            return Next::Alone;
+        }
+        if group.opening || group.carriers.len() >= allowed.connections {
             return Next::Wait(group.news.clone());
         }
         group.opening = true;
@@ -198,7 +250,7 @@ impl<B: Sendable> Multiplexed<B> {
                 let unused = carrier.streams.get() == 0 && carrier.idle_since.get().after(idle) <= now;
                 !carrier.over() && !unused
             });
-            group.opening || !group.carriers.is_empty()
+            group.opening || !group.carriers.is_empty() || group.alone_until > now
         });
     }
 }
@@ -220,16 +272,16 @@ struct Opening<'a, B: Sendable> {
 }
 
 impl<B: Sendable> Opening<'_, B> {
-    fn ended(self, opened: Result<Carrier<B>, ConnectError>) -> Result<Rc<Carrier<B>>, ConnectError> {
-        let result = opened.map(Rc::new);
-        let failure = result.as_ref().err().map(ConnectError::again);
-        self.news.failed.replace(failure);
+    fn ended(self, opened: &Result<Opened<B>, ConnectError>, now: Millis) {
+        self.news.failed.replace(opened.as_ref().err().map(ConnectError::again));
         self.news.ended.set(self.news.ended.get() + 1);
-        if let (Ok(carrier), Some(group)) = (&result, self.group.groups.borrow_mut().get_mut(&self.endpoint))
-        {
-            group.carriers.push(carrier.clone());
+        let mut groups = self.group.groups.borrow_mut();
+        let Some(group) = groups.get_mut(&self.endpoint) else { return };
+        match opened {
+            Ok(Opened::Shared(carrier)) => group.carriers.push(carrier.clone()),
+            Ok(Opened::Alone(_)) => group.alone_until = now.after(CHOICE_TIME),
+            Err(_) => {}
         }
-        result
     }
 }
 
@@ -243,43 +295,53 @@ impl<B: Sendable> Drop for Opening<'_, B> {
 }
 
 /// Makes a connection and waits for the endpoint's SETTINGS: they say that it speaks HTTP/2 (RFC 9113 section 3.4), how
-/// many streams it takes, and whether it takes tunnels. The first stream is taken for whoever asked.
+/// many streams it takes, and whether it takes tunnels. The first stream is taken for whoever asked. Where the endpoint may
+/// choose, it may be HTTP/1.1 that begins.
 async fn open<B: Sendable>(
     mut target: Target<'_>,
     allowed: Allowed,
     news: &Rc<News>,
-) -> Result<Carrier<B>, ConnectError> {
-    let descriptor = std::mem::replace(&mut target.descriptor, Descriptor::of_reserve());
-    let (head_max, timeout, now) = (target.head_max, target.timeout, target.wheel.now());
-    let tls = target.tls.map(|(config, _)| config.clone());
+) -> Result<Opened<B>, ConnectError> {
+    let (timeout, now) = (target.timeout, target.wheel.now());
+    let terms = Terms::of(&mut target);
     let opened = async {
-        let stream = connect::dial(target).await.map_err(alpn)?;
-        if tls.is_some() && !stream.speaks_h2() {
-            return Err(ConnectError::NotH2("it chose no protocol in the TLS handshake (ALPN)"));
+        let dialled = connect::dial(target).await;
+        let stream = if allowed.alone { dialled? } else { dialled.map_err(alpn)? };
+        if terms.tls.is_some() && !stream.speaks_h2() {
+            let refused = ConnectError::NotH2("it chose no protocol in the TLS handshake (ALPN)");
+            return if allowed.alone { Ok(Spoken::Alone(stream)) } else { Err(refused) };
         }
         let spawner = Spawner::default();
-        let (sender, driven) = builder(&spawner, allowed, head_max)
+        let (sender, driven) = builder(&spawner, allowed, terms.head_max)
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|_| ConnectError::NotH2("the connection ended at once"))?;
         let line: Line<B> = Rc::new(RefCell::new(Some(driven)));
         tokio::task::spawn_local(drive(line.clone(), spawner.clone()));
         settled(&line, &spawner).await?;
-        Ok((sender, line, spawner))
+        Ok(Spoken::Shared(sender, line, spawner))
     };
     let late = ConnectError::NotH2("it sent no SETTINGS in time");
-    let (sender, line, spawner) = tokio::time::timeout(timeout, opened).await.map_err(|_| late)??;
-    Ok(Carrier {
-        sender,
-        line,
-        spawner,
-        tls,
-        streams: Cell::new(1),
-        retired: Cell::new(false),
-        idle_since: Cell::new(now),
-        news: news.clone(),
-        _descriptor: descriptor,
-    })
+    match tokio::time::timeout(timeout, opened).await.map_err(|_| late)?? {
+        Spoken::Alone(stream) => connect::begin(stream, terms).await.map(Box::new).map(Opened::Alone),
+        Spoken::Shared(sender, line, spawner) => Ok(Opened::Shared(Rc::new(Carrier {
+            sender,
+            line,
+            spawner,
+            tls: terms.tls,
+            streams: Cell::new(1),
+            retired: Cell::new(false),
+            idle_since: Cell::new(now),
+            news: news.clone(),
+            _descriptor: terms.descriptor,
+        }))),
+    }
+}
+
+/// What is spoken on a stream to an endpoint.
+enum Spoken<B: Sendable> {
+    Shared(http2::SendRequest<B>, Line<B>, Spawner),
+    Alone(net::stream::Stream),
 }
 
 /// A backend that knows ALPN but not HTTP/2 ends the handshake with this alert (RFC 7301 section 3.2).

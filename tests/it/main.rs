@@ -31,6 +31,7 @@ mod acme_scale;
 mod acme_store;
 mod admin;
 mod bytes;
+mod choice;
 mod client_auth;
 mod clients;
 mod containers;

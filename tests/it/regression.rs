@@ -333,3 +333,14 @@ async fn a_head_whose_body_takes_long_is_passed_on_before_it() {
     let (body, _) = within("the body", wire.body(Framing::Length(5))).await.unwrap();
     assert_eq!(body, b"apple");
 }
+
+#[tokio::test]
+async fn health_checks_over_http1_took_every_answer_for_one_that_nobody_had_asked_for() {
+    let origin = Origin::saying("ok").await;
+    let site = format!("{}\nhealth = {{ path = \"/up\", interval = \"50ms\" }}", origin.backends());
+    let proxy = Proxy::with_site(SITE, &site).await;
+    origin.arrived(4).await;
+    assert!(!proxy.stderr().contains("unhealthy"), "{}", proxy.stderr());
+    assert_eq!(proxy.status().await["endpoints"][0]["state"], "up");
+    assert_eq!(proxy.get(SITE, "/").await.status, 200);
+}

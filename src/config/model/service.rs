@@ -136,6 +136,8 @@ pub enum Http {
     H1,
     /// HTTP/2: by ALPN under TLS, else with prior knowledge (RFC 9113 section 3.3).
     H2,
+    /// Under TLS what the backend chooses of both by ALPN, else HTTP/1.1.
+    Auto,
 }
 
 /// A version of the PROXY protocol.

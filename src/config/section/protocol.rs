@@ -12,6 +12,7 @@ const NAME_MAX: usize = 64;
 pub fn of_upstream(context: &mut Context<'_>, table: &Table<'_>) -> (Http, Option<ProxyHeader>) {
     let http = match context.word(table, "http", None).value {
         "h2" => Http::H2,
+        "auto" => Http::Auto,
         _ => Http::H1,
     };
     let header = match context.word(table, "proxy_protocol", None).value {
@@ -19,9 +20,12 @@ pub fn of_upstream(context: &mut Context<'_>, table: &Table<'_>) -> (Http, Optio
         "v2" => Some(ProxyHeader::V2),
         _ => None,
     };
-    if http == Http::H2 && header.is_some() {
-        let message = "`proxy_protocol` and `http = \"h2\"` exclude each other: an HTTP/2 connection carries many \
-                       clients, its header names one";
+    if http != Http::H1 && header.is_some() {
+        let message = format!(
+            "`proxy_protocol` and `http = \"{}\"` exclude each other: an HTTP/2 connection carries many clients, its \
+             header names one",
+            word(http)
+        );
         let help = "keep one of them; the client's address also stands in X-Forwarded-For";
         context.error("conflict", table.span_of("proxy_protocol"), message, help);
     }
@@ -30,14 +34,19 @@ pub fn of_upstream(context: &mut Context<'_>, table: &Table<'_>) -> (Http, Optio
 
 /// How `upstream` shows its protocols.
 pub fn print(http: Http, header: Option<ProxyHeader>) -> String {
-    let http = match http {
-        Http::H1 => "h1",
-        Http::H2 => "h2",
-    };
+    let http = word(http);
     match header {
         None => format!("http = \"{http}\""),
         Some(ProxyHeader::V1) => format!("http = \"{http}\", proxy_protocol = \"v1\""),
         Some(ProxyHeader::V2) => format!("http = \"{http}\", proxy_protocol = \"v2\""),
+    }
+}
+
+fn word(http: Http) -> &'static str {
+    match http {
+        Http::H1 => "h1",
+        Http::H2 => "h2",
+        Http::Auto => "auto",
     }
 }
 

@@ -40,7 +40,7 @@ pub(super) static UPSTREAM: Section = Section {
         row("server_name", Kind::Text(253), Words("the backend's host"), "Name expected in the backend's certificate."),
         row("cert", Kind::Path, Words("none"), "PEM file of the certificate shown to backends that ask for one, then its intermediates."),
         row("key", Kind::Path, Words("none"), "PEM file of its private key."),
-        row("http", Kind::Word(&["h1", "h2"]), Value(r#""h1""#), "Protocol: HTTP/1.1, or HTTP/2 (by ALPN to `https://` backends, with prior knowledge to others); gRPC needs HTTP/2."),
+        row("http", Kind::Word(&["h1", "h2", "auto"]), Value(r#""h1""#), "Protocol: HTTP/1.1; or HTTP/2 (by ALPN to `https://` backends, with prior knowledge to others), which gRPC needs; or `\"auto\"`: each `https://` backend chooses by ALPN, others get HTTP/1.1."),
         row("proxy_protocol", Kind::Word(&["off", "v1", "v2"]), Value(r#""off""#), "Begin each connection with a PROXY protocol header that names the client; it then carries requests of this client only."),
     ],
 };
