@@ -281,6 +281,8 @@ struct Delivery {
     pace: Pace,
     /// Bytes that were offered last.
     offered: u64,
+    /// The last byte of a piece is still to be offered, by itself.
+    held_back: bool,
     connection: Rc<Connection>,
 }
 
@@ -291,9 +293,41 @@ impl Delivery {
         let stall_after = server.timeouts.write;
         let pace = Pace::new(server.limits.write_rate, stall_after);
         let connection = context.connection.clone();
-        let mut delivery = Delivery { timer, stall_after, pace, offered: 0, connection };
+        let mut delivery = Delivery { timer, stall_after, pace, offered: 0, held_back: false, connection };
         delivery.offer(0);
         Some(delivery)
+    }
+
+    /// How many of so many bytes are offered next.
+    fn piece(&mut self, size: usize) -> usize {
+        if std::mem::take(&mut self.held_back) {
+            return size.min(1);
+        }
+        let piece = size.min(PIECE_MAX);
+        self.held_back = piece > 1 && self.connection.backlog.lags();
+        if self.held_back { piece - 1 } else { piece }
+    }
+
+    /// Keeps what is not offered yet for the next time.
+    fn in_pieces<E>(
+        &mut self,
+        next: Option<Result<Frame<Bytes>, E>>,
+        kept: &mut Option<Bytes>,
+    ) -> Option<Result<Frame<Bytes>, E>> {
+        let size = match &next {
+            Some(Ok(frame)) => frame.data_ref().map_or(0, Bytes::len),
+            _ => 0,
+        };
+        let piece = if size > 0 { self.piece(size) } else { 0 };
+        match next {
+            Some(Ok(frame)) if piece < size => {
+                let Ok(mut data) = frame.into_data() else { return None };
+                let offered = data.split_to(piece);
+                *kept = Some(data);
+                Some(Ok(Frame::data(offered)))
+            }
+            next => next,
+        }
     }
 
     /// There is something for the client to take.
@@ -422,7 +456,11 @@ impl Body for ResponseBody {
                     this.finish();
                     return Poll::Ready(None);
                 };
-                Poll::Ready(Some(Ok(Frame::data(bytes))))
+                let whole = Some(Ok(Frame::data(bytes)));
+                Poll::Ready(match &mut this.delivery {
+                    Some(delivery) => delivery.in_pieces(whole, piece),
+                    None => whole,
+                })
             }
             Source::Upstream { bare: true, .. } => Poll::Ready(None),
             Source::Upstream { first, incoming, lease, stall_after, stalled, .. } => {
@@ -430,8 +468,10 @@ impl Body for ResponseBody {
                     Some(first) => Poll::Ready(Some(Ok(Frame::data(first)))),
                     None => Pin::new(incoming).poll_frame(cx),
                 };
-                let polled =
-                    if this.delivery.is_some() { polled.map(|next| in_pieces(next, first)) } else { polled };
+                let polled = match &mut this.delivery {
+                    Some(delivery) => polled.map(|next| delivery.in_pieces(next, first)),
+                    None => polled,
+                };
                 if let (Poll::Pending, Some(lease)) = (&polled, lease.get_mut().as_ref()) {
                     if !std::mem::replace(stalled, true) {
                         lease.timer().set(*stall_after);
@@ -497,32 +537,14 @@ impl Body for ResponseBody {
 }
 
 /// What one offer of an HTTP/2 stream holds at most: h2 keeps all of it while the client's window lets nothing go. One
-/// frame of the usual size, so that nothing is cut that would not be cut there.
+/// frame of the usual size, so that nothing is cut that would not be cut there. See [`backlog`](crate::proxy::backlog) for
+/// what becomes of its last byte.
 const PIECE_MAX: usize = 16 * 1024;
-
-/// Keeps what is more than a piece for the next time.
-fn in_pieces<E>(
-    next: Option<Result<Frame<Bytes>, E>>,
-    kept: &mut Option<Bytes>,
-) -> Option<Result<Frame<Bytes>, E>> {
-    match next {
-        Some(Ok(frame)) if frame.data_ref().is_some_and(|data| data.len() > PIECE_MAX) => {
-            let Ok(mut data) = frame.into_data() else { return None };
-            let piece = data.split_to(PIECE_MAX);
-            *kept = Some(data);
-            Some(Ok(Frame::data(piece)))
-        }
-        next => next,
-    }
-}
 
 impl Drop for ResponseBody {
     fn drop(&mut self) {
-        // hyper drops a body without asking for its end when the length says that it is complete, and when the
-        // answer has none (HEAD, 204, 304).
-        if self.is_end_stream() {
-            self.finish();
-        } else if self.delivery.as_ref().is_some_and(|delivery| delivery.timer.expired())
+        // Also where nothing more would have come: what was offered last, the client did not take.
+        if self.delivery.as_ref().is_some_and(|delivery| delivery.timer.expired())
             && let Some(context) = self.context.as_mut()
         {
             context.end(Outcome::ClientStalled);
@@ -530,6 +552,11 @@ impl Drop for ResponseBody {
             connection.stalls.set(connection.stalls.get().saturating_add(1));
             // Whoever reads from the client looks whether that is one too many.
             connection.progress.wake();
+        }
+        // hyper drops a body without asking for its end when the length says that it is complete, and when the
+        // answer has none (HEAD, 204, 304).
+        if self.is_end_stream() {
+            self.finish();
         }
         // The task of the stream may live on to send what it holds.
         if let Some(delivery) = &mut self.delivery {

@@ -153,11 +153,17 @@ impl Place {
         (true, rest)
     }
 
-    /// Takes all of the bytes.
-    fn pass(&mut self, mut bytes: &[u8]) {
+    /// Takes all of the bytes; gives the lengths of the DATA frames that begin in them.
+    fn pass(&mut self, mut bytes: &[u8]) -> u64 {
+        let mut data = 0;
         while !bytes.is_empty() {
-            (_, bytes) = self.advance(bytes);
+            let whole;
+            (whole, bytes) = self.advance(bytes);
+            if whole && self.header.get(3) == Some(&0x0) {
+                data += self.skip;
+            }
         }
+        data
     }
 
     /// Whether a frame may begin here.
@@ -411,7 +417,8 @@ impl AsyncWrite for Watch {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let count = ready!(Pin::new(&mut this.io).poll_write(cx, buf))?;
-        this.written.pass(buf.get(..count).unwrap_or_default());
+        let data = this.written.pass(buf.get(..count).unwrap_or_default());
+        this.connection.backlog.wrote(data);
         Poll::Ready(Ok(count))
     }
     fn poll_write_vectored(
@@ -424,7 +431,8 @@ impl AsyncWrite for Watch {
         let mut left = count;
         for buf in bufs {
             let part = buf.get(..buf.len().min(left)).unwrap_or_default();
-            this.written.pass(part);
+            let data = this.written.pass(part);
+            this.connection.backlog.wrote(data);
             left -= part.len();
         }
         Poll::Ready(Ok(count))
@@ -552,9 +560,8 @@ mod tests {
             }
             prop_assert_eq!(found, Err(Flood::Pings));
             prop_assert_eq!(pieces.last_stream(), whole.last_stream());
-            for piece in bytes[PREFACE..].chunks(cuts[0]) {
-                border.pass(piece);
-            }
+            let data: u64 = bytes[PREFACE..].chunks(cuts[0]).map(|piece| border.pass(piece)).sum();
+            prop_assert_eq!(data, 40 * 50);
             prop_assert!(border.is_border());
         }
 

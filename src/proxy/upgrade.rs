@@ -202,6 +202,7 @@ pub fn begun(mut context: Box<Context>, tunnel: Option<Box<StreamTunnel>>) -> Re
     let connection = context.connection.clone();
     match tunnel {
         Some(tunnel) => {
+            connection.backlog.tunnelled();
             tokio::task::spawn_local(run_stream(*tunnel, context));
         }
         None => {

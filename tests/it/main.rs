@@ -57,6 +57,7 @@ mod reload;
 mod request;
 mod routing;
 mod selftest;
+mod storms;
 mod tls;
 mod tls_front;
 mod tunnels;

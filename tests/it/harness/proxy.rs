@@ -160,7 +160,8 @@ fn spawn(
 ) -> Proxy {
     let limit = files.map(|limit| format!("ulimit -n {limit}; exec \"$0\" \"$@\""));
     let shell = limit.iter().flat_map(|script| ["sh", "-c", script.as_str()]);
-    let mut words = shell.chain(wrapper.iter().copied()).chain([TIDEGATE]);
+    let binary = std::env::var("TIDEGATE_BENCH_BINARY").unwrap_or(TIDEGATE.into());
+    let mut words = shell.chain(wrapper.iter().copied()).chain([binary.as_str()]);
     let mut child = Command::new(words.next().expect("a program"))
         .args(words)
         .args(["run", "--config"])
