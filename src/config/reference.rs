@@ -143,6 +143,8 @@ fn name(id: Id) -> &'static str {
         Id::Tls => "tls",
         Id::ClientAuth => "client_auth",
         Id::Backend => "backend",
+        Id::Balance => "balance",
+        Id::Split => "split",
         Id::Health => "health",
         Id::Upstream => "upstream",
         Id::Limit => "limit",

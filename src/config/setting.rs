@@ -10,6 +10,7 @@ mod service;
 mod tls;
 
 pub use acme::{ACME_NAMES_MAX, ALLOW_MAX, DIRECTORIES_MAX};
+pub use service::BALANCE_WORDS;
 
 use crate::base::unit::{print_duration, print_size};
 use std::time::Duration;
@@ -61,6 +62,10 @@ pub enum Id {
     ClientAuth,
     /// One of `backends`, long form.
     Backend,
+    /// `balance`, long form.
+    Balance,
+    /// One of `split`.
+    Split,
     /// `health`, long form.
     Health,
     /// `upstream = { … }`
@@ -320,6 +325,8 @@ pub static TABLE: &[&Section] = &[
     &tls::TLS,
     &tls::CLIENT_AUTH,
     &service::BACKEND,
+    &service::BALANCE,
+    &service::SPLIT,
     &service::HEALTH,
     &service::UPSTREAM,
     &LIMIT,
@@ -447,7 +454,10 @@ static SITE: Section = Section {
         row("tls", Kind::Table(Id::Tls), Words("the server's"), "Versions of TLS, and certificates of clients."),
         row("max_connections", Kind::Count(0, 10_000_000), Value("0"), "Open connections whose TLS handshake named this site; the newest is refused; 0 = no cap."),
         row("backends", BACKENDS, Words("none"), "Where requests go."),
-        row("balance", Kind::Word(&["p2c", "round_robin"]), Value(r#""p2c""#), "How a backend is chosen: the less loaded of two random ones, or in turn."),
+        row("split", SPLIT, Words("none"), "Shares of the requests that go to other backends: a new version is tried on few."),
+        row("split_by", Kind::Text(256), Value(r#""request""#), "What keeps a client on its side of `split`: `\"client-ip\"`, `\"header:X-User\"`, `\"cookie:session\"`; `\"request\"`: nothing, each request is drawn anew."),
+        row("balance", BALANCE, Value(r#""p2c""#), "How a backend is chosen."),
+        row("slow_start", Kind::Duration(0, HOUR), Value(r#""0s""#), "Time in which a backend that is new or back gets to its whole share, from 10 % of it; `\"0s\"`: none."),
         row("health", Kind::ShortOr(HEALTH_SHORT, Id::Health), Value(r#""off""#), "Active health check of each backend."),
         row("limit", LIMIT_KIND, Words("none"), "Rate limits over all routes of the site."),
         row("max_body", Kind::SizeOr("unlimited", 0, TIB), Value(r#""unlimited""#), "Largest request body (413)."),
@@ -466,6 +476,8 @@ static SITE: Section = Section {
 };
 
 const BACKENDS: Kind = Kind::ShortOrTables(BACKEND_SHORT, Id::Backend, NAMES_MAX, false);
+const BALANCE: Kind = Kind::ShortOr(service::BALANCE_SHORT, Id::Balance);
+const SPLIT: Kind = Kind::Tables(Id::Split, service::BRANCHES_MAX);
 const LIMIT_KIND: Kind = Kind::ShortOrTables(LIMIT_SHORT, Id::Limit, LIMITS_MAX, true);
 
 #[rustfmt::skip]
@@ -479,7 +491,10 @@ static ROUTE: Section = Section {
         row("headers", Kind::Conditions(32), Words("none"), "Conditions on header fields; all must hold."),
         row("query", Kind::Conditions(32), Words("none"), "Conditions on query parameters; all must hold."),
         row("backends", BACKENDS, Words("the site's"), "Where requests go."),
-        row("balance", Kind::Word(&["p2c", "round_robin"]), Words("the site's"), "How a backend is chosen."),
+        row("split", SPLIT, Words("the site's, where the route has no `backends` of its own"), "Shares of the requests that go to other backends."),
+        row("split_by", Kind::Text(256), Value(r#""request""#), "What keeps a client on its side of `split`."),
+        row("balance", BALANCE, Words("the site's, as a whole"), "How a backend is chosen."),
+        row("slow_start", Kind::Duration(0, HOUR), Words("the site's"), "Time in which a backend that is new or back gets to its whole share."),
         row("health", Kind::ShortOr(HEALTH_SHORT, Id::Health), Words("the site's"), "Active health check of each backend."),
         row("limit", LIMIT_KIND, Words("none"), "Rate limits of this route, besides the site's."),
         row("max_body", Kind::SizeOr("unlimited", 0, TIB), Words("the site's"), "Largest request body (413)."),

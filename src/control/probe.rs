@@ -81,9 +81,11 @@ fn jobs(snapshot: &Snapshot) -> impl Iterator<Item = Job> {
     let routes = snapshot.sites.iter().flat_map(|site| site.routes.iter().map(move |route| (site, route)));
     routes
         .filter_map(|(site, route)| match &route.action {
-            Action::Proxy(service) => Some((site, service, service.core.health.as_ref()?)),
+            Action::Proxy(service) => Some((site, service)),
             _ => None,
         })
+        .flat_map(|(site, service)| service.all().map(move |service| (site, service)))
+        .filter_map(|(site, service)| Some((site, service, service.core.health.as_ref()?)))
         .flat_map(|(site, service, health)| {
             service.core.endpoints.iter().enumerate().map(move |(index, weighted)| Job {
                 endpoint: weighted.endpoint.clone(),

@@ -108,6 +108,7 @@ pub fn first(
     let (snapshot, view);
     (snapshot, state, view) = finished;
     renew::want(residents, &snapshot);
+    residents.endpoints.settle();
     state.saved = keep(&server, &state, &view);
     residents.hub.set_generation(1);
     let watched = view.watched();

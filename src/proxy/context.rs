@@ -29,9 +29,10 @@ use crate::proxy::respond::Accept;
 use crate::proxy::upgrade::Tunnel;
 use crate::proxy::{Worker, grpc, record};
 use crate::snapshot::cell::Held;
-use crate::snapshot::{Route, Site};
+use crate::snapshot::{Action, Route, Service, Site};
 use crate::telemetry::hub::SeriesId;
 use crate::tls::policy::Policy;
+use crate::upstream::Affinity;
 use crate::upstream::endpoint::Endpoint;
 
 /// A client's stream with the watch on it.
@@ -236,6 +237,12 @@ pub struct Context {
     pub series: SeriesId,
     /// The client, after trusted proxies.
     pub client: IpAddr,
+    /// It speaks TLS, with us or with a trusted proxy.
+    pub secure: bool,
+    /// Where it belongs among the endpoints of its service.
+    pub affinity: Affinity,
+    /// Which part of a split service it goes to; `None`: the service itself.
+    pub branch: Option<usize>,
     /// As received; kept for the record.
     pub method: Method,
     /// As received; kept for the record.
@@ -302,6 +309,9 @@ impl Context {
             route: None,
             series: SeriesId::NONE,
             client: connection.client.ip(),
+            secure: connection.secure,
+            affinity: Affinity::None,
+            branch: None,
             method: request.method().clone(),
             uri: request.uri().clone(),
             host: headers.get(header::HOST).cloned(),
@@ -340,6 +350,13 @@ impl Context {
     /// Its route, once known.
     pub fn route(&self) -> Option<&Route> {
         self.site()?.routes.get(self.route?)
+    }
+
+    /// Its service, once known.
+    pub fn service(&self) -> Option<&Service> {
+        let Action::Proxy(service) = &self.route()?.action else { return None };
+        let branch = self.branch.and_then(|at| service.split.as_ref()?.branches.get(at));
+        Some(branch.map_or(service, |branch| &branch.service))
     }
 
     /// The PROXY protocol header that names its client to a backend. Behind trusted proxies that say it in a field, the

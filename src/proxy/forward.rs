@@ -18,6 +18,7 @@ use hyper::body::Incoming;
 use crate::base::outcome::Outcome;
 use crate::net::timer::Timer;
 use crate::proxy::Worker;
+use crate::proxy::affinity;
 use crate::proxy::body::{RequestBody, ResponseBody, Upload};
 use crate::proxy::context::Context;
 use crate::proxy::exchange::Exchange;
@@ -29,7 +30,7 @@ use crate::proxy::upgrade::{self, StreamTunnel, Wish};
 use crate::snapshot::{Route, Service};
 use crate::telemetry::metric::Counter;
 use crate::upstream::answer;
-use crate::upstream::balance::Tried;
+use crate::upstream::balance::{Ask, Tried};
 use crate::upstream::connect::Connection;
 use crate::upstream::endpoint::InFlight;
 use crate::upstream::multiplex::Stream;
@@ -121,6 +122,7 @@ impl Forwarded {
         if let Some(route) = context.route() {
             route.response_headers.apply(&mut parts.headers);
         }
+        affinity::remember(&mut parts.headers, &context);
         // The client was never told to go on: it sends no body, and nobody could tell a late one from its next request.
         context.close |= context.upload.as_ref().is_some_and(|upload| upload.unasked());
         respond::finish(&mut parts.headers, &context);
@@ -160,10 +162,8 @@ pub async fn run(
     let mut last = Outcome::NoEndpoint;
     for attempt in 0..TRIES_MAX {
         let now = worker.wheel.now();
-        let Some(index) = service.core.balancer.choose(&service.core.endpoints, now, worker.random(), &tried)
-        else {
-            break;
-        };
+        let ask = Ask { now, random: worker.random(), affinity: context.affinity, tried: &tried };
+        let Some(index) = service.core.balancer.choose(&service.core.endpoints, &ask) else { break };
         let Some(chosen) = service.core.endpoints.get(index) else { break };
         // It waited there already as long as it may.
         if last == Outcome::UpstreamBusy && tried.contains(index) {

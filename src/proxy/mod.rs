@@ -9,7 +9,7 @@
 //! 5. [`normalize`] and [`fields`]: one reading of host and path; hop-by-hop and forwarded fields; [`client_cert`]: what
 //!    is told of a client's certificate.
 //! 6. [`enforce`]: the policies, in their fixed order.
-//! 7. [`forward`]: choose an endpoint, send, perhaps retry; [`multiplexed`] where the backend speaks HTTP/2.
+//! 7. [`affinity`]: where a request belongs, by its key or cookie; [`forward`]: choose an endpoint, send, perhaps retry; [`multiplexed`] where the backend speaks HTTP/2.
 //! 8. [`body`], [`backlog`] and [`upgrade`]: streaming, limits, tunnels. [`expect`], [`keep`] and [`reset`] are what bodies
 //!    need for `100-continue`, another try, and the codes of HTTP/2.
 //! 9. [`respond`]: the only place where an outcome becomes an answer; [`grpc`] is its form for gRPC.
@@ -19,6 +19,7 @@
 //! met only in the snapshot.
 
 pub mod accept;
+pub mod affinity;
 pub mod backlog;
 pub mod body;
 pub mod client_cert;

@@ -23,7 +23,7 @@ use crate::proxy::fields::{self, Found};
 use crate::proxy::keep::Kept;
 use crate::proxy::respond::Accept;
 use crate::proxy::upgrade::Extended;
-use crate::proxy::{Worker, enforce, forward, normalize, respond, upgrade};
+use crate::proxy::{Worker, affinity, enforce, forward, normalize, respond, upgrade};
 use crate::route::RequestHead;
 use crate::snapshot::{Action, Route, Service, Site, Snapshot};
 
@@ -107,7 +107,8 @@ async fn answer(
         context.client =
             fields::client_address(&parts.headers, context.client, &snapshot.server.trusted_proxies);
     }
-    if !fields::came_secure(&context.connection, &parts.headers) && !site.plain_http {
+    context.secure = fields::came_secure(&context.connection, &parts.headers);
+    if !context.secure && !site.plain_http {
         return respond::to_https(context, &parts, &path.text);
     }
     proven(context, site)?;
@@ -140,6 +141,7 @@ async fn answer(
             if parts.method == Method::OPTIONS && fields::is_last_hop(&mut parts.headers)? {
                 return Ok(respond::options());
             }
+            let service = affinity::settle(context, site, service, &mut parts, path.as_deref());
             let found = prepare(context, &mut parts, path.as_deref(), site.forward)?;
             let outgoing = outgoing(context, parts, found, body.take(), route, service, extended)?;
             forward::run(context, route, service, outgoing).await

@@ -22,7 +22,7 @@ use crate::route::{HostIndex, Table};
 use crate::snapshot::files::{self, Toward};
 use crate::snapshot::members;
 use crate::snapshot::resident::Residents;
-use crate::snapshot::{Action, Route, Service, Site, Snapshot, Source};
+use crate::snapshot::{Action, Branch, Route, Service, Site, Snapshot, Source, Split};
 use crate::tls;
 use crate::tls::acme::demand::{Rules, Terms};
 use crate::tls::index::CertificateIndex;
@@ -98,6 +98,7 @@ pub fn site(input: &Input<'_>, residents: &Residents) -> Result<Arc<Site>, Vec<D
                 places: residents.places(&model.name),
                 max_connections: model.max_connections,
                 plain_http: model.plain_http,
+                cookies: cookies(model),
                 limits: model.limits.iter().map(|l| residents.limiter(&model.name, &none, l)).collect(),
                 table,
                 routes,
@@ -191,7 +192,15 @@ fn route(
 ) -> Result<Route, Box<Diagnostic>> {
     let refuse = |why: String| Box::new(Diagnostic::error("bad-route", &said.origin, why));
     let action = match &said.action {
-        model::Action::Proxy(service) => Action::Proxy(Box::new(self::service(service, toward, residents)?)),
+        model::Action::Proxy(service) => {
+            let mut main = self::service(service, toward, residents)?;
+            let split = service
+                .split
+                .as_ref()
+                .map(|split| self::split(site, said, service, split, toward, residents));
+            main.split = split.transpose()?;
+            Action::Proxy(Box::new(main))
+        }
         model::Action::Redirect { to, status } => {
             Action::Redirect(Redirect::compile(to, *status, &said.path).map_err(refuse)?)
         }
@@ -210,6 +219,37 @@ fn route(
         response_headers: HeaderEdits::compile(&said.response_headers).map_err(refuse)?,
         action,
     })
+}
+
+fn split(
+    site: &model::Site,
+    route: &model::Route,
+    service: &model::Service,
+    said: &model::Split,
+    toward: &Toward,
+    residents: &Residents,
+) -> Result<Box<Split>, Box<Diagnostic>> {
+    let branch = |branch: &model::Branch| {
+        let label = format!("{}#{}", route.label, branch.name);
+        let series = residents.hub.series(&site.name, &label);
+        Ok(Branch { service: self::service(&branch.service, toward, residents)?, series })
+    };
+    let branches = said.branches.iter().map(branch).collect::<Result<_, Box<Diagnostic>>>()?;
+    Ok(Box::new(Split { rules: upstream::Split::compile(said, &service.name), branches }))
+}
+
+/// Names of the cookies that a site's services set.
+fn cookies(site: &model::Site) -> Box<[Box<[u8]>]> {
+    let mut names: Vec<Box<[u8]>> = Vec::new();
+    for route in &site.routes {
+        if let model::Action::Proxy(service) = &route.action
+            && let model::Balance::Sticky(sticky) = &service.balance
+            && !names.iter().any(|name| **name == *sticky.cookie.as_bytes())
+        {
+            names.push(sticky.cookie.as_bytes().into());
+        }
+    }
+    names.into()
 }
 
 fn service(
@@ -235,7 +275,7 @@ fn service(
     let core = upstream::Service::compile(said, &residents.endpoints);
     let alone = Upstream { http: Http::H1, ..said.upstream.clone() };
     let tls_alone = (core.http == Http::Auto).then(|| config(&alone)).transpose().map_err(refuse)?;
-    Ok(Service { core, server_names, tls, tls_alone })
+    Ok(Service { core, server_names, tls, tls_alone, split: None })
 }
 
 /// Puts compiled sites together. Hosts are known not to clash.

@@ -12,7 +12,8 @@ pub(super) fn sources(site: &Site) -> Vec<Source> {
         Action::Proxy(service) => Some(service),
         _ => None,
     });
-    let all: BTreeSet<_> = services.flat_map(|service| &service.sources).map(|s| &s.value.source).collect();
+    let all = services.flat_map(|service| service.all()).flat_map(|service| &service.sources);
+    let all: BTreeSet<_> = all.map(|found| &found.value.source).collect();
     all.into_iter().cloned().collect()
 }
 
@@ -35,6 +36,7 @@ pub(super) fn expanded<'a>(said: &'a Service, sets: &Sets) -> Cow<'a, Service> {
                 tls: found.tls,
                 weight: member.weight.unwrap_or(found.weight),
                 name: member.name.clone(),
+                backup: found.backup,
             };
             service.backends.push(Located { value: backend, origin: origin.clone() });
         }

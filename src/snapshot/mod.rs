@@ -8,6 +8,7 @@ pub mod compile;
 mod files;
 mod members;
 pub mod resident;
+mod sticky_key;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -123,6 +124,8 @@ pub struct Site {
     pub max_connections: u32,
     /// Plain HTTP is served, not redirected.
     pub plain_http: bool,
+    /// Names of cookies of ours that backends never see.
+    pub cookies: Box<[Box<[u8]>]>,
     /// Limits over all routes.
     pub limits: Vec<Arc<Limiter>>,
     /// Finds a route.
@@ -221,4 +224,30 @@ pub struct Service {
     pub tls: Option<Arc<ClientConfig>>,
     /// The same with HTTP/1.1 alone offered, where endpoints choose: for tunnels, and for those that chose it before.
     pub tls_alone: Option<Arc<ClientConfig>>,
+    /// Where a share of its requests goes instead.
+    pub split: Option<Box<Split>>,
+}
+
+/// Where shares of a service's requests go.
+pub struct Split {
+    /// Which requests go to which branch.
+    pub rules: upstream::Split,
+    /// In the order of the rules.
+    pub branches: Box<[Branch]>,
+}
+
+/// Other endpoints of a split service.
+pub struct Branch {
+    /// Has no split of its own.
+    pub service: Service,
+    /// Where its requests are counted.
+    pub series: SeriesId,
+}
+
+impl Service {
+    /// The service and its branches.
+    pub fn all(&self) -> impl Iterator<Item = &Service> {
+        let branches = self.split.iter().flat_map(|split| &split.branches);
+        std::iter::once(self).chain(branches.map(|branch| &branch.service))
+    }
 }

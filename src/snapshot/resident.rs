@@ -14,6 +14,7 @@ use crate::config::model::{Acme, HostPattern, Http, Limit, Origin, Tls, Upstream
 use crate::discovery::Sets;
 use crate::policy::rate_limit::{self, Limiter};
 use crate::policy::site_limit::Places;
+use crate::snapshot::sticky_key;
 use crate::telemetry::hub::Hub;
 use crate::tls;
 use crate::tls::acme::{Challenges, Manager};
@@ -131,7 +132,8 @@ impl Residents {
     /// # Errors
     /// A sentence when the internal CA or the ticket keys cannot be had.
     pub fn new(hub: Arc<Hub>, state: &std::path::Path, limit_entries: usize) -> Result<Residents, String> {
-        Residents::with(hub, InternalCa::open(state)?, state, limit_entries)
+        let ca = InternalCa::open(state)?;
+        Residents::with(hub, ca, Registry::with_secret(sticky_key::open(state)?), state, limit_entries)
     }
 
     /// Residents for looking at a configuration without running it: nothing touches the disk.
@@ -140,18 +142,19 @@ impl Residents {
     /// A sentence when keys cannot be made.
     pub fn for_check() -> Result<Residents, String> {
         // One limit entry: nothing is counted.
-        Residents::with(Hub::new(1), InternalCa::ephemeral()?, std::path::Path::new(""), 1)
+        Residents::with(Hub::new(1), InternalCa::ephemeral()?, Registry::new(), std::path::Path::new(""), 1)
     }
 
     fn with(
         hub: Arc<Hub>,
         ca: InternalCa,
+        endpoints: Registry,
         state: &std::path::Path,
         limit_entries: usize,
     ) -> Result<Residents, String> {
         Ok(Residents {
             hub,
-            endpoints: Registry::new(),
+            endpoints,
             sets: Sets::default(),
             ca,
             acme: Automatic::new(state),

@@ -13,13 +13,17 @@
 //! when something fails and when somebody asks.
 
 mod latency;
+mod ramp;
 
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::base::address::EndpointAddress;
 use crate::base::clock::Millis;
+use crate::base::hash;
 use latency::Latency;
+use ramp::Ramp;
 
 /// Failed connects in a row after which an endpoint is down.
 pub const DOWN_AFTER: u32 = 2;
@@ -32,6 +36,9 @@ pub const BACKOFF_MAX_MS: u64 = 30_000;
 
 /// Time between two log lines about failures of one endpoint, in milliseconds.
 pub const LOG_EVERY_MS: u64 = 1_000;
+
+/// Weights below this count as this where loads are compared.
+const WEIGHT_MIN: f64 = 0.01;
 
 /// Bytes of an error's text that are kept.
 pub const ERROR_BYTES_MAX: usize = 512;
@@ -57,6 +64,8 @@ pub struct Endpoint {
     pub name: Box<str>,
     /// Address and name as text: for the logs.
     pub label: String,
+    /// Of address and scheme; the same on every node.
+    pub hash: u64,
     in_flight: AtomicU32,
     failures_in_a_row: AtomicU32,
     failures: AtomicU64,
@@ -64,6 +73,7 @@ pub struct Endpoint {
     down_until: AtomicU64,
     health: AtomicU8,
     latency: Latency,
+    ramp: Ramp,
     last_error: Mutex<Option<String>>,
     /// When a failure was last logged, in milliseconds of process time, and how many were not since.
     logged_at: AtomicU64,
@@ -123,6 +133,7 @@ impl Endpoint {
             },
             name: name.into(),
             exposed: !tls && !address.is_loopback(),
+            hash: hash::stable(u64::from(tls), address.to_string().as_bytes()),
             address,
             tls,
             in_flight: AtomicU32::new(0),
@@ -131,6 +142,7 @@ impl Endpoint {
             down_until: AtomicU64::new(0),
             health: AtomicU8::new(Health::Unknown as u8),
             latency: Latency::default(),
+            ramp: Ramp::default(),
             last_error: Mutex::new(None),
             logged_at: AtomicU64::new(0),
             unlogged: AtomicU64::new(0),
@@ -211,6 +223,7 @@ impl Endpoint {
         }
         if self.down_until.load(Ordering::Relaxed) != 0 {
             self.down_until.store(0, Ordering::Release);
+            self.ramp.rise();
         }
     }
 
@@ -249,7 +262,10 @@ impl Endpoint {
 
     /// Says what the health check found. A healthy endpoint was just connected to, so it is up at once.
     pub fn set_health(&self, health: Health) {
-        self.health.store(health as u8, Ordering::Release);
+        let before = self.health.swap(health as u8, Ordering::AcqRel);
+        if health != Health::Unhealthy && before == Health::Unhealthy as u8 {
+            self.ramp.rise();
+        }
         if health == Health::Healthy {
             self.connect_succeeded();
         }
@@ -258,6 +274,16 @@ impl Endpoint {
     /// Forgets what a health check once said.
     pub fn forget_health(&self) {
         self.health.store(Health::Unknown as u8, Ordering::Release);
+    }
+
+    /// It is new among others that have served a while: its slow start begins.
+    pub fn rise(&self) {
+        self.ramp.rise();
+    }
+
+    /// The share of its weight that counts in a slow start of this length: 0.1 when it is new or back, 1.0 at its end.
+    pub fn ramp(&self, now: Millis, length: Duration) -> f64 {
+        self.ramp.at(now, length)
     }
 
     /// Whether the endpoint gets requests: the word in `status`. One that is due for a trial is not up yet.
@@ -281,14 +307,14 @@ impl Endpoint {
     }
 
     /// What one more request would cost here, for comparison with other endpoints: latency in microseconds, times one
-    /// plus the requests in flight for each unit of weight (zero counts as 1).
-    pub fn load(&self, weight: u32, now: Millis) -> f64 {
+    /// plus the requests in flight for each unit of weight.
+    pub fn load(&self, weight: f64, now: Millis) -> f64 {
         let in_flight = self.in_flight();
         if in_flight == 0 && self.latency.is_unknown() {
             // Nobody knows it yet and nobody is asking: it gets the next request, or it would never be known.
             return 0.0;
         }
-        self.latency.average_us(now) * (f64::from(in_flight) / f64::from(weight.max(1)) + 1.0)
+        self.latency.average_us(now) * (f64::from(in_flight) / weight.max(WEIGHT_MIN) + 1.0)
     }
 }
 

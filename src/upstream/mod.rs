@@ -5,7 +5,7 @@
 //!
 //! [`connect`] makes connections, [`answer`] checks what comes back on them, [`pool`] keeps idle ones for one worker,
 //! [`multiplex`] shares those that speak HTTP/2. The rest is pure: it takes times and random bits and returns choices:
-//! [`endpoint`], [`registry`], [`balance`].
+//! [`endpoint`], [`registry`], [`balance`], [`split`].
 
 pub mod answer;
 pub mod balance;
@@ -14,15 +14,17 @@ pub mod endpoint;
 pub mod multiplex;
 pub mod pool;
 pub mod registry;
+pub mod split;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::base::clock::Millis;
 use crate::config::model::{self, Http};
-pub use balance::{Balancer, Tried, Weighted};
+use balance::sticky::Sticky;
+pub use balance::{Affinity, Ask, Balancer, Facts, Key, Tried, Weighted};
 pub use endpoint::{Availability, Endpoint, Health, InFlight};
 pub use registry::Registry;
+pub use split::Split;
 
 /// A compiled service.
 #[derive(Debug)]
@@ -33,6 +35,8 @@ pub struct Service {
     pub endpoints: Box<[Weighted]>,
     /// How one is chosen.
     pub balancer: Balancer,
+    /// What a request says about that.
+    pub attachment: Attachment,
     /// Deadline for connecting.
     pub connect_timeout: Duration,
     /// Deadline for the first byte of the answer.
@@ -45,6 +49,17 @@ pub struct Service {
     pub proxy_protocol: Option<model::ProxyHeader>,
     /// Protocols a client may change to, lower case.
     pub upgrade: Box<[String]>,
+}
+
+/// What of a request decides where it belongs.
+#[derive(Debug)]
+pub enum Attachment {
+    /// Nothing.
+    None,
+    /// Its key.
+    Key(Key),
+    /// Our cookie.
+    Cookie(Sticky),
 }
 
 impl Service {
@@ -61,15 +76,27 @@ impl Service {
                     &backend.value.name,
                 ),
                 weight: backend.value.weight,
+                backup: backend.value.backup,
             })
             .collect();
         if service.health.is_none() {
             // Nobody would ever take back what a health check that is now gone once said.
             endpoints.iter().for_each(|weighted| weighted.endpoint.forget_health());
         }
+        // No site has a slash in its name.
+        let site = service.name.split('/').next().unwrap_or_default();
         Service {
             name: Arc::clone(&service.name),
-            balancer: Balancer::compile(service.balance, &endpoints),
+            balancer: Balancer::compile(&service.balance, service.slow_start, &endpoints),
+            attachment: match &service.balance {
+                model::Balance::P2c | model::Balance::RoundRobin | model::Balance::LeastRequest => {
+                    Attachment::None
+                }
+                model::Balance::Hash { key, .. } => Attachment::Key(Key::compile(key)),
+                model::Balance::Sticky(said) => {
+                    Attachment::Cookie(Sticky::compile(said, site, &endpoints, registry.secret()))
+                }
+            },
             endpoints,
             connect_timeout: service.connect_timeout,
             timeout: service.timeout,
@@ -85,8 +112,17 @@ impl Service {
     }
 
     /// Chooses an endpoint; see [`Balancer::choose`]. The index is for [`Tried`].
-    pub fn choose(&self, now: Millis, random: u64, tried: &Tried) -> Option<(usize, &Arc<Endpoint>)> {
-        let at = self.balancer.choose(&self.endpoints, now, random, tried)?;
+    pub fn choose(&self, ask: &Ask<'_>) -> Option<(usize, &Arc<Endpoint>)> {
+        let at = self.balancer.choose(&self.endpoints, ask)?;
         self.endpoints.get(at).map(|weighted| (at, &weighted.endpoint))
+    }
+
+    /// Where a request belongs; costs nothing where the balancer does not ask.
+    pub fn affinity(&self, facts: &Facts<'_>) -> Affinity {
+        match &self.attachment {
+            Attachment::None => Affinity::None,
+            Attachment::Key(key) => key.hash(facts).map_or(Affinity::None, Affinity::Key),
+            Attachment::Cookie(sticky) => sticky.affinity(facts.headers),
+        }
     }
 }

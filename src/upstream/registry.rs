@@ -6,8 +6,10 @@
 //! reload and by `status`, never by a request.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use super::balance::sticky::{KEY_BYTES, Secret};
 use super::endpoint::Endpoint;
 use crate::base::address::EndpointAddress;
 
@@ -15,9 +17,10 @@ use crate::base::address::EndpointAddress;
 const SWEEP_SLACK: usize = 64;
 
 /// All endpoints of the process.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Registry {
     inner: Mutex<Inner>,
+    secret: Secret,
 }
 
 /// Service, address, TLS, and what its source calls it: another container at the same address is another endpoint.
@@ -31,12 +34,35 @@ struct Inner {
     slots: u32,
     next_id: u64,
     sweep_at: usize,
+    /// The first set is complete: what comes now is new among others.
+    settled: bool,
+}
+
+impl Default for Registry {
+    fn default() -> Registry {
+        Registry::new()
+    }
 }
 
 impl Registry {
-    /// An empty registry.
+    /// An empty registry, whose cookies no other process reads.
     pub fn new() -> Registry {
-        Registry::default()
+        let mut bytes = [0; KEY_BYTES];
+        // The seeds of hash maps are the random numbers of the standard library; nobody outside gets such a cookie.
+        for part in bytes.as_chunks_mut::<8>().0 {
+            *part = RandomState::new().hash_one(0).to_le_bytes();
+        }
+        Registry::with_secret(Secret::new(&bytes))
+    }
+
+    /// An empty registry; endpoints are named in cookies under this key.
+    pub fn with_secret(secret: Secret) -> Registry {
+        Registry { inner: Mutex::default(), secret }
+    }
+
+    /// The key under which endpoints are named in cookies.
+    pub fn secret(&self) -> &Secret {
+        &self.secret
     }
 
     /// The endpoint of this identity; made if there is none alive.
@@ -69,6 +95,9 @@ impl Registry {
         let id = inner.next_id;
         inner.next_id += 1;
         let endpoint = Arc::new(Endpoint::new(id, slot, Arc::clone(service), address.clone(), tls, name));
+        if inner.settled {
+            endpoint.rise();
+        }
         inner.endpoints.insert(identity, (slot, Arc::downgrade(&endpoint)));
         endpoint
     }
@@ -89,6 +118,11 @@ impl Registry {
     /// Forgets endpoints that nobody refers to. Happens by itself; after a reload it gives memory back sooner.
     pub fn sweep(&self) {
         self.lock().sweep();
+    }
+
+    /// The first set is complete. Endpoints that come later are new among others and start slowly.
+    pub fn settle(&self) {
+        self.lock().settled = true;
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

@@ -18,6 +18,10 @@ pub struct Service {
     pub sources: Vec<Located<Discover>>,
     /// How one is chosen.
     pub balance: Balance,
+    /// How long an endpoint that is new or back takes to get its whole share.
+    pub slow_start: Option<Duration>,
+    /// Where a share of the requests goes instead.
+    pub split: Option<Box<Split>>,
     /// Active health check, if any.
     pub health: Option<Health>,
     /// Deadline for connecting.
@@ -30,6 +34,14 @@ pub struct Service {
     pub upgrade: Vec<String>,
 }
 
+impl Service {
+    /// The service and the parts of its split.
+    pub fn all(&self) -> impl Iterator<Item = &Service> {
+        let branches = self.split.iter().flat_map(|split| &split.branches);
+        std::iter::once(self).chain(branches.map(|branch| &branch.service))
+    }
+}
+
 /// One backend as written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backend {
@@ -37,10 +49,12 @@ pub struct Backend {
     pub address: EndpointAddress,
     /// Whether it was written `https://…`.
     pub tls: bool,
-    /// Share of the requests; 1 to 1000; default 1.
+    /// Share of the requests; 0 to 1000; default 1. 0: it drains.
     pub weight: u32,
     /// What a source calls it; empty for one that is written.
     pub name: Arc<str>,
+    /// It gets requests only while no other is up.
+    pub backup: bool,
 }
 
 /// An entry of `backends` that says where endpoints are found.
@@ -52,6 +66,8 @@ pub struct Discover {
     pub tls: bool,
     /// Share of each endpoint found, where the source says none; 1 to 1000; default 1.
     pub weight: u32,
+    /// They get requests only while no other is up.
+    pub backup: bool,
 }
 
 /// A question to the world outside: where are endpoints? Equal questions are asked once.
@@ -76,12 +92,82 @@ impl std::fmt::Display for Source {
 }
 
 /// How an endpoint is chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Balance {
     /// Two random endpoints, the less loaded wins.
     P2c,
     /// Weighted, in turn.
     RoundRobin,
+    /// The one with the fewest requests in flight.
+    LeastRequest,
+    /// The same endpoint for the same key.
+    Hash {
+        /// What is the same.
+        key: Key,
+        /// Percent of the mean load that an endpoint may carry, 101 to 1000; `None`: any.
+        load: Option<u32>,
+    },
+    /// The same endpoint for the same client, by a cookie of ours.
+    Sticky(Sticky),
+}
+
+/// What requests are told apart by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Key {
+    /// The client's address; of IPv6, its /64.
+    ClientIp,
+    /// A header field, lower case.
+    Header(String),
+    /// A cookie.
+    Cookie(String),
+    /// The path, without query.
+    Path,
+}
+
+/// The cookie of `balance = "sticky"`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sticky {
+    /// Its name.
+    pub cookie: String,
+    /// How long a client keeps it; `None`: until it is closed.
+    pub ttl: Option<Duration>,
+    /// With which requests from other sites it is sent.
+    pub same_site: SameSite,
+}
+
+/// With which requests from other sites a cookie is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SameSite {
+    /// Links from elsewhere.
+    Lax,
+    /// None.
+    Strict,
+    /// All; over TLS only.
+    None,
+}
+
+/// Where a share of a service's requests goes instead.
+#[derive(Debug, Clone)]
+pub struct Split {
+    /// What keeps a client on its side; `None`: each request is drawn anew.
+    pub by: Option<Key>,
+    /// At least one.
+    pub branches: Vec<Branch>,
+}
+
+/// One entry of `split`.
+#[derive(Debug, Clone)]
+pub struct Branch {
+    /// What logs and metrics call it, after the route's label and `#`.
+    pub name: Arc<str>,
+    /// Its share of the requests.
+    pub percent: u32,
+    /// A field, lower case, that says `always` or `never`.
+    pub header: Option<String>,
+    /// A cookie that says so.
+    pub cookie: Option<String>,
+    /// Where they go; it has no split of its own.
+    pub service: Service,
 }
 
 /// `health = "/up"` or its long form.

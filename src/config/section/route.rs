@@ -379,6 +379,7 @@ fn refuse_settings_without_backends(context: &mut Context<'_>, table: &Table<'_>
     };
     for name in [
         "balance",
+        "slow_start",
         "health",
         "timeout",
         "connect_timeout",

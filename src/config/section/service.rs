@@ -4,7 +4,9 @@
 //! in: a route from its site, a site from the server.
 
 mod backend;
+mod balance;
 mod health;
+mod split;
 mod target;
 mod upstream;
 
@@ -13,7 +15,8 @@ use std::time::Duration;
 
 use super::{header, protocol, tls};
 use crate::config::model::{
-    Action, Balance, HeaderEdits, Health, Located, Origin, Server, Service, Upstream,
+    Action, Backend, Balance, Branch, Discover, HeaderEdits, Health, Located, Origin, Server, Service, Split,
+    Upstream,
 };
 use crate::config::parse::{Context, Table};
 use crate::config::setting::Id;
@@ -29,6 +32,8 @@ pub struct Shared {
     /// Whether plaintext backends are refused.
     encrypted: bool,
     toward: Toward,
+    /// `split`, of the same table as the backends.
+    split: Option<Arc<split::Said>>,
     /// `max_body`
     pub max_body: Located<Option<u64>>,
     /// `response_headers`
@@ -38,7 +43,8 @@ pub struct Shared {
 /// What has a meaning only where requests go to backends.
 #[derive(Debug, Clone)]
 struct Toward {
-    balance: Located<&'static str>,
+    balance: Located<Balance>,
+    slow_start: Located<Duration>,
     health: Located<Option<Health>>,
     connect_timeout: Located<Duration>,
     timeout: Located<Duration>,
@@ -53,7 +59,8 @@ pub fn of_server(server: &Server, encrypted: bool) -> Shared {
         Located { value, origin: Origin::Default }
     }
     let toward = Toward {
-        balance: default("p2c"),
+        balance: default(Balance::P2c),
+        slow_start: default(Duration::ZERO),
         health: default(None),
         connect_timeout: default(server.timeouts.connect),
         timeout: default(server.timeouts.first_byte),
@@ -62,7 +69,7 @@ pub fn of_server(server: &Server, encrypted: bool) -> Shared {
         request_headers: default(HeaderEdits::default()),
     };
     let (max_body, response_headers) = (default(None), default(HeaderEdits::default()));
-    Shared { target: None, encrypted, toward, max_body, response_headers }
+    Shared { target: None, encrypted, toward, split: None, max_body, response_headers }
 }
 
 /// Reads what a site or route says.
@@ -79,6 +86,7 @@ pub fn read(context: &mut Context<'_>, table: &Table<'_>, inherited: &Shared) ->
         target,
         encrypted: inherited.encrypted,
         toward,
+        split: split::read(context, table, inherited.split.as_ref()),
         max_body: context.size_or(table, "max_body", Some(&inherited.max_body)),
         response_headers: header::edits(
             context,
@@ -93,13 +101,17 @@ pub fn read(context: &mut Context<'_>, table: &Table<'_>, inherited: &Shared) ->
         && table.has("backends")
     {
         tls::refuse_plaintext(context, written, sources);
+        for branch in shared.branches() {
+            tls::refuse_plaintext(context, &branch.written, &branch.sources);
+        }
     }
     shared
 }
 
 fn toward(context: &mut Context<'_>, table: &Table<'_>, inherited: &Toward) -> Toward {
     Toward {
-        balance: context.word(table, "balance", Some(&inherited.balance)),
+        balance: balance::read(context, table, &inherited.balance),
+        slow_start: context.duration(table, "slow_start", Some(&inherited.slow_start)),
         health: health::read(context, table, &inherited.health),
         connect_timeout: context.duration(table, "connect_timeout", Some(&inherited.connect_timeout)),
         timeout: context.duration(table, "timeout", Some(&inherited.timeout)),
@@ -125,21 +137,52 @@ impl Shared {
             Target::Respond { status, body, content_type } => {
                 Action::Respond { status: *status, body: body.clone(), content_type: content_type.clone() }
             }
-            Target::Backends { written, sources } => Action::Proxy(Box::new(Service {
-                name: service(),
-                backends: written.to_vec(),
-                sources: sources.to_vec(),
-                balance: if self.toward.balance.value == "round_robin" {
-                    Balance::RoundRobin
-                } else {
-                    Balance::P2c
-                },
-                health: self.toward.health.value.clone(),
-                connect_timeout: self.toward.connect_timeout.value,
-                timeout: self.toward.timeout.value,
-                upstream: self.toward.upstream.value.clone(),
-                upgrade: self.toward.upgrade.value.clone(),
-            })),
+            Target::Backends { written, sources } => {
+                let name = service();
+                let mut main = self.service(name.clone(), written, sources);
+                main.split = self.split.as_ref().map(|said| {
+                    let branch = |branch: &split::Branch| Branch {
+                        name: branch.name.clone(),
+                        percent: branch.percent,
+                        header: branch.header.clone(),
+                        cookie: branch.cookie.clone(),
+                        service: self.service(
+                            format!("{name}#{}", branch.name).into(),
+                            &branch.written,
+                            &branch.sources,
+                        ),
+                    };
+                    let branches = said.branches.iter().map(branch).collect();
+                    Box::new(Split { by: said.by.clone(), branches })
+                });
+                Action::Proxy(Box::new(main))
+            }
         })
+    }
+
+    fn branches(&self) -> impl Iterator<Item = &split::Branch> {
+        self.split.iter().flat_map(|said| &said.branches)
+    }
+
+    fn service(
+        &self,
+        name: Arc<str>,
+        written: &[Located<Backend>],
+        sources: &[Located<Discover>],
+    ) -> Service {
+        let toward = &self.toward;
+        Service {
+            name,
+            backends: written.to_vec(),
+            sources: sources.to_vec(),
+            balance: toward.balance.value.clone(),
+            slow_start: Some(toward.slow_start.value).filter(|length| !length.is_zero()),
+            split: None,
+            health: toward.health.value.clone(),
+            connect_timeout: toward.connect_timeout.value,
+            timeout: toward.timeout.value,
+            upstream: toward.upstream.value.clone(),
+            upgrade: toward.upgrade.value.clone(),
+        }
     }
 }

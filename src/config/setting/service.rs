@@ -1,7 +1,16 @@
 //! The settings of where requests go: one backend, health checks, how to speak to backends.
 
 use super::Fallback::{Required, Value, Words};
-use super::{DAY, HOUR, Id, Kind, Section, row};
+use super::{BACKENDS, DAY, HOUR, Id, Kind, Section, row};
+
+/// Ways to choose a backend.
+pub const BALANCE_WORDS: &[&str] = &["p2c", "round_robin", "least_request", "hash", "sticky"];
+
+/// What `balance` may be in the short form.
+pub(super) const BALANCE_SHORT: &str = "\"p2c\", \"round_robin\", \"least_request\", \"hash\", \"sticky\"";
+
+/// Parts of one `split`.
+pub(super) const BRANCHES_MAX: usize = 16;
 
 #[rustfmt::skip]
 pub(super) static BACKEND: Section = Section {
@@ -11,7 +20,37 @@ pub(super) static BACKEND: Section = Section {
     settings: &[
         row("address", Kind::Text(300), Required, "Host and port; `https://` before it: TLS. Or where addresses are found: `dns://api.internal:8080`, every address of a name; `srv://_http._tcp.api.internal`, its SRV records; `file:web.backends`, a file with one address a line."),
         row("tls", Kind::Flag, Value("false"), "Whether TLS is spoken to endpoints that are found."),
-        row("weight", Kind::Count(1, 1_000), Value("1"), "Share of the requests."),
+        row("weight", Kind::Count(0, 1_000), Value("1"), "Share of the requests; 0: it drains, and gets only requests whose `sticky` cookie names it."),
+        row("backup", Kind::Flag, Value("false"), "It gets requests only while no other backend is up."),
+    ],
+};
+
+#[rustfmt::skip]
+pub(super) static BALANCE: Section = Section {
+    id: Id::Balance,
+    title: "balance = { by = \"…\", … }",
+    doc: "How a backend is chosen, in the long form.",
+    settings: &[
+        row("by", Kind::Word(BALANCE_WORDS), Required, "`\"p2c\"`: the less loaded of two random ones; `\"round_robin\"`: in turn; `\"least_request\"`: the one with the fewest requests in flight; `\"hash\"`: the same one for the same key; `\"sticky\"`: the same one for the same client, by a cookie."),
+        row("key", Kind::Text(256), Value(r#""client-ip""#), "hash: what is the same: `\"client-ip\"` (IPv6: the /64), `\"path\"`, `\"header:X-User\"`, `\"cookie:session\"`. Requests without it are balanced by p2c."),
+        row("load", Kind::CountOr("off", 101, 1_000), Value("125"), "hash: percent of the mean load that a backend may carry before its keys go to the next one; `\"off\"`: any."),
+        row("cookie", Kind::Text(128), Value(r#""tidegate""#), "sticky: name of the cookie. Backends never see it."),
+        row("ttl", Kind::Duration(1_000, 400 * DAY), Words("until the browser is closed"), "sticky: how long a client keeps the cookie, from when it was first sent."),
+        row("same_site", Kind::Word(&["lax", "strict", "none"]), Value(r#""lax""#), "sticky: with which requests from other sites browsers send the cookie; `\"none\"` (with all) works over HTTPS only."),
+    ],
+};
+
+#[rustfmt::skip]
+pub(super) static SPLIT: Section = Section {
+    id: Id::Split,
+    title: "{ name = \"…\", percent = …, backends = […] }",
+    doc: "One part of `split`: backends that get a share of the requests. Everything else is as the site or route says.",
+    settings: &[
+        row("name", Kind::Text(32), Required, "Stands behind the route's name in logs and metrics: `/#canary`."),
+        row("percent", Kind::Count(0, 100), Value("0"), "Share of the requests."),
+        row("header", Kind::Text(256), Words("none"), "Field by which a client chooses: `always` goes here, `never` does not."),
+        row("cookie", Kind::Text(128), Words("none"), "Cookie by which a client chooses, in the same way; the field goes first."),
+        row("backends", BACKENDS, Required, "Where these requests go."),
     ],
 };
 

@@ -27,6 +27,8 @@ pub struct Record<'a> {
     pub site: &'a str,
     /// Route label, or `none`.
     pub route: &'a str,
+    /// Service of the endpoint that was asked last; empty where none was.
+    pub service: &'a str,
     /// Request method.
     pub method: &'a str,
     /// Host asked for, without port.
@@ -75,6 +77,10 @@ pub const FIELDS: &[(&str, &str)] = &[
     ("client", "client address; cut to /24 (IPv4) or /48 (IPv6) under `privacy = \"strict\"`"),
     ("site", "site, `none` where no site has the name"),
     ("route", "route inside the site, `none` where no route matched"),
+    (
+        "service",
+        "service asked last: site, `/`, route, and `#` with the part of a `split` it went to; `null` where none was",
+    ),
     ("method", "request method"),
     ("host", "host asked for"),
     ("path", "path as normalised"),
@@ -141,7 +147,8 @@ pub(super) fn json(out: &mut Vec<u8>, r: &Record<'_>, worker: usize, privacy: Pr
     address(out, client(r, privacy));
     text(out, b"\",\"site\":\"", r.site.as_bytes());
     text(out, b"\",\"route\":\"", r.route.as_bytes());
-    text(out, b"\",\"method\":\"", r.method.as_bytes());
+    text_or_null(out, b"\",\"service\":", r.service);
+    text(out, b",\"method\":\"", r.method.as_bytes());
     text(out, b"\",\"host\":\"", r.host.as_bytes());
     text(out, b"\",\"path\":\"", r.path.as_bytes());
     if let (Privacy::Full, Some(query)) = (privacy, r.query) {

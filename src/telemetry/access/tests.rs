@@ -13,6 +13,7 @@ fn record() -> Record<'static> {
         client: "192.0.2.77".parse().unwrap(),
         site: "shop.example",
         route: "/api/",
+        service: "shop.example//api/#canary",
         method: "GET",
         host: "shop.example",
         path: "/api/cart",

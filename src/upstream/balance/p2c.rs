@@ -5,47 +5,43 @@
 //! flight is divided by the weight, which decides under load. Latency has a say in both, so that shares follow the
 //! weights only among endpoints of like speed; who needs exact shares wants `round_robin`.
 
-use super::{Candidate, Tried, Turns, Weighted, below, candidate};
-use crate::base::clock::Millis;
+use super::field::{Candidate, Field};
+use super::{Turns, below};
+use crate::base::hash::mix;
+
+/// Draws before the nearest usable endpoint is taken: what one that is down leaves is shared by all others, not inherited
+/// by its neighbour, while most are up.
+const DRAWS_MAX: u64 = 4;
 
 /// Chooses among endpoints that are up and not tried.
-pub(super) fn choose(
-    turns: &Turns,
-    endpoints: &[Weighted],
-    now: Millis,
-    random: u64,
-    exclude: &Tried,
-) -> Option<usize> {
-    let first = match pick(endpoints, turns.draw(random)?, None, now, exclude)? {
+pub(super) fn choose(turns: &Turns, field: &Field<'_>) -> Option<usize> {
+    let random = field.ask.random;
+    let first = match pick(turns, field, random, None)? {
         (at, Candidate::Eligible) => at,
         (at, _) => return Some(at),
     };
-    let start = match turns.draw(random >> 32)? {
-        // Drawn twice: any other.
-        at if at == first => first + 1 + below(random >> 16, endpoints.len().saturating_sub(1)),
-        at => at,
-    };
-    let second = match pick(endpoints, start, Some(first), now, exclude) {
+    let second = match pick(turns, field, mix(random), Some(first)) {
         Some((at, Candidate::Eligible)) => at,
         Some((at, _)) => return Some(at),
         None => return Some(first),
     };
-    let load = |at: usize| endpoints.get(at).map_or(f64::INFINITY, |one| one.endpoint.load(one.weight, now));
+    let load = |at: usize| {
+        field
+            .endpoints
+            .get(at)
+            .map_or(f64::INFINITY, |one| one.endpoint.load(field.weight(at), field.ask.now))
+    };
     Some(if load(second) < load(first) { second } else { first })
 }
 
-/// The first usable candidate from `start` on, in a circle, but not `except`.
-fn pick(
-    endpoints: &[Weighted],
-    start: usize,
-    except: Option<usize>,
-    now: Millis,
-    exclude: &Tried,
-) -> Option<(usize, Candidate)> {
-    let count = endpoints.len();
-    (0..count)
-        .map(|step| (start + step) % count)
+/// A usable candidate drawn by weight, but not `except`; where few are usable, the first one from a random place on.
+fn pick(turns: &Turns, field: &Field<'_>, random: u64, except: Option<usize>) -> Option<(usize, Candidate)> {
+    let drawn = (0..DRAWS_MAX).filter_map(|draw| turns.draw(mix(random.wrapping_add(draw))));
+    let count = field.endpoints.len();
+    let start = below(random >> 32, count);
+    drawn
+        .chain((0..count).map(|step| (start + step) % count))
         .filter(|&at| Some(at) != except)
-        .map(|at| (at, candidate(endpoints, at, now, exclude)))
+        .map(|at| (at, field.candidate(at)))
         .find(|(_, candidate)| *candidate != Candidate::No)
 }

@@ -2,8 +2,8 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::{Candidate, Tried, Turns, Weighted, candidate};
-use crate::base::clock::Millis;
+use super::field::{Candidate, Field};
+use super::{Turns, Weighted};
 
 /// The sequence of turns and whose turn it is.
 #[derive(Debug)]
@@ -13,18 +13,18 @@ pub struct Rotation {
 }
 
 impl Rotation {
-    pub(super) fn compile(endpoints: &[Weighted]) -> Rotation {
-        Rotation { turns: Turns::compile(endpoints), next: AtomicUsize::new(0) }
+    pub(super) fn compile(endpoints: &[Weighted], backup: bool) -> Rotation {
+        Rotation { turns: Turns::compile(endpoints, backup), next: AtomicUsize::new(0) }
     }
 
     /// Chooses among endpoints that are up and not tried. A turn that can not be used is given up rather than handed to
     /// its neighbour, so that what a missing endpoint leaves is shared by all others.
-    pub(super) fn choose(&self, endpoints: &[Weighted], now: Millis, exclude: &Tried) -> Option<usize> {
-        let usable = |at: usize| candidate(endpoints, at, now, exclude) != Candidate::No;
+    pub(super) fn choose(&self, field: &Field<'_>) -> Option<usize> {
+        let usable = |at: usize| field.candidate(at) != Candidate::No;
         let by_turn = (0..self.turns.len())
             .filter_map(|_| self.turns.at(self.next.fetch_add(1, Ordering::Relaxed)))
             .find(|&at| usable(at));
         // Other workers take turns in between, so a round of ours need not have seen every endpoint; this look does.
-        by_turn.or_else(|| (0..endpoints.len()).find(|&at| usable(at)))
+        by_turn.or_else(|| (0..field.endpoints.len()).find(|&at| usable(at)))
     }
 }

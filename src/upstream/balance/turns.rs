@@ -13,8 +13,10 @@ pub struct Turns {
 }
 
 impl Turns {
-    pub(super) fn compile(endpoints: &[Weighted]) -> Turns {
-        let weights = endpoints.iter().map(|weighted| u64::from(weighted.weight.max(1))).collect();
+    /// The turns of primaries, or of backups; none of those that drain.
+    pub(super) fn compile(endpoints: &[Weighted], backup: bool) -> Turns {
+        let weight = |weighted: &Weighted| if weighted.backup == backup { weighted.weight.into() } else { 0 };
+        let weights = endpoints.iter().map(weight).collect();
         Turns { sequence: sequence(&reduced(weights)) }
     }
 
@@ -40,7 +42,8 @@ fn reduced(mut weights: Vec<u64>) -> Vec<u64> {
     weights.iter_mut().for_each(|weight| *weight /= divisor);
     let sum: u64 = weights.iter().sum();
     if sum > TURNS_MAX {
-        weights.iter_mut().for_each(|weight| *weight = (*weight * TURNS_MAX / sum).max(1));
+        let scaled = |weight: u64| if weight == 0 { 0 } else { (weight * TURNS_MAX / sum).max(1) };
+        weights.iter_mut().for_each(|weight| *weight = scaled(*weight));
     }
     weights
 }
@@ -76,7 +79,7 @@ mod tests {
         let turns = Turns { sequence: sequence(&[1, 2]) };
         assert_eq!((0..6).filter_map(|turn| turns.at(turn)).collect::<Vec<_>>(), [1, 0, 1, 1, 0, 1]);
         assert_eq!((turns.draw(0), turns.draw(u64::MAX), turns.len()), (Some(1), Some(1), 3));
-        let none = Turns::compile(&[]);
+        let none = Turns::compile(&[], false);
         assert_eq!((none.at(0), none.draw(1), none.len()), (None, None, 0));
     }
 

@@ -110,7 +110,7 @@ fn failures_are_logged_once_a_second_and_the_rest_is_counted() {
 #[test]
 fn the_average_jumps_to_peaks_falls_slowly_and_fades_when_idle() {
     let endpoint = endpoint();
-    let load = |now| endpoint.load(1, Millis(now)).round();
+    let load = |now| endpoint.load(1.0, Millis(now)).round();
     assert_eq!(load(0), 0.0, "unknown and idle: it must be tried");
     let asked = endpoint.begin();
     assert_eq!(load(0), 2.0 * f64::from(UNKNOWN_LATENCY_US), "unknown, one asks already");
@@ -135,10 +135,10 @@ fn times_that_wrap_or_run_backwards_and_huge_latencies_do_no_harm() {
     let endpoint = endpoint();
     let wrap = u64::from(u32::MAX);
     endpoint.observe(u64::MAX, Millis(wrap));
-    assert_eq!(endpoint.load(1, Millis(wrap - 5)), f64::from(u32::MAX));
-    assert!((endpoint.load(1, Millis(wrap + 10_000)) / f64::from(u32::MAX) - 0.3679).abs() < 0.001);
+    assert_eq!(endpoint.load(1.0, Millis(wrap - 5)), f64::from(u32::MAX));
+    assert!((endpoint.load(1.0, Millis(wrap + 10_000)) / f64::from(u32::MAX) - 0.3679).abs() < 0.001);
     endpoint.observe(0, Millis(wrap + 1));
-    assert!(endpoint.load(1, Millis(wrap + 1)) > 4.0e9);
+    assert!(endpoint.load(1.0, Millis(wrap + 1)) > 4.0e9);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::target::Target;
 use crate::base::address::EndpointAddress;
 use crate::config::model::{Backend, Discover, Located, Source};
-use crate::config::parse::{Context, Value, quoted};
+use crate::config::parse::{Context, Value, literals, quoted};
 use crate::config::section::host;
 use crate::config::setting::{self, Id, Setting};
 
@@ -46,6 +46,7 @@ pub(super) fn read(
             Entry::Found(value) => sources.push(Located { value, origin }),
         }
     }
+    refuse_idle(context, value, &written, &sources);
     let any = !written.is_empty() || !sources.is_empty();
     any.then(|| Target::Backends { written: written.into(), sources: sources.into() })
 }
@@ -54,6 +55,48 @@ pub(super) fn read(
 enum Entry {
     Written(Backend),
     Found(Discover),
+}
+
+/// Backends of which none would ever be the first choice.
+fn refuse_idle(
+    context: &mut Context<'_>,
+    value: &Value<'_>,
+    written: &[Located<Backend>],
+    sources: &[Located<Discover>],
+) {
+    let written = written.iter().map(|backend| (backend.value.weight, backend.value.backup));
+    let found = sources.iter().map(|found| (found.value.weight, found.value.backup));
+    let mut all = written.chain(found);
+    let (message, help) = if all.clone().count() == 0 {
+        return;
+    } else if all.clone().all(|(weight, _)| weight == 0) {
+        ("all backends have weight 0", "one that drains needs others to drain to: give at least one a weight")
+    } else if all.all(|(_, backup)| backup) {
+        (
+            "all backends are backups",
+            "a backup waits until the others are down: leave at least one without `backup`",
+        )
+    } else {
+        return;
+    };
+    context.error("conflict", value.span(), message, help);
+}
+
+/// As the effective configuration shows them.
+pub(super) fn print(written: &[Located<Backend>], sources: &[Located<Discover>]) -> String {
+    let one = |place: String, weight: u32, backup: bool| {
+        let weight = if weight == 1 { String::new() } else { format!(" weight {weight}") };
+        format!("{place}{weight}{}", if backup { " backup" } else { "" })
+    };
+    let written = written.iter().map(|backend| {
+        let Backend { address, tls, weight, backup, .. } = &backend.value;
+        one(format!("{}{address}", if *tls { "https://" } else { "" }), *weight, *backup)
+    });
+    let found = sources.iter().map(|found| {
+        let Discover { source, tls, weight, backup } = &found.value;
+        one(format!("{source}{}", if *tls { " tls" } else { "" }), *weight, *backup)
+    });
+    literals(written.chain(found))
 }
 
 /// One backend and where its address stands.
@@ -77,6 +120,7 @@ fn backend(context: &mut Context<'_>, entry: &Value<'_>) -> Option<(Entry, std::
         Some((setting, value)) => context.read_count(setting, value),
         None => Some(1),
     };
+    let backup = context.silent(|context| context.flag(&table, "backup"));
     let Some((setting, value)) = table.get("address") else {
         context.missing(&table, "address");
         return None;
@@ -89,14 +133,14 @@ fn backend(context: &mut Context<'_>, entry: &Value<'_>) -> Option<(Entry, std::
     let said = u32::try_from(weight?).unwrap_or(1);
     let place = match place(context, value, text)? {
         Entry::Found(found) => {
-            Entry::Found(Discover { tls: tls.is_some_and(|(tls, _)| tls), weight: said, ..found })
+            Entry::Found(Discover { tls: tls.is_some_and(|(tls, _)| tls), weight: said, backup, ..found })
         }
         Entry::Written(backend) => {
             if let Some((_, span)) = tls {
                 let help = "an address says it itself: write `https://` before it, or nothing";
                 context.error("conflict", span, "`tls` is for endpoints that are found", help);
             }
-            Entry::Written(Backend { weight: said, ..backend })
+            Entry::Written(Backend { weight: said, backup, ..backend })
         }
     };
     Some((place, value.span()))
@@ -120,7 +164,7 @@ fn place(context: &mut Context<'_>, value: &Value<'_>, text: &str) -> Option<Ent
     } else {
         return address(context, value, text).map(Entry::Written);
     };
-    Some(Entry::Found(Discover { source, tls: false, weight: 1 }))
+    Some(Entry::Found(Discover { source, tls: false, weight: 1, backup: false }))
 }
 
 fn file(context: &mut Context<'_>, value: &Value<'_>, path: &str) -> Option<Source> {
@@ -189,7 +233,7 @@ fn address(context: &mut Context<'_>, value: &Value<'_>, text: &str) -> Option<B
     };
     // A single slash after the port is how many people write an origin.
     match host::endpoint(rest.strip_suffix('/').filter(|_| text.contains("://")).unwrap_or(rest)) {
-        Ok(address) => Some(Backend { address, tls, weight: 1, name: "".into() }),
+        Ok(address) => Some(Backend { address, tls, weight: 1, name: "".into(), backup: false }),
         Err((message, help)) => {
             context.error("invalid-address", value.span(), format!("the backend {message}"), help);
             None

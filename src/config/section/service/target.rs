@@ -6,7 +6,7 @@ use http::{HeaderValue, Uri};
 
 use super::backend;
 use crate::config::model::{Backend, Discover, Located};
-use crate::config::parse::{Context, Table, Value, literal, literals, quoted};
+use crate::config::parse::{Context, Table, Value, literal, quoted};
 use crate::config::setting::{Id, Setting};
 
 /// Where requests go.
@@ -53,22 +53,7 @@ pub(super) fn read(context: &mut Context<'_>, table: &Table<'_>) -> Option<Locat
 
 fn print_target(target: &Target) -> String {
     match target {
-        Target::Backends { written, sources } => {
-            let weighted = |place: String, weight: u32| match weight {
-                1 => place,
-                weight => format!("{place} weight {weight}"),
-            };
-            let written = written.iter().map(|backend| {
-                let Backend { address, tls, weight, .. } = &backend.value;
-                let scheme = if *tls { "https://" } else { "" };
-                weighted(format!("{scheme}{address}"), *weight)
-            });
-            let found = sources.iter().map(|found| {
-                let tls = if found.value.tls { " tls" } else { "" };
-                weighted(format!("{}{tls}", found.value.source), found.value.weight)
-            });
-            literals(written.chain(found))
-        }
+        Target::Backends { written, sources } => backend::print(written, sources),
         Target::Redirect { to, status } => format!("{{ to = {}, status = {status} }}", literal(to)),
         Target::Respond { status, body, content_type } => {
             format!(

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Shared, Target};
+use super::{Shared, Target, split};
 use crate::config::diagnostic::Diagnostic;
 use crate::config::model::{InternalTrust, Located, Upstream};
 use crate::config::parse::{Context, Table, Value, literal};
@@ -117,6 +117,7 @@ pub(super) fn warn_of_unused(context: &mut Context<'_>, table: &Table<'_>, share
         && table.has("backends")
         && !written.iter().any(|backend| backend.value.tls)
         && !sources.iter().any(|found| found.value.tls)
+        && !shared.branches().any(split::Branch::speaks_tls)
     {
         let origin = context.origin(table.span_of("upstream"));
         let warning = Diagnostic::warning(
