@@ -11,7 +11,7 @@
 //! 6. none, when all are down and all were tried.
 //!
 //! An endpoint of weight 0 drains: it gets requests whose cookie names it ([`sticky`]), and others only where nothing else
-//! is up. Where the service has a slow start, an endpoint that is new or back counts for less at first ([`field`]).
+//! is up. Where the service has a slow start, an endpoint that is new or back counts for less at first (`field`).
 
 mod field;
 mod hash;
