@@ -30,6 +30,7 @@ mod acme_rough;
 mod acme_scale;
 mod acme_store;
 mod admin;
+mod balance;
 mod bytes;
 mod choice;
 mod client_auth;

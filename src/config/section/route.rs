@@ -52,6 +52,7 @@ pub fn read(
     }
     routes.last(context, origin);
     warn_of_loops(context, &routes.found);
+    service::warn_of_shared_cookies(context, &routes.found);
     routes.found
 }
 

@@ -1,10 +1,12 @@
 //! `balance`: how a backend is chosen, and by what requests are told apart.
 
+use std::collections::{HashMap, HashSet};
+
 use http::HeaderName;
 
 use crate::base::unit::print_duration;
 use crate::config::diagnostic::Diagnostic;
-use crate::config::model::{Balance, Key, Located, SameSite, Sticky};
+use crate::config::model::{Action, Balance, Key, Located, Route, SameSite, Service, Sticky};
 use crate::config::parse::{Context, Table, Value, literal, nearest, quoted};
 use crate::config::setting::{BALANCE_WORDS, Id, Setting};
 
@@ -128,6 +130,38 @@ fn sticky(context: &mut Context<'_>, table: &Table<'_>) -> Option<Sticky> {
         _ => SameSite::Lax,
     };
     Some(Sticky { cookie, ttl, same_site })
+}
+
+/// Warns of routes of a site whose sessions would overwrite each other: one cookie, different backends.
+pub fn warn_of_shared_cookies(context: &mut Context<'_>, routes: &[Route]) {
+    let mut owners: HashMap<&str, (&Route, HashSet<String>)> = HashMap::new();
+    let mut told = HashSet::new();
+    for route in routes {
+        let Action::Proxy(service) = &route.action else { continue };
+        let Balance::Sticky(Sticky { cookie, .. }) = &service.balance else { continue };
+        let all = backends(service);
+        let (owner, others) = owners.entry(cookie).or_insert((route, all.clone()));
+        if *others != all && told.insert(cookie) {
+            let message = format!(
+                "the routes `{}` and `{}` have different backends and one cookie, `{cookie}`: each ends the other's \
+                 sessions",
+                owner.label, route.label
+            );
+            let help = "give one of them another: balance = { by = \"sticky\", cookie = \"…\" }";
+            context.report(Diagnostic::warning("shared-cookie", &route.origin, message).help(help));
+        }
+    }
+}
+
+/// Everything that a cookie of the service may name.
+fn backends(service: &Service) -> HashSet<String> {
+    let written = |service: &Service| -> Vec<String> {
+        service.backends.iter().map(|one| format!("{} {}", one.value.address, one.value.tls)).collect()
+    };
+    let found = |service: &Service| -> Vec<String> {
+        service.sources.iter().map(|one| format!("{} {}", one.value.source, one.value.tls)).collect()
+    };
+    service.all().flat_map(|service| [written(service), found(service)]).flatten().collect()
 }
 
 /// Reads what requests are told apart by. `legal`: what may be written here.
