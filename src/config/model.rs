@@ -13,8 +13,8 @@ pub use discovery::Resolution;
 pub use dns::{Cloudflare, Dns, DnsProvider, Exec, Rfc2136, Route53, SecretSource, TsigAlgorithm};
 pub use server::{Limits, Log, Timeouts};
 pub use service::{
-    Backend, Balance, Branch, Discover, Health, Http, InternalTrust, Key, ProxyHeader, SameSite, Service, Source, Split,
-    Sticky, Upstream,
+    Backend, Balance, Branch, Discover, Health, Http, InternalTrust, Key, ProxyHeader, SameSite, Service,
+    Source, Split, Sticky, Upstream,
 };
 
 use std::net::SocketAddr;
