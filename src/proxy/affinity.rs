@@ -1,11 +1,14 @@
 //! Where a request belongs: the part of a split service, the key or the cookie that its balancer asks for. What nobody
 //! asks for is not looked at. Also the other way: the client is told by a cookie where it was.
 
+use std::sync::Arc;
+
 use http::HeaderMap;
 use http::header;
 use http::request::Parts;
 
 use crate::proxy::context::Context;
+use crate::proxy::fields;
 use crate::snapshot::{Service, Site};
 use crate::upstream::balance::sticky;
 use crate::upstream::{Affinity, Attachment, Facts};
@@ -22,6 +25,9 @@ pub fn settle<'s>(
     let facts = Facts { client: context.client, headers: &parts.headers, path };
     let service = branch(context, service, &facts);
     context.affinity = service.core.affinity(&facts);
+    if let Attachment::Cookie(_) = service.core.attachment {
+        context.secure = fields::came_secure(&context.connection, &parts.headers);
+    }
     if !site.cookies.is_empty() {
         sticky::strip(&mut parts.headers, &site.cookies);
     }
@@ -52,7 +58,7 @@ pub fn remember(headers: &mut HeaderMap, context: &Context) {
     let Some(service) = context.service() else { return };
     let Attachment::Cookie(sticky) = &service.core.attachment else { return };
     let Some(endpoint) = &context.endpoint else { return };
-    let known = service.core.endpoints.iter().position(|one| std::sync::Arc::ptr_eq(&one.endpoint, endpoint));
+    let known = service.core.endpoints.iter().position(|one| Arc::ptr_eq(&one.endpoint, endpoint));
     let Some(at) = known.filter(|&at| context.affinity != Affinity::Endpoint(at)) else { return };
     if let Some(cookie) = sticky.set_cookie(at, context.secure) {
         let _ = headers.try_append(header::SET_COOKIE, cookie);

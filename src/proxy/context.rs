@@ -237,7 +237,7 @@ pub struct Context {
     pub series: SeriesId,
     /// The client, after trusted proxies.
     pub client: IpAddr,
-    /// It speaks TLS, with us or with a trusted proxy.
+    /// It speaks TLS, with us or with a trusted proxy; the latter is looked at where a cookie depends on it.
     pub secure: bool,
     /// Where it belongs among the endpoints of its service.
     pub affinity: Affinity,

@@ -107,8 +107,7 @@ async fn answer(
         context.client =
             fields::client_address(&parts.headers, context.client, &snapshot.server.trusted_proxies);
     }
-    context.secure = fields::came_secure(&context.connection, &parts.headers);
-    if !context.secure && !site.plain_http {
+    if !fields::came_secure(&context.connection, &parts.headers) && !site.plain_http {
         return respond::to_https(context, &parts, &path.text);
     }
     proven(context, site)?;

@@ -99,12 +99,11 @@ fn word(context: &mut Context<'_>, value: &Value<'_>, text: &str) -> Option<&'st
 }
 
 fn hash(context: &mut Context<'_>, table: &Table<'_>) -> Option<Balance> {
+    let legal = "\"client-ip\", \"path\", \"header:NAME\" or \"cookie:NAME\"";
     let key = match table.get("key") {
-        None => Key::ClientIp,
+        None => Some(Key::ClientIp),
         Some((setting, value)) => {
-            let text = context.text(setting, value)?;
-            let legal = "\"client-ip\", \"path\", \"header:NAME\" or \"cookie:NAME\"";
-            key(context, value, text, legal)?
+            context.text(setting, value).and_then(|text| key(context, value, text, legal))
         }
     };
     let load = match table.get("load") {
@@ -112,7 +111,7 @@ fn hash(context: &mut Context<'_>, table: &Table<'_>) -> Option<Balance> {
         Some((_, value)) if value.get_ref().as_str() == Some("off") => None,
         Some((setting, value)) => Some(u32::try_from(context.read_count(setting, value)?).ok()?),
     };
-    Some(Balance::Hash { key, load })
+    Some(Balance::Hash { key: key?, load })
 }
 
 fn sticky(context: &mut Context<'_>, table: &Table<'_>) -> Option<Sticky> {
