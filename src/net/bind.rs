@@ -15,6 +15,13 @@ use socket2::{Domain, Protocol, Socket, Type};
 /// `net.core.somaxconn`, 4096 by default.
 pub const BACKLOG: i32 = 4096;
 
+/// Bytes that the kernel takes of us for a peer before they can be sent (`TCP_NOTSENT_LOWAT`).
+///
+/// What is on its way to a fast peer is not bounded by it. Without it, a peer that shuts its window after a fast start
+/// has the kernel keep as much as `net.ipv4.tcp_wmem` allows, 4 MiB by default, and a thousand of them take the memory
+/// that TCP has for everybody.
+const UNSENT: u32 = 256 * 1024;
+
 /// Ports below need a privilege by default (`net.ipv4.ip_unprivileged_port_start`).
 const UNPRIVILEGED_PORT_MIN: u16 = 1024;
 
@@ -77,6 +84,8 @@ impl std::error::Error for BindError {
 pub fn bind_tcp(address: SocketAddr, reuse_port: bool, backlog: i32) -> Result<TcpListener, BindError> {
     let listen = || {
         let socket = bound(address, reuse_port)?;
+        // Accepted connections inherit it. Where it cannot be set, the kernel's own bound holds.
+        let _ = socket.set_tcp_notsent_lowat(UNSENT);
         socket.listen(backlog)?;
         Ok(TcpListener::from(socket))
     };
@@ -228,7 +237,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn accepted_connections_send_without_delay() {
+    async fn accepted_connections_send_without_delay_and_without_a_long_queue() {
         let listener = bind_tcp(at("127.0.0.1:0"), false, BACKLOG).unwrap();
         let listener = tokio::net::TcpListener::from_std(listener).unwrap();
         let client = tokio::net::TcpStream::connect(listener.local_addr().unwrap());
@@ -236,5 +245,6 @@ mod tests {
         let (stream, _) = accepted.unwrap();
         tune_accepted(&stream).unwrap();
         assert!(stream.nodelay().unwrap());
+        assert_eq!(socket2::SockRef::from(&stream).tcp_notsent_lowat().unwrap(), UNSENT);
     }
 }

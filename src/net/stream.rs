@@ -113,6 +113,12 @@ pub struct Allowance {
     pub write_rate: u64,
 }
 
+/// How long a client that will say nothing more is still answered, counted from the last byte it was sent.
+///
+/// Who closes a connection has no more to say and may still listen (RFC 9293 section 3.6), but most who do are gone, and
+/// a backend should not work for long for nobody.
+const LISTENING: Duration = Duration::from_secs(5);
+
 /// What came due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Overdue {
@@ -124,6 +130,8 @@ pub enum Overdue {
     Write,
     /// A tunnel fell silent.
     Tunnel,
+    /// The peer has said its last, and there was nothing for it to hear for a while.
+    Gone,
 }
 
 /// The watch over one connection.
@@ -145,6 +153,8 @@ pub struct Progress {
     unsent: Cell<bool>,
     /// Somebody put reading off until the answer is out.
     parked: Cell<bool>,
+    /// The peer closed its side while it is being answered.
+    half_closed: Cell<bool>,
 }
 
 impl Progress {
@@ -162,6 +172,7 @@ impl Progress {
             heads: Cell::new(true),
             unsent: Cell::new(false),
             parked: Cell::new(false),
+            half_closed: Cell::new(false),
         };
         progress.arm();
         progress
@@ -198,6 +209,14 @@ impl Progress {
         self.parked.get() && !self.answering() && self.parked.replace(false)
     }
 
+    /// Notes that the peer closed its side of the connection behind a whole request: it is answered for as long as
+    /// something comes for it.
+    pub fn half_closed(&self) {
+        if !self.half_closed.replace(true) {
+            self.arm();
+        }
+    }
+
     /// Bytes read from the peer so far.
     pub fn bytes_in(&self) -> u64 {
         self.bytes_in.get()
@@ -218,6 +237,7 @@ impl Progress {
         self.timer.poll_expired(cx).map(|()| {
             match (self.blocked.get() || self.slow.get(), self.phase.get()) {
                 (true, _) => Overdue::Write,
+                (false, Phase::Serving) if self.half_closed.get() => Overdue::Gone,
                 (false, Phase::Idle) => Overdue::Idle,
                 (false, Phase::Head | Phase::Serving) => Overdue::Head,
                 (false, Phase::Tunnel) => Overdue::Tunnel,
@@ -233,6 +253,7 @@ impl Progress {
             Phase::Idle => self.timer.set(allowance.idle),
             Phase::Head => self.timer.set(allowance.head),
             Phase::Tunnel => self.timer.set(allowance.tunnel),
+            Phase::Serving if self.half_closed.get() => self.timer.set(LISTENING),
             // While a request is served, the upstream's and the body's own deadlines rule.
             Phase::Serving => self.timer.clear(),
         }
@@ -258,7 +279,8 @@ impl Progress {
             self.slow.set(true);
             self.arm();
         }
-        if self.blocked.replace(false) || self.phase.get() == Phase::Tunnel {
+        let counts = self.phase.get() == Phase::Tunnel || (count > 0 && self.half_closed.get());
+        if self.blocked.replace(false) || counts {
             self.arm();
         }
     }
@@ -455,6 +477,22 @@ mod tests {
             assert!(Pin::new(&mut io).poll_write(&mut cx, b"a").is_ready());
         }
         assert_eq!(overdue(&progress), Some(Overdue::Write));
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_has_said_its_last_is_answered_as_long_as_something_comes_for_it() {
+        let (wheel, progress, mut io, _peer) = setup(64);
+        progress.enter(Phase::Serving);
+        progress.half_closed();
+        let mut cx = Context::from_waker(Waker::noop());
+        wheel.advance(Millis(4_000));
+        assert!(Pin::new(&mut io).poll_write(&mut cx, b"a").is_ready());
+        // Reading no further is no news of the peer.
+        progress.half_closed();
+        wheel.advance(Millis(8_000));
+        assert_eq!(overdue(&progress), None);
+        wheel.advance(Millis(9_100));
+        assert_eq!(overdue(&progress), Some(Overdue::Gone));
     }
 
     #[tokio::test]

@@ -83,7 +83,7 @@ pub struct Connection {
     pub backlog: Backlog,
     /// When it was opened.
     pub opened: Millis,
-    /// It is to end with a reset: a plain end would pass for the end of an answer.
+    /// It is to end with a reset: a plain end would pass for the end of an answer, or wait behind what nobody reads.
     pub reset: Cell<bool>,
     /// What requests that are cut by the end of the connection ended in.
     pub ending: Cell<Outcome>,

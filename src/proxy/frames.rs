@@ -312,6 +312,15 @@ pub struct Watch {
     ending: Option<Ending>,
 }
 
+impl Drop for Watch {
+    /// hyper does not give the stream of an HTTP/2 connection back.
+    fn drop(&mut self) {
+        if self.connection.reset.get() {
+            self.io.stream().reset_on_close();
+        }
+    }
+}
+
 struct Ending {
     /// GOAWAY, as far as it is not written.
     goodbye: Vec<u8>,

@@ -221,6 +221,8 @@ pub struct Guard {
     broken: bool,
     /// Bytes behind the last request were thrown away.
     wasted: bool,
+    /// The client closed its side.
+    ended: bool,
 }
 
 impl Guard {
@@ -233,6 +235,7 @@ impl Guard {
             refused: None,
             broken: false,
             wasted: false,
+            ended: false,
         }
     }
 
@@ -277,7 +280,7 @@ impl Guard {
     }
 
     /// Behind the last request everything is thrown away, so that the end of the connection is noticed and a reset does
-    /// not take the answer with it. Ready when the client is gone.
+    /// not take the answer with it. Ready when the client closed its side.
     fn poll_waste(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.wasted |= !self.held.is_empty();
         self.held.take();
@@ -296,6 +299,18 @@ impl Guard {
             return Poll::Pending;
         }
         Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "refused")))
+    }
+
+    /// The client closed its side. Behind a whole request that says nothing about the answer, which it may be waiting for:
+    /// hyper, which would drop the request, does not hear of it before the answer is out. Inside a request it is a cut.
+    fn end(&mut self) -> Poll<io::Result<()>> {
+        self.ended = true;
+        if self.framer.between() && self.progress().answering() {
+            self.progress().half_closed();
+            self.progress().park();
+            return Poll::Pending;
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// While it is open whether the protocol will be switched, bytes are only kept, few of them. Ready when the client
@@ -338,14 +353,18 @@ impl AsyncRead for Guard {
                 this.judge();
                 continue;
             }
+            if this.ended {
+                return this.end();
+            }
             if this.framer.over() {
-                return this.poll_waste(cx);
+                ready!(this.poll_waste(cx))?;
+                return this.end();
             }
             let before = buf.filled().len();
             if this.held.is_empty() {
                 ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
                 if buf.filled().len() == before {
-                    return Poll::Ready(Ok(()));
+                    return this.end();
                 }
                 let judged = this.held.judge_in_place(buf, before, |bytes| this.framer.step(bytes));
                 if let Err(outcome) = judged {
@@ -358,7 +377,7 @@ impl AsyncRead for Guard {
             }
             // The rest of a head: gathered until it is whole. Bounded by the framer's limit on heads.
             if ready!(this.held.poll_more(cx, &mut this.io))? == 0 {
-                return Poll::Ready(Ok(()));
+                return this.end();
             }
             this.judge();
         }

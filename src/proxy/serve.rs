@@ -221,7 +221,13 @@ async fn drive_h1(
         End::Overdue(Overdue::Head) if connection.progress.bytes_in() > 0 => {
             Box::pin(answer_raw(worker, connection, http.into_parts().io, Outcome::HeadTimeout)).await;
         }
-        End::Overdue(Overdue::Write) => connection.ending.set(Outcome::ClientStalled),
+        // A plain end would wait behind what the client does not read, and the kernel keep all of it.
+        End::Overdue(Overdue::Write) => {
+            connection.ending.set(Outcome::ClientStalled);
+            http.into_parts().io.inner().reset_on_close();
+        }
+        // Dropped, and with it the request, as when the client had reset the connection.
+        End::Overdue(Overdue::Gone) => {}
         End::Overdue(_) => farewell(http.into_parts().io).await,
     }
 }
@@ -297,6 +303,7 @@ async fn drive_h2(
     let End::Overdue(overdue) = end else { return };
     if overdue == Overdue::Write {
         connection.ending.set(Outcome::ClientStalled);
+        connection.reset.set(true);
         return;
     }
     connection.closing.set(true);

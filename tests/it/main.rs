@@ -47,6 +47,7 @@ mod grpc;
 mod hops;
 mod idle;
 mod inside;
+mod leaving;
 mod limits;
 mod load;
 mod multiplexed;
