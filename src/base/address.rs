@@ -109,6 +109,24 @@ impl EndpointAddress {
     }
 }
 
+impl EndpointAddress {
+    /// The same with another host (an IP address or a name), another port, or both.
+    pub fn moved(&self, host: Option<&str>, port: Option<u16>) -> EndpointAddress {
+        let port = port.unwrap_or(match self {
+            EndpointAddress::Socket(address) => address.port(),
+            EndpointAddress::Name(_, port) => *port,
+        });
+        match (host.map(|host| (host, host.parse::<IpAddr>())), self) {
+            (Some((_, Ok(ip))), _) => EndpointAddress::Socket(SocketAddr::new(ip, port)),
+            (Some((name, Err(_))), _) => EndpointAddress::Name(name.into(), port),
+            (None, EndpointAddress::Socket(address)) => {
+                EndpointAddress::Socket(SocketAddr::new(address.ip(), port))
+            }
+            (None, EndpointAddress::Name(name, _)) => EndpointAddress::Name(name.clone(), port),
+        }
+    }
+}
+
 impl fmt::Display for EndpointAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -69,6 +69,17 @@ pub fn parse_rate(text: &str) -> Result<Rate, String> {
     Ok(Rate { count, per })
 }
 
+/// Parses `20%`.
+///
+/// # Errors
+/// A sentence that says what was found and what is legal.
+pub fn parse_percent(text: &str) -> Result<u8, String> {
+    let digits = text.strip_suffix('%').filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()));
+    digits.and_then(|digits| digits.parse().ok()).filter(|percent| *percent <= 100).ok_or_else(|| {
+        format!("`{text}` is not a percentage: write a whole number from 0 to 100 and `%`, like \"20%\"")
+    })
+}
+
 /// Prints a duration in the largest unit that keeps it whole: `90s`, `1h`, `250ms`.
 pub fn print_duration(duration: Duration) -> String {
     let ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
@@ -111,6 +122,10 @@ mod tests {
         for text in ["", "64", "64K", "kib", "-1KiB"] {
             assert!(parse_size(text).unwrap_err().contains("KiB"), "{text}");
         }
+        for text in ["", "20", "%", "-1%", "+1%", "101%", "1.5%", "20 %", "300%"] {
+            assert!(parse_percent(text).unwrap_err().contains("\"20%\""), "{text}");
+        }
+        assert_eq!([parse_percent("0%"), parse_percent("100%")], [Ok(0), Ok(100)]);
         for text in ["", "100", "100/10s", "0 per 1s", "1 per 0s", "x per 1s"] {
             assert!(parse_rate(text).is_err(), "{text}");
         }

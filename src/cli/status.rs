@@ -13,6 +13,8 @@ use crate::base::clock;
 const ROWS_MAX: usize = 50;
 /// Hosts shown of a site.
 const HOSTS_MAX: usize = 2;
+/// Characters shown of the answer to a health check; the JSON has all.
+const CHECK_MAX: usize = 40;
 /// Certificates that expire sooner are shown in red.
 const EXPIRY_DAYS_MIN: i64 = 14;
 
@@ -68,6 +70,7 @@ fn render(status: &Value, now: u64, paint: Paint) -> String {
     out += &section("listeners", &listeners, paint);
     out += &sites(list(status, "sites"), now, paint);
     out += &sources(list(status, "sources"), paint);
+    out += &panics(list(status, "panics"), paint);
     out += &endpoints(list(status, "endpoints"), paint);
     let mut workers = Table::default();
     for worker in list(status, "workers") {
@@ -178,7 +181,7 @@ fn endpoints(endpoints: &[Value], paint: Paint) -> String {
         0 => count(endpoints.len(), "endpoint"),
         n => format!("{}, {} down", count(endpoints.len(), "endpoint"), thousands(n)),
     };
-    let mut table = Table::new(&["SERVICE", "ADDRESS", "STATE", "IN FLIGHT", "FAILURES"]);
+    let mut table = Table::new(&["SERVICE", "ADDRESS", "STATE", "IN FLIGHT", "FAILURES", "LAST CHECK"]);
     for endpoint in bad.chain(good).take(ROWS_MAX) {
         let ink = if down(&endpoint) { Ink::Red } else { Ink::Green };
         table.row([
@@ -187,13 +190,46 @@ fn endpoints(endpoints: &[Value], paint: Paint) -> String {
             (ink, text(endpoint, "state").to_owned()),
             (Ink::Plain, number(endpoint, "in_flight").to_string()),
             (Ink::Plain, number(endpoint, "failures").to_string()),
+            last_check(endpoint),
         ]);
-        if let (true, Some(error)) = (down(&endpoint), endpoint.get("last_error").and_then(Value::as_str)) {
-            table.text(Ink::Red, &format!("  because: {error}"));
+        if let Some(why) = endpoint.get("because").and_then(Value::as_str) {
+            table.text(Ink::Red, &format!("  because: {why}"));
         }
     }
     more(&mut table, endpoints.len(), "--format json shows all, or name a site with --site");
     section(&title, &table, paint)
+}
+
+/// What came of the last health check; all of it stands below where it takes the endpoint out.
+fn last_check(endpoint: &Value) -> (Ink, String) {
+    let Some(check) = endpoint.get("check").filter(|check| check.is_object()) else {
+        return (Ink::Dim, "none".to_owned());
+    };
+    let well = check.get("well").and_then(Value::as_bool).unwrap_or(false);
+    let answer = text(check, "answer");
+    let answer = match answer.char_indices().nth(CHECK_MAX) {
+        Some((end, _)) => format!("{}…", answer.get(..end).unwrap_or_default()),
+        None => answer.to_owned(),
+    };
+    let ink = if well { Ink::Plain } else { Ink::Red };
+    (ink, format!("{answer}, {} ago", uptime(number(check, "ago_ms"))))
+}
+
+/// Services whose endpoints all get requests because too few are in good standing.
+fn panics(panics: &[Value], paint: Paint) -> String {
+    let told = |panic: &Value| {
+        let (service, good, reachable) =
+            (text(panic, "service"), number(panic, "good"), number(panic, "reachable"));
+        let line = format!(
+            "panic in {service}: only {good} of {reachable} endpoints that can be reached are in good standing, all get requests"
+        );
+        format!("{}\n", paint.paint(Ink::Red, &line))
+    };
+    let mut out: String = panics.iter().take(ROWS_MAX).map(told).collect();
+    if !out.is_empty() {
+        out.insert(0, '\n');
+    }
+    out
 }
 
 fn more(table: &mut Table, total: usize, how: &str) {
@@ -235,7 +271,7 @@ mod tests {
                 { "service": "a.example/", "address": "10.0.0.1:80", "state": "up", "in_flight": 3, "failures": 0,
                   "last_error": null },
                 { "service": "b.example/", "address": "10.0.0.2:80", "state": "down", "in_flight": 0, "failures": 9,
-                  "last_error": "connection refused" }] })
+                  "because": "connection refused", "last_error": "connection refused" }] })
     }
 
     #[test]

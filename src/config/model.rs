@@ -5,16 +5,18 @@
 
 mod discovery;
 mod dns;
+mod health;
 mod server;
 mod service;
 mod tls;
 
 pub use discovery::Resolution;
 pub use dns::{Cloudflare, Dns, DnsProvider, Exec, Rfc2136, Route53, SecretSource, TsigAlgorithm};
+pub use health::{BodyCheck, Check, Eject, Health, HttpCheck, PANIC_DEFAULT, Statuses};
 pub use server::{Limits, Log, Timeouts};
 pub use service::{
-    Backend, Balance, Branch, Discover, Health, Http, InternalTrust, Key, ProxyHeader, SameSite, Service,
-    Source, Split, Sticky, Upstream,
+    Backend, Balance, Branch, Discover, Http, InternalTrust, Key, ProxyHeader, SameSite, Service, Source,
+    Split, Sticky, Upstream,
 };
 
 use std::net::SocketAddr;

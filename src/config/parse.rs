@@ -17,7 +17,7 @@ use super::effective::Effective;
 use super::model::{Located, Origin};
 use super::setting::{self, Fallback, Id, Kind, Section, Setting};
 use super::source::{Source, join};
-use crate::base::unit::{parse_duration, parse_size, print_duration, print_size};
+use crate::base::unit::{parse_duration, parse_percent, parse_size, print_duration, print_size};
 
 /// Problems reported per site (and for the server part); further ones are counted only.
 const REPORTED_MAX: usize = 50;
@@ -209,7 +209,7 @@ impl<'a> Context<'a> {
         };
         let max = match setting.kind {
             Kind::Texts(max) | Kind::Addresses(max) | Kind::Networks(max) | Kind::Tables(_, max) => max,
-            Kind::ShortOrTables(_, _, max, _) => max,
+            Kind::ShortOrTables(_, _, max, _) | Kind::Statuses(max, ..) => max,
             _ => usize::MAX,
         };
         if array.len() > max {
@@ -323,6 +323,39 @@ impl<'a> Context<'a> {
         };
         let print = |value: &Option<u64>| literal(&value.map_or_else(|| word.to_owned(), print_size));
         self.value(table, name, &fallback, read, print)
+    }
+
+    /// A percentage within the legal range.
+    pub fn percent(&mut self, table: &Table<'_>, name: &str) -> u8 {
+        let value = parse_percent(table.default_text(name)).unwrap_or_default();
+        let fallback = Located { value, origin: Origin::Default };
+        self.value(table, name, &fallback, Self::read_percent, |value| literal(&format!("{value}%"))).value
+    }
+
+    /// A percentage, or the word of the setting (`None`); `inherited` stands in for the default.
+    pub fn percent_or(
+        &mut self,
+        table: &Table<'_>,
+        name: &str,
+        inherited: &Located<Option<u8>>,
+    ) -> Located<Option<u8>> {
+        let word = if let Kind::PercentOr(word, ..) = table.kind(name) { word } else { "" };
+        let read = |context: &mut Self, setting: &'static Setting, value: &Value<'_>| {
+            if value.get_ref().as_str() == Some(word) {
+                return Some(None);
+            }
+            context.read_percent(setting, value).map(Some)
+        };
+        let print = |value: &Option<u8>| {
+            literal(&value.map_or_else(|| word.to_owned(), |percent| format!("{percent}%")))
+        };
+        self.value(table, name, inherited, read, print)
+    }
+
+    fn read_percent(&mut self, setting: &'static Setting, value: &Value<'_>) -> Option<u8> {
+        let (Kind::Percent(low, high) | Kind::PercentOr(_, low, high)) = setting.kind else { return None };
+        let parsed = self.text(setting, value).map(parse_percent)?;
+        self.in_range(setting, value, parsed, |parsed| (low..=high).contains(parsed))
     }
 
     fn read_size(&mut self, setting: &'static Setting, value: &Value<'_>) -> Option<u64> {

@@ -80,6 +80,7 @@ fn default(text: &str) -> Value {
 fn kind(kind: &Kind) -> Value {
     const DURATION: &str = "^[0-9]+ *(ms|s|m|h|d)$";
     const SIZE: &str = "^[0-9]+ *(B|KiB|MiB|GiB|TiB|kB|MB|GB|TB)$";
+    const PERCENT: &str = "^[0-9]+%$";
     match kind {
         Kind::Flag => json!({ "type": "boolean" }),
         Kind::Count(low, high) => json!({ "type": "integer", "minimum": low, "maximum": high }),
@@ -91,6 +92,15 @@ fn kind(kind: &Kind) -> Value {
         Kind::Size(..) => json!({ "type": "string", "pattern": SIZE }),
         Kind::SizeOr(word, ..) => {
             json!({ "anyOf": [{ "const": word }, { "type": "string", "pattern": SIZE }] })
+        }
+        Kind::Percent(..) => json!({ "type": "string", "pattern": PERCENT }),
+        Kind::PercentOr(word, ..) => {
+            json!({ "anyOf": [{ "const": word }, { "type": "string", "pattern": PERCENT }] })
+        }
+        Kind::Statuses(max, low, high) => {
+            let one = json!({ "type": "integer", "minimum": low, "maximum": high });
+            let range = json!({ "type": "string", "pattern": "^[0-9]{3}(-[0-9]{3})?$" });
+            json!({ "type": "array", "maxItems": max, "items": { "anyOf": [one, range] } })
         }
         Kind::Word(words) => json!({ "enum": words }),
         Kind::Text(max) => json!({ "type": "string", "maxLength": max }),
@@ -146,6 +156,7 @@ fn name(id: Id) -> &'static str {
         Id::Balance => "balance",
         Id::Split => "split",
         Id::Health => "health",
+        Id::Eject => "eject",
         Id::Upstream => "upstream",
         Id::Limit => "limit",
         Id::Redirect => "redirect",

@@ -68,6 +68,8 @@ pub enum Id {
     Split,
     /// `health`, long form.
     Health,
+    /// `eject`, long form.
+    Eject,
     /// `upstream = { … }`
     Upstream,
     /// One of `limit`, long form.
@@ -136,6 +138,12 @@ pub enum Kind {
     Size(u64, u64),
     /// A word, or a size.
     SizeOr(&'static str, u64, u64),
+    /// `"20%"`, from so many to so many.
+    Percent(u8, u8),
+    /// A word, or a percentage.
+    PercentOr(&'static str, u8, u8),
+    /// At most so many statuses and ranges of them, from so many to so many.
+    Statuses(usize, u16, u16),
     /// One of these words.
     Word(&'static [&'static str]),
     /// A text of at most so many bytes.
@@ -189,6 +197,14 @@ impl Kind {
                 "\"{word}\" or a size like \"64KiB\", \"{}\" to \"{}\"",
                 print_size(*low),
                 print_size(*high)
+            ),
+            Kind::Percent(low, high) => format!("a percentage like \"20%\", \"{low}%\" to \"{high}%\""),
+            Kind::PercentOr(word, low, high) => {
+                format!("\"{word}\" or a percentage like \"20%\", \"{low}%\" to \"{high}%\"")
+            }
+            Kind::Statuses(max, low, high) => format!(
+                "an array of at most {max} statuses and ranges of them like [304, \"{low}-{}\"], {low} to {high}",
+                low.saturating_add(99)
             ),
             Kind::Word(words) => one_of(words),
             Kind::Text(max) => format!("a text of at most {max} bytes"),
@@ -278,7 +294,8 @@ pub const UPGRADES_MAX: usize = 16;
 /// Sites of one configuration.
 pub const SITES_MAX: usize = 100_000;
 
-const HEALTH_SHORT: &str = "a path like \"/up\", or \"off\"";
+const HEALTH_SHORT: &str = "a path like \"/up\", or \"tcp\", or \"grpc\", or \"off\"";
+const EJECT_SHORT: &str = "\"off\"";
 const LIMIT_SHORT: &str = "a rate like \"100 per 10s by client-ip\"";
 const BACKEND_SHORT: &str = "an address like \"10.0.0.1:8080\" or \"https://api.internal:8443\", or a source of addresses like \"dns://api.internal:8080\"";
 const REDIRECT_SHORT: &str = "a target like \"/new/\" or \"https://www.shop.example/\"";
@@ -328,6 +345,7 @@ pub static TABLE: &[&Section] = &[
     &service::BALANCE,
     &service::SPLIT,
     &service::HEALTH,
+    &service::EJECT,
     &service::UPSTREAM,
     &LIMIT,
     &REDIRECT,
@@ -459,6 +477,8 @@ static SITE: Section = Section {
         row("balance", BALANCE, Value(r#""p2c""#), "How a backend is chosen."),
         row("slow_start", Kind::Duration(0, HOUR), Value(r#""0s""#), "Time in which a backend that is new or back gets to its whole share, from 10 % of it; `\"0s\"`: none."),
         row("health", Kind::ShortOr(HEALTH_SHORT, Id::Health), Value(r#""off""#), "Active health check of each backend."),
+        row("eject", Kind::ShortOr(EJECT_SHORT, Id::Eject), Words("after 5 failures in a row"), "What takes a backend out that fails requests."),
+        row("panic", Kind::PercentOr("off", 1, 100), Value(r#""50%""#), "When fewer of the backends that can be reached are in good standing, health checks and `eject` are not believed and all of them get requests."),
         row("limit", LIMIT_KIND, Words("none"), "Rate limits over all routes of the site."),
         row("max_body", Kind::SizeOr("unlimited", 0, TIB), Value(r#""unlimited""#), "Largest request body (413)."),
         row("timeout", Kind::Duration(1, DAY), Words("`server.timeouts.first_byte`"), "From the request sent to the first byte of the backend's answer (504)."),
@@ -496,6 +516,8 @@ static ROUTE: Section = Section {
         row("balance", BALANCE, Words("the site's, as a whole"), "How a backend is chosen."),
         row("slow_start", Kind::Duration(0, HOUR), Words("the site's"), "Time in which a backend that is new or back gets to its whole share."),
         row("health", Kind::ShortOr(HEALTH_SHORT, Id::Health), Words("the site's"), "Active health check of each backend."),
+        row("eject", Kind::ShortOr(EJECT_SHORT, Id::Eject), Words("the site's, as a whole"), "What takes a backend out that fails requests."),
+        row("panic", Kind::PercentOr("off", 1, 100), Words("the site's"), "Share of backends in good standing below which all are used."),
         row("limit", LIMIT_KIND, Words("none"), "Rate limits of this route, besides the site's."),
         row("max_body", Kind::SizeOr("unlimited", 0, TIB), Words("the site's"), "Largest request body (413)."),
         row("timeout", Kind::Duration(1, DAY), Words("the site's"), "From the request sent to the first byte of the backend's answer (504)."),

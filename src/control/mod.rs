@@ -2,13 +2,15 @@
 //!
 //! A file changes ([`watch`]), a signal or a command arrives → [`reload`]: read, compile each site on its own, swap,
 //! report. Which version of each site serves is chosen in `choose`. Sites that are refused keep their last good version,
-//! in memory and on disk ([`last_good`]). [`discover`] finds endpoints; [`probe`] asks endpoints how they are; [`renew`] gets certificates and keeps
+//! in memory and on disk ([`last_good`]). [`discover`] finds endpoints; [`probe`] asks them how they are, [`eject`] compares
+//! how they answer requests; [`renew`] gets certificates and keeps
 //! them, [`clock_guard`] sees to it that this is not done by a wrong clock; [`status`] says how everything is.
 
 mod choose;
 mod client_auth;
 pub mod clock_guard;
 pub mod discover;
+pub mod eject;
 mod issue;
 pub mod last_good;
 pub mod probe;
@@ -46,6 +48,8 @@ pub struct Control {
     pub listeners: Vec<Listener>,
     /// Number of workers.
     pub workers: usize,
+    /// What health checks found, in numbers.
+    pub probes: probe::Counts,
     state: Mutex<State>,
     /// What the last reload left to tell; read by `status` while a reload runs.
     view: ArcSwap<View>,
@@ -158,6 +162,7 @@ impl Control {
             access: parts.access,
             listeners: parts.listeners,
             workers: parts.workers,
+            probes: probe::Counts::default(),
             state: Mutex::new(state),
             view: ArcSwap::from_pointee(view),
             watched: Mutex::new(watched),

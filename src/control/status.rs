@@ -1,5 +1,7 @@
 //! How everything is, as JSON for the admin socket and as readings for `/metrics`.
 
+mod endpoint;
+
 use std::collections::HashSet;
 
 use serde_json::{Value, json};
@@ -11,7 +13,6 @@ use crate::discovery::Set;
 use crate::snapshot::Site;
 use crate::telemetry::hub::Reading;
 use crate::telemetry::metric::Metric;
-use crate::upstream::endpoint::Endpoint;
 
 impl Control {
     /// The answer to `GET /status`.
@@ -51,8 +52,9 @@ impl Control {
             "workers": workers,
             "connections": self.connections.open(),
             "sites": sites,
-            "endpoints": self.residents.endpoints.list().iter().map(|e| endpoint_status(e)).collect::<Vec<_>>(),
+            "endpoints": self.residents.endpoints.list().iter().map(|e| endpoint::status(e)).collect::<Vec<_>>(),
             "sources": self.residents.sets.list().iter().map(source_status).collect::<Vec<_>>(),
+            "panics": endpoint::panics(self),
             "clock": self.clock_status(),
             "ca_certificate": self.residents.ca.ca_path(),
         })
@@ -94,13 +96,7 @@ impl Control {
         self.certificate_readings(readings);
         self.front_readings(&snapshot.sites, readings);
         self.clock_readings(readings);
-        for endpoint in self.residents.endpoints.list() {
-            let address = endpoint.address.to_string();
-            let labels = [&*endpoint.service, address.as_str()];
-            let up = f64::from(u8::from(endpoint.is_up(clock::now())));
-            readings.push(Reading::new(Metric::EndpointUp, &labels, up));
-            readings.push(Reading::new(Metric::EndpointInFlight, &labels, f64::from(endpoint.in_flight())));
-        }
+        self.endpoint_readings(readings);
     }
 }
 
@@ -145,17 +141,5 @@ fn source_status((source, set): &(Source, Set)) -> Value {
         "endpoints": set.members.len(),
         "answered": set.known,
         "trouble": set.trouble,
-    })
-}
-
-fn endpoint_status(endpoint: &Endpoint) -> Value {
-    json!({
-        "service": endpoint.service,
-        "address": endpoint.address.to_string(),
-        "name": endpoint.name,
-        "state": if endpoint.is_up(clock::now()) { "up" } else { "down" },
-        "in_flight": endpoint.in_flight(),
-        "failures": endpoint.failures(),
-        "last_error": endpoint.last_error(),
     })
 }

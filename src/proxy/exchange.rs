@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, StatusCode};
 use hyper::body::{Body, Incoming};
 
 use crate::base::clock;
@@ -163,7 +163,7 @@ impl Exchange<'_> {
         connection.tls = self.tls().cloned();
         connection.belongs_to(self.endpoint, &self.worker.wheel);
         self.worker.shard.add(Counter::UpstreamOpened, 1);
-        self.endpoint.connect_succeeded();
+        self.endpoint.connect_succeeded(self.worker.wheel.now());
         Ok(connection)
     }
 
@@ -219,7 +219,7 @@ impl Exchange<'_> {
             "backend failed a request",
             &format!("no answer began within {:?}", self.service.core.timeout),
         );
-        self.endpoint.note_failure(outcome.row().sentence);
+        self.failed_request(outcome);
         Failure::last(outcome)
     }
 
@@ -258,7 +258,7 @@ impl Exchange<'_> {
         match result {
             Some(Ok(response)) => {
                 connection.timer.clear();
-                self.observe(context, started);
+                self.observe(context, started, response.status());
                 let carrier = Carrier::Alone(connection);
                 Ok((response, Lease { worker: self.worker.clone(), carrier, in_flight, upload, last }))
             }
@@ -271,10 +271,15 @@ impl Exchange<'_> {
     }
 
     /// The head of an answer came.
-    pub(super) fn observe(&self, context: &mut Context, started: u64) {
+    pub(super) fn observe(&self, context: &mut Context, started: u64, status: StatusCode) {
         let micros = clock::micros().saturating_sub(started);
         context.upstream_micros = Some(micros);
-        self.endpoint.observe(micros, self.worker.wheel.now());
+        self.endpoint.answered(micros, status.as_u16(), self.worker.wheel.now());
+    }
+
+    /// No valid answer came.
+    pub(super) fn failed_request(&self, outcome: Outcome) {
+        self.endpoint.request_failed(self.worker.wheel.now(), outcome.row().sentence);
     }
 
     /// Waits for the first byte of a body with a known length: until then the request can go to another endpoint.
@@ -340,7 +345,7 @@ impl Exchange<'_> {
             false => Outcome::UpstreamClosed,
         };
         self.log("backend failed a request", &answer::cause(error));
-        self.endpoint.note_failure(outcome.row().sentence);
+        self.failed_request(outcome);
         Failure { outcome, unsent: None, answered: invalid }
     }
 }

@@ -15,7 +15,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
 
-use crate::base::outcome::Outcome;
+use crate::base::outcome::{Blame, Outcome};
 use crate::net::timer::Timer;
 use crate::proxy::Worker;
 use crate::proxy::affinity;
@@ -98,7 +98,11 @@ impl Lease {
     pub fn fail(self, outcome: Outcome, why: &str) {
         let endpoint = self.in_flight.endpoint();
         endpoint.log(self.worker.wheel.now(), "backend failed a request", why);
-        endpoint.note_failure(outcome.row().sentence);
+        let row = outcome.row();
+        // A client that takes its answer too slowly says nothing about who sent it.
+        if row.blame == Blame::Upstream {
+            endpoint.broke_off(self.worker.wheel.now(), row.sentence);
+        }
     }
 }
 

@@ -80,7 +80,7 @@ impl Exchange<'_> {
         };
         let target = self.target(server.limits.upstream_head);
         // Boxed: a request on a connection that is there must not carry the room for a handshake.
-        let opened = self.worker.multiplexed.place(self.endpoint, target, || self.descriptor(), allowed);
+        let opened = self.worker.multiplexed.place(self.endpoint.id, target, || self.descriptor(), allowed);
         let place = Box::pin(opened).await?;
         let fresh = match &place {
             Place::Shared(stream) => stream.fresh,
@@ -92,7 +92,7 @@ impl Exchange<'_> {
         };
         if fresh {
             self.worker.shard.add(Counter::UpstreamOpened, 1);
-            self.endpoint.connect_succeeded();
+            self.endpoint.connect_succeeded(self.worker.wheel.now());
         }
         Ok(place)
     }
@@ -124,7 +124,7 @@ impl Exchange<'_> {
         match result {
             Some(Ok(response)) => {
                 stream.timer.clear();
-                self.observe(context, started);
+                self.observe(context, started, response.status());
                 let carrier = Carrier::Shared(stream);
                 Ok((response, Lease { worker: self.worker.clone(), carrier, in_flight, upload, last: false }))
             }
@@ -161,7 +161,7 @@ impl Exchange<'_> {
     }
 
     fn failed(&self, outcome: Outcome, answered: bool) -> Failure {
-        self.endpoint.note_failure(outcome.row().sentence);
+        self.failed_request(outcome);
         Failure { outcome, unsent: None, answered }
     }
 }

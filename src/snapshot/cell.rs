@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 
+use crate::base::clock;
 use crate::snapshot::Snapshot;
 
 /// Holds the current snapshot; the control plane swaps it, workers read it through a [`Reader`].
@@ -19,6 +20,7 @@ impl Cell {
     /// A cell that holds a first snapshot.
     pub fn new(snapshot: Snapshot) -> Cell {
         let generation = AtomicU64::new(snapshot.generation);
+        snapshot.adopt(None, clock::now());
         Cell { current: ArcSwap::from_pointee(snapshot), generation }
     }
 
@@ -30,6 +32,8 @@ impl Cell {
     /// Makes a snapshot the current one. Requests that hold the old one keep it to their end.
     pub fn swap(&self, snapshot: Snapshot) {
         let generation = snapshot.generation;
+        // Before the swap: an endpoint that joins others gets no request before it has answered a health check.
+        snapshot.adopt(Some(&self.current.load()), clock::now());
         self.current.store(Arc::new(snapshot));
         // After the store: who sees the new number finds the new snapshot.
         self.generation.store(generation, Ordering::Release);

@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::ServerName;
 
+use crate::base::clock::Millis;
 use crate::config::model;
 use crate::policy::header::HeaderEdits;
 use crate::policy::rate_limit::Limiter;
@@ -71,6 +72,19 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Takes over what its services say about their endpoints, when it comes into force. Sites that `old` has too are
+    /// passed over.
+    pub fn adopt(&self, old: Option<&Snapshot>, now: Millis) {
+        let known = |site: &Arc<Site>| {
+            // They stand in the order of their names.
+            let sites = old.map(|old| &old.sites)?;
+            sites.get(sites.binary_search_by(|other| other.name.cmp(&site.name)).ok()?)
+        };
+        let changed =
+            self.sites.iter().filter(|site| known(site).is_none_or(|known| !Arc::ptr_eq(known, site)));
+        changed.flat_map(|site| site.services()).for_each(|service| service.core.adopt(now));
+    }
+
     /// The position of the site that serves this host: one of its hosts, or a name on demand that has a certificate.
     pub fn find(&self, host: &str) -> Option<usize> {
         let on_demand = || self.names.get(host).map(|named| named.position);
@@ -175,6 +189,15 @@ impl Source {
 const TELL_WAITING_EVERY: u64 = 60;
 
 impl Site {
+    /// Where its routes lead.
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        let proxied = self.routes.iter().filter_map(|route| match &route.action {
+            Action::Proxy(service) => Some(service),
+            Action::Redirect(_) | Action::Respond(_) => None,
+        });
+        proxied.flat_map(|service| service.all())
+    }
+
     /// Whether it is time to tell again that handshakes are refused; `now` in seconds of process time.
     pub fn tell_waiting(&self, now: u64) -> bool {
         let last = self.told_waiting.load(Ordering::Relaxed);

@@ -110,8 +110,15 @@ metrics! {
     AcmeChallenges = "tidegate_acme_challenges_answered_total", Counter, ["challenge"], "Challenges of ACME authorities that workers answered.";
     DiscoveredEndpoints = "tidegate_discovered_endpoints", Gauge, ["source"], "Endpoints that a source named last.";
     DiscoveryFailing = "tidegate_discovery_failing", Gauge, ["source"], "1 where a source does not answer and its last endpoints stay.";
-    EndpointUp = "tidegate_endpoint_up", Gauge, ["service", "address"], "1 where the endpoint takes requests, 0 where its health check failed.";
+    EndpointUp = "tidegate_endpoint_up", Gauge, ["service", "address"], "1 where nothing speaks against the endpoint, 0 where its health check failed, it cannot be connected to or is ejected.";
     EndpointInFlight = "tidegate_endpoint_in_flight", Gauge, ["service", "address"], "Requests the endpoint is answering now.";
+    EndpointHealthy = "tidegate_endpoint_healthy", Gauge, ["service", "address"], "1 where the health check says that the endpoint is well. Absent where there is no health check, or no answer yet.";
+    EndpointCheck = "tidegate_endpoint_check_success", Gauge, ["service", "address"], "1 where the last answer to the health check was a good one.";
+    EndpointEjected = "tidegate_endpoint_ejected", Gauge, ["service", "address"], "1 while the endpoint is ejected because it fails requests. Absent otherwise.";
+    EndpointEjections = "tidegate_endpoint_ejections_total", Counter, ["service", "address", "cause"], "Ejections, by cause: consecutive, error-rate, latency.";
+    ServicePanic = "tidegate_service_panic", Gauge, ["service"], "1 while so few endpoints are in good standing that all get requests. Absent otherwise.";
+    HealthProbes = "tidegate_health_probes_total", Counter, ["result"], "Health checks that ended, by result: well or ill.";
+    HealthProbesActive = "tidegate_health_probes_active", Gauge, [], "Health checks under way.";
     Workers = "tidegate_workers", Gauge, [], "Worker threads.";
     BuildInfo = "tidegate_build_info", Gauge, ["version"], "Always 1; the label carries the version.";
     ProcessStart = "process_start_time_seconds", Gauge, [], "When the process began, in seconds since 1970.";

@@ -243,7 +243,7 @@ where
 }
 
 /// Makes the bare stream, under the target's deadline.
-pub(super) async fn dial(target: Target<'_>) -> Result<Stream, ConnectError> {
+pub async fn dial(target: Target<'_>) -> Result<Stream, ConnectError> {
     let timeout = target.timeout;
     let connected = Cell::new(false);
     tokio::time::timeout(timeout, open(target, &connected)).await.map_err(|_| {

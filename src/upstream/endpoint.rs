@@ -3,36 +3,30 @@
 //! Three independent facts decide whether it gets requests:
 //!
 //! * what the health check says ([`Endpoint::set_health`]);
-//! * whether connecting fails: after [`DOWN_AFTER`] failures in a row the endpoint is down for a time that doubles with
-//!   each failed trial, from [`BACKOFF_MIN_MS`] to [`BACKOFF_MAX_MS`]. When the time has passed, one request tries it;
-//!   the compare-and-swap by which it takes the trial moves the time on, so that nobody else does and a trial whose end
-//!   is never reported blocks nothing;
+//! * whether it is out for a time because it cannot be connected to or fails requests ([`passive`]);
 //! * how loaded it is: requests in flight, and a peak-sensitive moving average of its latency.
 //!
-//! Times are given by the caller. Everything is an atomic except for the text of the last error, which is locked only
-//! when something fails and when somebody asks.
+//! The first two are overruled where a whole service panics ([`group`]). Times are given by the caller. Everything is an
+//! atomic except for texts, which are locked only when something fails and when somebody asks.
+//!
+//! [`passive`]: super::health::passive
+//! [`group`]: super::health::group
 
 mod latency;
 mod ramp;
 
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::health::group::Group;
+use super::health::passive::{Cause, Out, Standing};
+use super::health::window::Tally;
 use crate::base::address::EndpointAddress;
 use crate::base::clock::Millis;
 use crate::base::hash;
 use latency::Latency;
 use ramp::Ramp;
-
-/// Failed connects in a row after which an endpoint is down.
-pub const DOWN_AFTER: u32 = 2;
-
-/// The first time an endpoint stays down, in milliseconds.
-pub const BACKOFF_MIN_MS: u64 = 1_000;
-
-/// The longest time an endpoint stays down between two trials, in milliseconds.
-pub const BACKOFF_MAX_MS: u64 = 30_000;
 
 /// Time between two log lines about failures of one endpoint, in milliseconds.
 pub const LOG_EVERY_MS: u64 = 1_000;
@@ -52,6 +46,8 @@ pub struct Endpoint {
     pub slot: u32,
     /// The service it belongs to.
     pub service: Arc<str>,
+    /// The endpoints of that service.
+    pub group: Arc<Group>,
     /// Where it is.
     pub address: EndpointAddress,
     /// Whether it is spoken to by TLS.
@@ -67,17 +63,50 @@ pub struct Endpoint {
     /// Of address and scheme; the same on every node.
     pub hash: u64,
     in_flight: AtomicU32,
-    failures_in_a_row: AtomicU32,
     failures: AtomicU64,
-    /// Milliseconds of process time; zero while up.
-    down_until: AtomicU64,
     health: AtomicU8,
+    /// When the health last changed.
+    health_since: AtomicU64,
+    standing: Standing,
+    tally: Counts,
+    /// By the causes of an ejection, in their order.
+    ejections: [AtomicU64; Cause::EJECTIONS.len()],
     latency: Latency,
     ramp: Ramp,
-    last_error: Mutex<Option<String>>,
+    told: Mutex<Told>,
     /// When a failure was last logged, in milliseconds of process time, and how many were not since.
     logged_at: AtomicU64,
     unlogged: AtomicU64,
+}
+
+/// What is kept in words.
+#[derive(Debug, Default)]
+struct Told {
+    last_error: Option<String>,
+    ejected_because: Option<String>,
+    checked: Option<Checked>,
+}
+
+/// The last answer to a health check.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checked {
+    /// What was asked, as in `GET /up`.
+    pub asked: Arc<str>,
+    /// Whether it was a good one.
+    pub well: bool,
+    /// What came, in words.
+    pub answer: String,
+    /// When.
+    pub at: Millis,
+}
+
+/// [`Tally`], counted by workers; only where a rule of the service reads it.
+#[derive(Debug, Default)]
+struct Counts {
+    requests: AtomicU64,
+    failures: AtomicU64,
+    answers: AtomicU64,
+    latency_us: AtomicU64,
 }
 
 /// What the health check says.
@@ -86,10 +115,27 @@ pub struct Endpoint {
 pub enum Health {
     /// Nothing yet, or there is no health check: taken as healthy.
     Unknown = 0,
-    /// It answers.
+    /// It answers as it should.
     Healthy = 1,
-    /// It does not.
+    /// It answers otherwise, or not in time.
     Unhealthy = 2,
+    /// It cannot be connected to.
+    Unreachable = 3,
+    /// Nothing yet, and others of its service are healthy: it gets requests when it has answered.
+    Joining = 4,
+}
+
+impl Health {
+    /// The word in `status`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Health::Unknown => "unknown",
+            Health::Healthy => "healthy",
+            Health::Unhealthy => "unhealthy",
+            Health::Unreachable => "unreachable",
+            Health::Joining => "joining",
+        }
+    }
 }
 
 /// Whether an endpoint may get a request.
@@ -117,7 +163,7 @@ impl Endpoint {
     pub(super) fn new(
         id: u64,
         slot: u32,
-        service: Arc<str>,
+        group: Arc<Group>,
         address: EndpointAddress,
         tls: bool,
         name: &str,
@@ -125,7 +171,8 @@ impl Endpoint {
         Endpoint {
             id,
             slot,
-            service,
+            service: group.service.clone(),
+            group,
             host: address.host(),
             label: match name {
                 "" => address.to_string(),
@@ -137,13 +184,15 @@ impl Endpoint {
             address,
             tls,
             in_flight: AtomicU32::new(0),
-            failures_in_a_row: AtomicU32::new(0),
             failures: AtomicU64::new(0),
-            down_until: AtomicU64::new(0),
             health: AtomicU8::new(Health::Unknown as u8),
+            health_since: AtomicU64::new(0),
+            standing: Standing::default(),
+            tally: Counts::default(),
+            ejections: Default::default(),
             latency: Latency::default(),
             ramp: Ramp::default(),
-            last_error: Mutex::new(None),
+            told: Mutex::default(),
             logged_at: AtomicU64::new(0),
             unlogged: AtomicU64::new(0),
         }
@@ -189,66 +238,170 @@ impl Endpoint {
 
     /// Whether the endpoint may get a request now.
     pub fn availability(&self, now: Millis) -> Availability {
-        if self.health() == Health::Unhealthy {
-            return Availability::Down { retry_at: Millis(u64::MAX) };
+        const NEVER: Availability = Availability::Down { retry_at: Millis(u64::MAX) };
+        match self.health() {
+            Health::Unreachable | Health::Joining => return NEVER,
+            Health::Unhealthy if !self.group.panicking() => return NEVER,
+            Health::Unhealthy | Health::Unknown | Health::Healthy => {}
         }
-        match self.down_until.load(Ordering::Acquire) {
-            0 => Availability::Up,
-            until if until <= now.0 => Availability::Trial,
-            until => Availability::Down { retry_at: Millis(until) },
+        match self.standing.out() {
+            None => Availability::Up,
+            Some(out) if out.due(now) => Availability::Trial,
+            Some(out) if out.cause != Cause::Connect && self.group.panicking() => Availability::Up,
+            Some(out) => Availability::Down { retry_at: out.until },
         }
     }
 
     /// Takes the trial that is due. `true` for exactly one caller, who then sends one request; the next trial is put
-    /// off as if this one had failed, until [`Endpoint::connect_succeeded`] says otherwise.
+    /// off as if this one had failed, until its end says otherwise.
     pub fn claim_trial(&self, now: Millis) -> bool {
-        let due = self.down_until.load(Ordering::Acquire);
-        if due == 0 || due > now.0 {
-            return false;
-        }
-        let failures = self.failures_in_a_row.load(Ordering::Relaxed).saturating_add(1);
-        let next = now.0.saturating_add(backoff_ms(failures));
-        let won = self.down_until.compare_exchange(due, next, Ordering::AcqRel, Ordering::Relaxed).is_ok();
-        if won {
-            self.failures_in_a_row.store(failures, Ordering::Relaxed);
-        }
-        won
+        self.standing.claim(now, self.group.rules().as_deref())
     }
 
-    /// A connection was made: the endpoint is up.
-    pub fn connect_succeeded(&self) {
-        // Read first: the usual case then leaves the cache line shared among the workers.
-        if self.failures_in_a_row.load(Ordering::Relaxed) != 0 {
-            self.failures_in_a_row.store(0, Ordering::Relaxed);
-        }
-        if self.down_until.load(Ordering::Relaxed) != 0 {
-            self.down_until.store(0, Ordering::Release);
+    /// Why and until when it is out, if it is.
+    pub fn out(&self) -> Option<Out> {
+        self.standing.out()
+    }
+
+    /// A connection was made: the endpoint can be reached.
+    pub fn connect_succeeded(&self, now: Millis) {
+        if self.standing.connected() {
+            let (service, endpoint) = (&*self.service, &*self.label);
+            tracing::info!(service, endpoint, "backend can be connected to again");
             self.ramp.rise();
+            self.group.reconsider(now);
         }
     }
 
     /// A connection could not be made. `error` is a sentence for the operator.
     pub fn connect_failed(&self, now: Millis, error: &str) {
         self.note_failure(error);
-        if self.down_until.load(Ordering::Acquire) > now.0 {
-            // Down already. A hundred connects that fail together are one failure, and a trial counted itself.
-            return;
-        }
-        let failures = self.failures_in_a_row.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-        if failures >= DOWN_AFTER {
-            self.down_until.fetch_max(now.0.saturating_add(backoff_ms(failures)), Ordering::AcqRel);
+        if let Some(pause) = self.standing.connect_failed(now) {
+            let (service, endpoint) = (&*self.service, &*self.label);
+            tracing::warn!(service, endpoint, "backend is down, for {}: {error}", seconds(pause));
+            self.group.reconsider(now);
         }
     }
 
-    /// Something else failed: counted and kept for `status`, without consequences for the endpoint's state.
+    /// The head of an answer came after so many microseconds.
+    pub fn answered(&self, latency_us: u64, status: u16, now: Millis) {
+        self.observe(latency_us, now);
+        let failure = self.group.is_failure(status);
+        if self.group.counts() {
+            self.tally.requests.fetch_add(1, Ordering::Relaxed);
+            self.tally.failures.fetch_add(u64::from(failure), Ordering::Relaxed);
+            self.tally.answers.fetch_add(1, Ordering::Relaxed);
+            self.tally.latency_us.fetch_add(latency_us, Ordering::Relaxed);
+        }
+        if failure {
+            self.note_failure(&format!("it answered {status}"));
+            self.strike(now);
+        } else if self.standing.answered_well(now) {
+            let (service, endpoint) = (&*self.service, &*self.label);
+            tracing::info!(
+                service,
+                endpoint,
+                "backend is back: the request that tried it was answered {status}"
+            );
+            self.ramp.rise();
+            self.group.reconsider(now);
+        }
+    }
+
+    /// No valid answer to a request came. `error` is a sentence for the operator.
+    pub fn request_failed(&self, now: Millis, error: &str) {
+        if self.group.counts() {
+            self.tally.requests.fetch_add(1, Ordering::Relaxed);
+        }
+        self.broke_off(now, error);
+    }
+
+    /// An answer whose head came ([`Endpoint::answered`]) did not come to its end.
+    pub fn broke_off(&self, now: Millis, error: &str) {
+        self.note_failure(error);
+        if self.group.counts() {
+            self.tally.failures.fetch_add(1, Ordering::Relaxed);
+        }
+        self.strike(now);
+    }
+
+    /// One more failure in a row.
+    fn strike(&self, now: Millis) {
+        let failures = self.standing.failed();
+        match self.out() {
+            Some(out) if out.cause != Cause::Connect && out.tried => {
+                self.eject(now, out.cause, "the request that tried it failed");
+            }
+            Some(_) => {}
+            None => {
+                if self.group.consecutive().is_some_and(|most| failures >= most) {
+                    self.eject(now, Cause::Consecutive, &format!("{failures} requests in a row failed"));
+                }
+            }
+        }
+    }
+
+    /// Takes the endpoint out for a time, unless too many of its service would be out. `why` is a sentence for the
+    /// operator.
+    pub fn eject(&self, now: Millis, cause: Cause, why: &str) -> bool {
+        let Some(rules) = self.group.rules() else { return false };
+        let eject = || self.standing.eject(now, cause, &rules);
+        // Whoever fails his trial is out already, and counted as that.
+        let ejected = if self.out().is_some() { eject() } else { self.group.within_share(&rules, eject) };
+        let Some((pause, times)) = ejected else {
+            // Not before as many more have failed: looking at all endpoints is not for every failure.
+            self.standing.recount();
+            return false;
+        };
+        let because = match self.last_error() {
+            Some(error) if cause != Cause::Latency => format!("{why}; the last: {error}"),
+            _ => why.to_owned(),
+        };
+        let (service, endpoint) = (&*self.service, &*self.label);
+        tracing::warn!(service, endpoint, times, "backend is ejected, for {}: {because}", seconds(pause));
+        self.told().ejected_because = Some(because);
+        let place = Cause::EJECTIONS.iter().position(|known| *known == cause);
+        if let Some(count) = place.and_then(|place| self.ejections.get(place)) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        self.group.reconsider(now);
+        true
+    }
+
+    /// The service ejects nobody any more.
+    pub(super) fn pardon(&self) {
+        if self.standing.pardon() {
+            let (service, endpoint) = (&*self.service, &*self.label);
+            tracing::info!(service, endpoint, "backend is back: nothing is ejected any more");
+        }
+    }
+
+    /// How often the endpoint was ejected for this cause.
+    pub fn ejections(&self, cause: Cause) -> u64 {
+        let place = Cause::EJECTIONS.iter().position(|known| *known == cause);
+        place.and_then(|place| self.ejections.get(place)).map_or(0, |count| count.load(Ordering::Relaxed))
+    }
+
+    /// Why it was ejected last, also when that is over.
+    pub fn ejected_because(&self) -> Option<String> {
+        self.told().ejected_because.clone()
+    }
+
+    /// What it has done since the rules of its service want that known.
+    pub fn tally(&self) -> Tally {
+        let read = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
+        Tally {
+            requests: read(&self.tally.requests),
+            failures: read(&self.tally.failures),
+            answers: read(&self.tally.answers),
+            latency_us: read(&self.tally.latency_us),
+        }
+    }
+
+    /// Something failed: counted and kept for `status`, without consequences for the endpoint's state.
     pub fn note_failure(&self, error: &str) {
         self.failures.fetch_add(1, Ordering::Relaxed);
-        let mut end = error.len().min(ERROR_BYTES_MAX);
-        while !error.is_char_boundary(end) {
-            end -= 1;
-        }
-        let text = error.get(..end).unwrap_or(error).to_owned();
-        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
+        self.told().last_error = Some(cut(error).to_owned());
     }
 
     /// What the health check says.
@@ -256,24 +409,37 @@ impl Endpoint {
         match self.health.load(Ordering::Acquire) {
             1 => Health::Healthy,
             2 => Health::Unhealthy,
+            3 => Health::Unreachable,
+            4 => Health::Joining,
             _ => Health::Unknown,
         }
     }
 
-    /// Says what the health check found. A healthy endpoint was just connected to, so it is up at once.
-    pub fn set_health(&self, health: Health) {
-        let before = self.health.swap(health as u8, Ordering::AcqRel);
-        if health != Health::Unhealthy && before == Health::Unhealthy as u8 {
-            self.ramp.rise();
+    /// Since when it says so; process start where nothing was ever said.
+    pub fn health_since(&self) -> Millis {
+        Millis(self.health_since.load(Ordering::Relaxed))
+    }
+
+    /// Says what the health check found. A healthy endpoint was just connected to, so it can be reached.
+    pub fn set_health(&self, health: Health, now: Millis) {
+        let before = self.health();
+        self.health.store(health as u8, Ordering::Release);
+        if before != health {
+            self.health_since.store(now.0, Ordering::Relaxed);
+            if health == Health::Healthy && matches!(before, Health::Unhealthy | Health::Unreachable) {
+                self.ramp.rise();
+            }
+            self.group.reconsider(now);
         }
         if health == Health::Healthy {
-            self.connect_succeeded();
+            self.connect_succeeded(now);
         }
     }
 
-    /// Forgets what a health check once said.
-    pub fn forget_health(&self) {
-        self.health.store(Health::Unknown as u8, Ordering::Release);
+    /// Forgets what a health check once said: there is none any more.
+    pub fn forget_health(&self, now: Millis) {
+        self.told().checked = None;
+        self.set_health(Health::Unknown, now);
     }
 
     /// It is new among others that have served a while: its slow start begins.
@@ -286,9 +452,26 @@ impl Endpoint {
         self.ramp.at(now, length)
     }
 
-    /// Whether the endpoint gets requests: the word in `status`. One that is due for a trial is not up yet.
+    /// Keeps the last answer to a health check.
+    pub fn note_check(&self, mut checked: Checked) {
+        checked.answer.truncate(cut(&checked.answer).len());
+        self.told().checked = Some(checked);
+    }
+
+    /// The last answer to a health check.
+    pub fn checked(&self) -> Option<Checked> {
+        self.told().checked.clone()
+    }
+
+    /// Whether the endpoint gets requests. One that is due for a trial is not up yet.
     pub fn is_up(&self, now: Millis) -> bool {
         self.availability(now) == Availability::Up
+    }
+
+    /// Whether nothing speaks against the endpoint: what `status` and the metrics tell. One that gets requests only because
+    /// its service panics is not in good standing.
+    pub fn is_good(&self) -> bool {
+        matches!(self.health(), Health::Unknown | Health::Healthy) && self.out().is_none()
     }
 
     /// Failures since the endpoint is known.
@@ -298,7 +481,11 @@ impl Endpoint {
 
     /// What went wrong last, also when all is well again.
     pub fn last_error(&self) -> Option<String> {
-        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.told().last_error.clone()
+    }
+
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// An answer began after this many microseconds.
@@ -331,9 +518,18 @@ impl Drop for InFlight {
     }
 }
 
-fn backoff_ms(failures: u32) -> u64 {
-    let doublings = failures.saturating_sub(DOWN_AFTER).min(16);
-    (BACKOFF_MIN_MS << doublings).min(BACKOFF_MAX_MS)
+/// A text as it is kept.
+fn cut(text: &str) -> &str {
+    let mut end = text.len().min(ERROR_BYTES_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.get(..end).unwrap_or(text)
+}
+
+/// Milliseconds for a log line.
+fn seconds(ms: u64) -> String {
+    format!("{} s", ms as f64 / 1000.0)
 }
 
 #[cfg(test)]

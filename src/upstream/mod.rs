@@ -5,12 +5,13 @@
 //!
 //! [`connect`] makes connections, [`answer`] checks what comes back on them, [`pool`] keeps idle ones for one worker,
 //! [`multiplex`] shares those that speak HTTP/2. The rest is pure: it takes times and random bits and returns choices:
-//! [`endpoint`], [`registry`], [`balance`], [`split`].
+//! [`endpoint`], [`registry`], [`balance`], [`split`], [`health`].
 
 pub mod answer;
 pub mod balance;
 pub mod connect;
 pub mod endpoint;
+pub mod health;
 pub mod multiplex;
 pub mod pool;
 pub mod registry;
@@ -19,6 +20,7 @@ pub mod split;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::base::clock::Millis;
 use crate::config::model::{self, Http};
 use balance::sticky::Sticky;
 pub use balance::{Affinity, Ask, Balancer, Facts, Key, Tried, Weighted};
@@ -42,7 +44,11 @@ pub struct Service {
     /// Deadline for the first byte of the answer.
     pub timeout: Duration,
     /// The active health check, if any.
-    pub health: Option<model::Health>,
+    pub health: Option<Arc<model::Health>>,
+    /// What takes an endpoint out that fails requests.
+    pub eject: Option<model::Eject>,
+    /// Share of endpoints in good standing, in percent, below which all are used.
+    pub panic: Option<u8>,
     /// Which protocol is spoken.
     pub http: Http,
     /// Which PROXY protocol header begins each connection, if any.
@@ -79,10 +85,6 @@ impl Service {
                 backup: backend.value.backup,
             })
             .collect();
-        if service.health.is_none() {
-            // Nobody would ever take back what a health check that is now gone once said.
-            endpoints.iter().for_each(|weighted| weighted.endpoint.forget_health());
-        }
         // No site has a slash in its name.
         let site = service.name.split('/').next().unwrap_or_default();
         Service {
@@ -100,7 +102,9 @@ impl Service {
             endpoints,
             connect_timeout: service.connect_timeout,
             timeout: service.timeout,
-            health: service.health.clone(),
+            health: service.health.clone().map(Arc::new),
+            eject: service.eject.clone(),
+            panic: service.panic,
             http: match service.upstream.http {
                 // Where nothing is encrypted, nothing is chosen.
                 Http::Auto if !service.backends.iter().any(|backend| backend.value.tls) => Http::H1,
@@ -108,6 +112,26 @@ impl Service {
             },
             proxy_protocol: service.upstream.proxy_protocol,
             upgrade: service.upgrade.clone().into_boxed_slice(),
+        }
+    }
+
+    /// Takes over what it says about its endpoints, when it has come into force: a configuration that is refused changes
+    /// nothing.
+    pub fn adopt(&self, now: Millis) {
+        let endpoints = || self.endpoints.iter().map(|weighted| &weighted.endpoint);
+        match &self.health {
+            // Nobody would ever take back what a health check that is now gone once said.
+            None => endpoints().for_each(|endpoint| endpoint.forget_health(now)),
+            // One that joins others that are well gets requests when it has answered. Where all are new, the first
+            // requests would find none.
+            Some(_) if endpoints().any(|endpoint| endpoint.health() == Health::Healthy) => {
+                let new = endpoints().filter(|endpoint| endpoint.health() == Health::Unknown);
+                new.for_each(|endpoint| endpoint.set_health(Health::Joining, now));
+            }
+            Some(_) => {}
+        }
+        if let Some(group) = endpoints().next().map(|endpoint| &endpoint.group) {
+            group.adopt(endpoints(), self.eject.as_ref(), self.panic, now);
         }
     }
 

@@ -151,14 +151,14 @@ enum Next<B: Sendable> {
 }
 
 impl<B: Sendable> Multiplexed<B> {
-    /// A place for a request at an endpoint; `leave` is asked before a socket is opened. Waits no longer than the target's
+    /// A place for a request at an endpoint, given by its id; `leave` is asked before a socket is opened. Waits no longer than the target's
     /// deadline, whether for a connection or for a stream.
     ///
     /// # Errors
     /// [`ConnectError`]; the request was not sent in any of these cases.
     pub async fn place(
         &self,
-        endpoint: &Endpoint,
+        endpoint: u64,
         mut target: Target<'_>,
         leave: impl Fn() -> Option<Descriptor>,
         allowed: Allowed,
@@ -171,7 +171,7 @@ impl<B: Sendable> Multiplexed<B> {
                 Next::Go(carrier) => return Ok(Place::Shared(Stream::on(carrier, patience, false))),
                 Next::Alone => return Ok(Place::Alone(None)),
                 Next::Open(news) => {
-                    let opening = Opening { group: self, endpoint: endpoint.id, news: news.clone() };
+                    let opening = Opening { group: self, endpoint, news: news.clone() };
                     target.descriptor = leave().ok_or(ConnectError::NoDescriptor)?;
                     let opened = open(target, allowed, &news).await;
                     opening.ended(&opened, patience.now());
@@ -212,15 +212,9 @@ impl<B: Sendable> Multiplexed<B> {
         }
     }
 
-    fn next(
-        &self,
-        endpoint: &Endpoint,
-        tls: Option<&Arc<ClientConfig>>,
-        allowed: Allowed,
-        now: Millis,
-    ) -> Next<B> {
+    fn next(&self, endpoint: u64, tls: Option<&Arc<ClientConfig>>, allowed: Allowed, now: Millis) -> Next<B> {
         let mut groups = self.groups.borrow_mut();
-        let group = groups.entry(endpoint.id).or_insert_with(|| Group {
+        let group = groups.entry(endpoint).or_insert_with(|| Group {
             carriers: Vec::new(),
             opening: false,
             alone_until: Millis(0),

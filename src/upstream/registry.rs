@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::balance::sticky::{KEY_BYTES, Secret};
 use super::endpoint::Endpoint;
+use super::health::group::Group;
 use crate::base::address::EndpointAddress;
 
 /// The registry sweeps out dead endpoints when it has grown to twice what was alive after the last sweep, and this many.
@@ -29,6 +30,8 @@ type Identity = (Arc<str>, EndpointAddress, bool, Arc<str>);
 #[derive(Debug, Default)]
 struct Inner {
     endpoints: HashMap<Identity, (u32, Weak<Endpoint>)>,
+    /// By service; alive as long as one of its endpoints.
+    groups: HashMap<Arc<str>, Weak<Group>>,
     free_slots: Vec<u32>,
     /// Slots given out so far, free or not.
     slots: u32,
@@ -94,7 +97,8 @@ impl Registry {
         });
         let id = inner.next_id;
         inner.next_id += 1;
-        let endpoint = Arc::new(Endpoint::new(id, slot, Arc::clone(service), address.clone(), tls, name));
+        let group = inner.group(service);
+        let endpoint = Arc::new(Endpoint::new(id, slot, group, address.clone(), tls, name));
         if inner.settled {
             endpoint.rise();
         }
@@ -107,6 +111,13 @@ impl Registry {
         let mut alive: Vec<_> =
             self.lock().endpoints.values().filter_map(|(_, weak)| weak.upgrade()).collect();
         alive.sort_unstable_by(|a, b| (&a.service, &a.address, a.tls).cmp(&(&b.service, &b.address, b.tls)));
+        alive
+    }
+
+    /// The services that have an endpoint, by name.
+    pub fn groups(&self) -> Vec<Arc<Group>> {
+        let mut alive: Vec<_> = self.lock().groups.values().filter_map(Weak::upgrade).collect();
+        alive.sort_unstable_by(|a, b| a.service.cmp(&b.service));
         alive
     }
 
@@ -132,7 +143,17 @@ impl Registry {
 }
 
 impl Inner {
+    fn group(&mut self, service: &Arc<str>) -> Arc<Group> {
+        let known = self.groups.get(service).and_then(Weak::upgrade);
+        known.unwrap_or_else(|| {
+            let group = Arc::new(Group::new(Arc::clone(service)));
+            self.groups.insert(Arc::clone(service), Arc::downgrade(&group));
+            group
+        })
+    }
+
     fn sweep(&mut self) {
+        self.groups.retain(|_, group| group.strong_count() > 0);
         let free_slots = &mut self.free_slots;
         self.endpoints.retain(|_, (slot, weak)| {
             let alive = weak.strong_count() > 0;

@@ -44,6 +44,7 @@ mod economics;
 mod expect;
 mod floods;
 mod grpc;
+mod health;
 mod hops;
 mod idle;
 mod inside;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Located;
+use super::{Eject, Health, Located};
 use crate::base::address::EndpointAddress;
 
 /// A named set of endpoints.
@@ -24,6 +24,10 @@ pub struct Service {
     pub split: Option<Box<Split>>,
     /// Active health check, if any.
     pub health: Option<Health>,
+    /// What takes a backend out that fails requests, if anything beside failing to connect does.
+    pub eject: Option<Eject>,
+    /// Share of backends in good standing, in percent, below which all are used; `None`: never.
+    pub panic: Option<u8>,
     /// Deadline for connecting.
     pub connect_timeout: Duration,
     /// Deadline for the first byte of the answer.
@@ -168,21 +172,6 @@ pub struct Branch {
     pub cookie: Option<String>,
     /// Where they go; it has no split of its own.
     pub service: Service,
-}
-
-/// `health = "/up"` or its long form.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Health {
-    /// Path asked for with GET.
-    pub path: String,
-    /// Time between probes of one endpoint. 5 s.
-    pub interval: Duration,
-    /// Deadline of one probe. 2 s.
-    pub timeout: Duration,
-    /// Successes in a row before an endpoint is up again. 2.
-    pub rise: u32,
-    /// Failures in a row before it is down. 2.
-    pub fall: u32,
 }
 
 /// `upstream = { … }`

@@ -382,6 +382,8 @@ fn refuse_settings_without_backends(context: &mut Context<'_>, table: &Table<'_>
         "balance",
         "slow_start",
         "health",
+        "eject",
+        "panic",
         "timeout",
         "connect_timeout",
         "upstream",

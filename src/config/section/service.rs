@@ -5,6 +5,7 @@
 
 mod backend;
 mod balance;
+mod eject;
 mod health;
 mod split;
 mod target;
@@ -15,8 +16,8 @@ use std::time::Duration;
 
 use super::{header, protocol, tls};
 use crate::config::model::{
-    Action, Backend, Balance, Branch, Discover, HeaderEdits, Health, Located, Origin, Server, Service, Split,
-    Upstream,
+    Action, Backend, Balance, Branch, Discover, Eject, HeaderEdits, Health, Located, Origin, PANIC_DEFAULT,
+    Server, Service, Split, Upstream,
 };
 use crate::config::parse::{Context, Table};
 use crate::config::setting::Id;
@@ -47,6 +48,8 @@ struct Toward {
     balance: Located<Balance>,
     slow_start: Located<Duration>,
     health: Located<Option<Health>>,
+    eject: Located<Option<Eject>>,
+    panic: Located<Option<u8>>,
     connect_timeout: Located<Duration>,
     timeout: Located<Duration>,
     upstream: Located<Upstream>,
@@ -63,6 +66,8 @@ pub fn of_server(server: &Server, encrypted: bool) -> Shared {
         balance: default(Balance::P2c),
         slow_start: default(Duration::ZERO),
         health: default(None),
+        eject: default(Some(Eject::default())),
+        panic: default(Some(PANIC_DEFAULT)),
         connect_timeout: default(server.timeouts.connect),
         timeout: default(server.timeouts.first_byte),
         upstream: default(Upstream::default()),
@@ -97,6 +102,9 @@ pub fn read(context: &mut Context<'_>, table: &Table<'_>, inherited: &Shared) ->
         ),
     };
     upstream::warn_of_unused(context, table, &shared);
+    if shared.target.is_some() && proxied {
+        health::check_protocol(context, table, &shared.toward.health.value, &shared.toward.upstream.value);
+    }
     if let Some(Target::Backends { written, sources }) = shared.target.as_ref().map(|target| &target.value)
         && shared.encrypted
         && table.has("backends")
@@ -114,6 +122,8 @@ fn toward(context: &mut Context<'_>, table: &Table<'_>, inherited: &Toward) -> T
         balance: balance::read(context, table, &inherited.balance),
         slow_start: context.duration(table, "slow_start", Some(&inherited.slow_start)),
         health: health::read(context, table, &inherited.health),
+        eject: eject::read(context, table, &inherited.eject),
+        panic: eject::read_panic(context, table, &inherited.panic),
         connect_timeout: context.duration(table, "connect_timeout", Some(&inherited.connect_timeout)),
         timeout: context.duration(table, "timeout", Some(&inherited.timeout)),
         upstream: upstream::read(context, table, &inherited.upstream),
@@ -180,6 +190,8 @@ impl Shared {
             slow_start: Some(toward.slow_start.value).filter(|length| !length.is_zero()),
             split: None,
             health: toward.health.value.clone(),
+            eject: toward.eject.value.clone(),
+            panic: toward.panic.value,
             connect_timeout: toward.connect_timeout.value,
             timeout: toward.timeout.value,
             upstream: toward.upstream.value.clone(),

@@ -58,13 +58,40 @@ pub(super) static SPLIT: Section = Section {
 pub(super) static HEALTH: Section = Section {
     id: Id::Health,
     title: "health = { path = \"…\", … }",
-    doc: "An active health check: GET, and any status from 200 to 399 is a success.",
+    doc: "An active health check. `health = \"/up\"` asks for this path, `\"tcp\"` and `\"grpc\"` are these types with every default.",
     settings: &[
-        row("path", Kind::Text(2_048), Required, "Path asked for."),
-        row("interval", Kind::Duration(10, DAY), Value(r#""5s""#), "Time between two probes of one backend."),
+        row("type", Kind::Word(&["http", "tcp", "grpc"]), Value(r#""http""#), "What is asked: an HTTP request; a connection, with its TLS handshake where the backend speaks TLS; `grpc.health.v1.Health/Check`."),
+        row("path", Kind::Text(2_048), Words("must be said for HTTP"), "Path asked for."),
+        row("method", Kind::Word(&["GET", "HEAD"]), Value(r#""GET""#), "Method of the request."),
+        row("host", Kind::Text(300), Words("the site's name"), "`Host` of the request."),
+        row("status", Kind::Statuses(16, 100, 599), Value(r#"["200-399"]"#), "Statuses of a good answer."),
+        row("body", Kind::Text(1_024), Words("anything"), "What the first 64 KiB of the body must contain; `\"~regex\"`: what must be found in them."),
+        row("service", Kind::Text(256), Value(r#""""#), "gRPC: the service asked for; `\"\"` is the server as a whole."),
+        row("address", Kind::Text(253), Words("the backend's"), "IP address or name that is asked in the backend's place."),
+        row("port", Kind::Count(1, 65_535), Words("the backend's"), "Port that is asked in place of the backend's."),
+        row("interval", Kind::Duration(10, DAY), Value(r#""5s""#), "Time between two probes of one backend, give or take 10 %."),
+        row("fast_interval", Kind::Duration(10, DAY), Words("`interval`, at most `\"1s\"`"), "The same while a change of state is being counted."),
         row("timeout", Kind::Duration(10, HOUR), Value(r#""2s""#), "Deadline of one probe."),
-        row("rise", Kind::Count(1, 100), Value("2"), "Successes in a row before a backend is up again."),
+        row("rise", Kind::Count(1, 100), Value("2"), "Successes in a row before a backend is up again. The first answer of a new one counts at once."),
         row("fall", Kind::Count(1, 100), Value("2"), "Failures in a row before a backend is down."),
+    ],
+};
+
+#[rustfmt::skip]
+pub(super) static EJECT: Section = Section {
+    id: Id::Eject,
+    title: "eject = { consecutive = …, … }",
+    doc: "What takes a backend out that fails requests: an answer that did not come or broke off, and what `status` adds. A backend that cannot be connected to is out after two tries, whatever stands here.",
+    settings: &[
+        row("consecutive", Kind::CountOr("off", 1, 1_000), Value("5"), "Failures in a row."),
+        row("error_rate", Kind::PercentOr("off", 1, 100), Value(r#""off""#), "Share of failures among the requests of a window."),
+        row("latency", Kind::CountOr("off", 2, 1_000), Value(r#""off""#), "How many times the median of the other backends the mean time to the first byte of an answer is, over a window; at least 20 ms above it."),
+        row("status", Kind::Statuses(16, 400, 599), Value("[]"), "Statuses that count as failures."),
+        row("window", Kind::Duration(1_000, HOUR), Value(r#""10s""#), "Over how long `error_rate` and `latency` are taken."),
+        row("min_requests", Kind::Count(1, 1_000_000), Value("20"), "Requests to a backend in a window below which `error_rate` and `latency` say nothing."),
+        row("time", Kind::Duration(100, DAY), Value(r#""30s""#), "How long a backend is out the first time; the second time it is twice that, and so on. Each such time without another takes one off."),
+        row("time_max", Kind::Duration(100, DAY), Value(r#""5m""#), "The longest time a backend is out."),
+        row("max_share", Kind::Percent(1, 100), Value(r#""50%""#), "How many of a service's backends may be out at once by this."),
     ],
 };
 

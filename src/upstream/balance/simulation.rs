@@ -59,7 +59,7 @@ fn an_endpoint_that_is_down_moves_its_own_keys_only_and_to_all_others() {
         let all = endpoints(&vec![1; count]);
         let balancer = balancer(&UNBOUNDED, &all);
         let before = map(&balancer, &all, 20_000);
-        all[1].endpoint.set_health(Health::Unhealthy);
+        all[1].endpoint.set_health(Health::Unhealthy, NOW);
         let during = map(&balancer, &all, 20_000);
         let moved = before.iter().zip(&during).filter(|(before, during)| before != during).count();
         assert_eq!(moved, before.iter().filter(|&&at| at == 1).count(), "nobody else's");
@@ -71,7 +71,7 @@ fn an_endpoint_that_is_down_moves_its_own_keys_only_and_to_all_others() {
             largest_over_mean(&others)
         );
         assert!(spread[1] == 0 && largest_over_mean(&others) < 1.4, "{spread:?}");
-        all[1].endpoint.set_health(Health::Healthy);
+        all[1].endpoint.set_health(Health::Healthy, NOW);
         assert_eq!(map(&balancer, &all, 20_000), before, "and all come back");
     }
 }
@@ -325,7 +325,7 @@ fn endpoints_that_all_start_share_as_ever_and_a_lone_one_takes_all() {
         };
         let spread = tally(&(0..4_000).map(|_| chosen()).collect::<Vec<_>>(), 4);
         assert!(spread.iter().all(|&count| count.abs_diff(1_000) < 250), "{balance:?} {spread:?}");
-        (1..4).for_each(|at| all[at].endpoint.set_health(Health::Unhealthy));
+        (1..4).for_each(|at| all[at].endpoint.set_health(Health::Unhealthy, NOW));
         assert!((0..100).all(|_| chosen() == 0));
     }
 }
@@ -344,7 +344,7 @@ proptest! {
         for (at, (weighted, (_, backup, state, is_tried))) in all.iter_mut().zip(&parts).enumerate() {
             weighted.backup = *backup;
             match state {
-                1 => weighted.endpoint.set_health(Health::Unhealthy),
+                1 => weighted.endpoint.set_health(Health::Unhealthy, NOW),
                 2 => weighted.endpoint.rise(),
                 _ => {}
             }

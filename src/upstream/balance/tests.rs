@@ -169,7 +169,7 @@ fn p2c_leaves_an_endpoint_whose_requests_hang() {
 fn what_is_down_gets_nothing_and_what_was_tried_nothing_more_while_another_lives() {
     let all = endpoints(&[1, 5, 1, 1]);
     fail(&all[0].endpoint, NOW);
-    all[2].endpoint.set_health(Health::Unhealthy);
+    all[2].endpoint.set_health(Health::Unhealthy, NOW);
     for balancer in every(&all) {
         let spread = counts(&balancer, &all, NOW, &Tried::default(), 500);
         assert!(
@@ -190,7 +190,7 @@ fn a_returning_endpoint_gets_one_trial() {
         fail(&all[1].endpoint, NOW);
         let due = Millis(NOW.0 + 1000);
         assert_eq!(counts(&balancer, &all, due, &Tried::default(), 300)[1], 1, "{balance:?}");
-        all[1].endpoint.connect_succeeded();
+        all[1].endpoint.connect_succeeded(due);
         assert!(counts(&balancer, &all, due, &Tried::default(), 300)[1] > 50);
     }
 }
@@ -200,7 +200,7 @@ fn when_all_are_down_the_soonest_is_asked_and_each_once() {
     for balance in [Balance::P2c, Balance::RoundRobin, Balance::LeastRequest, HASH] {
         let all = endpoints(&[1, 1, 1]);
         let balancer = balancer(&balance, &all);
-        all[0].endpoint.set_health(Health::Unhealthy);
+        all[0].endpoint.set_health(Health::Unhealthy, NOW);
         fail(&all[1].endpoint, Millis(NOW.0 - 100));
         fail(&all[2].endpoint, Millis(NOW.0 - 500));
         let next = |indices: &[usize]| choose(&balancer, &all, NOW, 5, &tried(indices));
@@ -210,7 +210,7 @@ fn when_all_are_down_the_soonest_is_asked_and_each_once() {
         assert_eq!(next(&[2, 1, 0]), None);
     }
     let all = endpoints(&[1, 1, 1]);
-    all.iter().for_each(|weighted| weighted.endpoint.set_health(Health::Unhealthy));
+    all.iter().for_each(|weighted| weighted.endpoint.set_health(Health::Unhealthy, NOW));
     for balancer in every(&all) {
         let spread = counts(&balancer, &all, NOW, &Tried::default(), 300);
         assert!(
@@ -264,10 +264,10 @@ fn backups_serve_while_no_primary_is_up_and_give_back() {
             "the primary failed this request: {over:?}"
         );
         assert_eq!(spread(&tried(&[1, 2, 3])), [0, 400, 0, 0], "the primary again before a backup again");
-        all[1].endpoint.set_health(Health::Unhealthy);
+        all[1].endpoint.set_health(Health::Unhealthy, NOW);
         let over = spread(&Tried::default());
         assert!(over[..2] == [0, 0] && over[2] > 100 && over[3] > 100, "{over:?}");
-        all[1].endpoint.set_health(Health::Healthy);
+        all[1].endpoint.set_health(Health::Healthy, NOW);
         assert_eq!(spread(&Tried::default()), [0, 400, 0, 0]);
     }
 }
@@ -296,7 +296,7 @@ fn what_drains_keeps_its_sessions_and_gets_nothing_else() {
     };
     assert_eq!(session(&Tried::default()), Some(0));
     assert_ne!(session(&tried(&[0])), Some(0));
-    all[1..].iter().for_each(|weighted| weighted.endpoint.set_health(Health::Unhealthy));
+    all[1..].iter().for_each(|weighted| weighted.endpoint.set_health(Health::Unhealthy, NOW));
     for balancer in every(&all) {
         assert_eq!(counts(&balancer, &all, NOW, &Tried::default(), 30)[0], 30, "better than what is down");
     }
@@ -315,7 +315,7 @@ fn a_session_stays_while_its_endpoint_is_up_and_leaves_backups_when_primaries_ar
     assert_eq!((session(3), session(9)), (0, 0), "not to a backup, nor to what is not there");
     fail(&all[1].endpoint, NOW);
     assert_eq!(session(1), 0);
-    [0, 2].iter().for_each(|&at| all[at].endpoint.set_health(Health::Unhealthy));
+    [0, 2].iter().for_each(|&at| all[at].endpoint.set_health(Health::Unhealthy, NOW));
     assert_eq!(session(3), 100, "no primary is up");
 }
 

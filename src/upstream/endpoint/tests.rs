@@ -5,7 +5,7 @@ use super::*;
 
 fn endpoint() -> Arc<Endpoint> {
     let address = EndpointAddress::Socket("[2001:db8::1]:80".parse().unwrap());
-    Arc::new(Endpoint::new(1, 0, "a/".into(), address, false, ""))
+    Arc::new(Endpoint::new(1, 0, Arc::new(Group::new("a/".into())), address, false, ""))
 }
 
 fn down(until: u64) -> Availability {
@@ -17,7 +17,7 @@ fn two_failed_connects_in_a_row_take_it_down_for_a_second() {
     let endpoint = endpoint();
     endpoint.connect_failed(Millis(100), "refused");
     assert_eq!(endpoint.availability(Millis(100)), Availability::Up);
-    endpoint.connect_succeeded();
+    endpoint.connect_succeeded(Millis(0));
     endpoint.connect_failed(Millis(200), "refused");
     assert!(endpoint.is_up(Millis(200)), "not in a row");
     endpoint.connect_failed(Millis(300), "refused again");
@@ -42,7 +42,7 @@ fn one_request_tries_it_again_and_the_time_doubles_up_to_its_bound() {
         now += pause;
     }
     assert!(endpoint.claim_trial(Millis(now)));
-    endpoint.connect_succeeded();
+    endpoint.connect_succeeded(Millis(0));
     assert!(endpoint.is_up(Millis(now)) && !endpoint.claim_trial(Millis(now)));
     endpoint.connect_failed(Millis(now), "refused");
     endpoint.connect_failed(Millis(now), "refused");
@@ -78,13 +78,13 @@ fn threads_get_one_trial_between_them() {
 #[test]
 fn the_health_check_overrules_and_brings_back() {
     let endpoint = endpoint();
-    endpoint.set_health(Health::Unhealthy);
+    endpoint.set_health(Health::Unhealthy, Millis(0));
     assert_eq!(endpoint.availability(Millis(0)), down(u64::MAX));
-    endpoint.forget_health();
+    endpoint.forget_health(Millis(0));
     assert!(endpoint.is_up(Millis(0)) && endpoint.health() == Health::Unknown);
     endpoint.connect_failed(Millis(0), "refused");
     endpoint.connect_failed(Millis(0), "refused");
-    endpoint.set_health(Health::Healthy);
+    endpoint.set_health(Health::Healthy, Millis(0));
     assert!(endpoint.is_up(Millis(0)) && endpoint.health() == Health::Healthy);
 }
 

@@ -231,8 +231,20 @@ impl Origin {
         Origin::start(tls, Arc::new(move |exchange| Box::pin(script(exchange)))).await
     }
 
+    /// Answers at this address: a backend that comes back.
+    pub async fn answering_at(
+        address: SocketAddr,
+        answer: impl Fn(&Received) -> Answer + Send + Sync + 'static,
+    ) -> Origin {
+        Origin::start_at(address, None, simple(answer)).await
+    }
+
     async fn start(tls: Option<TlsAcceptor>, script: Script) -> Origin {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind the origin");
+        Origin::start_at(([127, 0, 0, 1], 0).into(), tls, script).await
+    }
+
+    async fn start_at(address: SocketAddr, tls: Option<TlsAcceptor>, script: Script) -> Origin {
+        let listener = TcpListener::bind(address).await.expect("bind the origin");
         let address = listener.local_addr().expect("origin address");
         let shared = Arc::new(Shared::default());
         let task = tokio::spawn(accept(listener, tls, script, shared.clone()));
