@@ -69,6 +69,7 @@ fn render(status: &Value, now: u64, paint: Paint) -> String {
     }
     out += &section("listeners", &listeners, paint);
     out += &sites(list(status, "sites"), now, paint);
+    out += &engine(status.get("engine").unwrap_or(&Value::Null), paint);
     out += &sources(list(status, "sources"), paint);
     out += &panics(list(status, "panics"), paint);
     out += &endpoints(list(status, "endpoints"), paint);
@@ -145,6 +146,31 @@ pub(super) fn certificate(certificate: &Value, now: u64) -> (Ink, String) {
         1 => (ink, format!("{source}, expires tomorrow")),
         _ => (ink, format!("{source}, {days} days")),
     }
+}
+
+/// The container engine; nothing where none is asked.
+fn engine(engine: &Value, paint: Paint) -> String {
+    if !engine.is_object() {
+        return String::new();
+    }
+    let mut table = Table::default();
+    let trouble = engine.get("trouble").and_then(Value::as_str);
+    let answered = engine.get("answered").and_then(Value::as_bool).unwrap_or_default();
+    let (ink, state) = match (trouble, answered) {
+        (Some(_), _) => (Ink::Red, "failing, its last containers and sites stay"),
+        (None, false) => (Ink::Red, "no answer yet"),
+        (None, true) => (Ink::Green, "answering"),
+    };
+    let containers = usize::try_from(number(engine, "containers")).unwrap_or(usize::MAX);
+    let socket = (Ink::Plain, text(engine, "socket").to_owned());
+    table.row([socket, (Ink::Plain, count(containers, "container")), (ink, state.to_owned())]);
+    if let Some(trouble) = trouble {
+        table.text(Ink::Red, &format!("  because: {trouble}"));
+    }
+    for problem in texts(engine, "problems").into_iter().take(ROWS_MAX) {
+        table.text(Ink::Red, &format!("  {problem}"));
+    }
+    section("container engine", &table, paint)
 }
 
 /// Where endpoints are found; nothing where all are written.

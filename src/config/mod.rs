@@ -11,6 +11,7 @@ pub mod clash;
 pub mod diagnostic;
 mod document;
 pub mod effective;
+mod fragment;
 pub mod model;
 pub mod parse;
 pub mod reference;
@@ -29,6 +30,7 @@ use toml::de::{DeTable, DeValue};
 pub use clash::clashes;
 pub use diagnostic::{Diagnostic, Severity, render_human, to_json};
 pub use effective::{Effective, effective_site};
+pub use fragment::Fragment;
 pub use reference::schema;
 pub use restart::restart_needed;
 pub use source::{Source, Sources};
@@ -85,15 +87,16 @@ pub fn default_path() -> Option<PathBuf> {
 /// Of two sites with one name, the one read first is taken. Clashes of hosts are reported with the order of reading as
 /// age, but both sites stay in [`Loaded::sites`]; who knows better ages calls [`Loaded::settle_clashes`].
 pub fn load(path: &Path) -> Loaded {
-    load_with(path, &|_, _| false)
+    load_with(path, &|_, _| false, &[])
 }
 
 /// Like [`load`], but of two sites with one name the one is taken for which `home(name, file)` holds: a file that is
-/// read earlier takes no site away from the file it lives in.
-pub fn load_with(path: &Path, home: Home<'_>) -> Loaded {
+/// read earlier takes no site away from the file it lives in. `fragments` are sites that stand in no file; they count
+/// where the configuration has `[docker]`.
+pub fn load_with(path: &Path, home: Home<'_>, fragments: &[Fragment]) -> Loaded {
     let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
     let path: Arc<Path> = join(&here, path).into();
-    let mut run = Run::new(&here, home);
+    let mut run = Run::new(&here, home, fragments);
     let Some(main) = run.read(&path, None) else { return run.finish(None) };
     let server = match document::parse(&main) {
         Err(errors) => {
@@ -175,6 +178,7 @@ type Home<'a> = &'a dyn Fn(&str, &Path) -> bool;
 /// The state of one [`load`].
 struct Run<'a> {
     home: Home<'a>,
+    fragments: &'a [Fragment],
     reader: Reader,
     loaded: Loaded,
     sites: BTreeMap<Arc<str>, (SiteEntry, Origin, u64)>,
@@ -183,7 +187,7 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn new(here: &Path, home: Home<'a>) -> Run<'a> {
+    fn new(here: &Path, home: Home<'a>, fragments: &'a [Fragment]) -> Run<'a> {
         let mut sources = Sources::default();
         sources.show_relative_to(here);
         let loaded = Loaded {
@@ -197,7 +201,7 @@ impl<'a> Run<'a> {
             order: Vec::new(),
         };
         let (files, folders) = Default::default();
-        Run { home, reader: Reader::default(), loaded, sites: BTreeMap::new(), files, folders }
+        Run { home, fragments, reader: Reader::default(), loaded, sites: BTreeMap::new(), files, folders }
     }
 
     /// Reads a file into the sources; reports what is wrong with it at the place that named it.
@@ -261,6 +265,9 @@ impl<'a> Run<'a> {
                 }
             }
         }
+        if said.server.docker.is_some() {
+            self.fragments.iter().for_each(|fragment| self.fragment(fragment, &said.server));
+        }
         good &= self.check_default_certificate(&said.server);
         (said.server, good)
     }
@@ -313,7 +320,9 @@ impl<'a> Run<'a> {
             let origin = source.origin(key.clone());
             if let Some((entry, former, _)) = self.sites.get(&name) {
                 let (there, here) = (entry.file.clone(), source.path());
-                if there == *here || !(self.home)(&name, here) || (self.home)(&name, &there) {
+                let from_file = here.is_absolute();
+                let moves = from_file && (self.home)(&name, here) && !(self.home)(&name, &there);
+                if there == *here || !moves {
                     inner.report(twice(&name, former, &origin, &self.loaded.sources));
                     self.loaded.diagnostics.append(&mut inner.diagnostics);
                     return;

@@ -5,6 +5,7 @@
 
 mod discovery;
 mod dns;
+mod docker;
 mod health;
 mod server;
 mod service;
@@ -12,6 +13,7 @@ mod tls;
 
 pub use discovery::Resolution;
 pub use dns::{Cloudflare, Dns, DnsProvider, Exec, Rfc2136, Route53, SecretSource, TsigAlgorithm};
+pub use docker::{Docker, DockerSocket};
 pub use health::{BodyCheck, Check, Eject, Health, HttpCheck, PANIC_DEFAULT, Statuses};
 pub use server::{Limits, Log, Timeouts};
 pub use service::{
@@ -94,6 +96,8 @@ pub struct Server {
     pub resolution: Resolution,
     /// `[demo] listen`: addresses on which built-in demo backends answer.
     pub demo: Vec<SocketAddr>,
+    /// `[docker]`: the engine asked for containers; `None` where the section is absent.
+    pub docker: Option<Docker>,
     /// `[acme]`: certificates from a public authority; `None` where the section is absent.
     pub acme: Option<Acme>,
 }

@@ -141,6 +141,7 @@ fn name(id: Id) -> &'static str {
         Id::Admin => "admin",
         Id::Log => "log",
         Id::Demo => "demo",
+        Id::Docker => "docker",
         Id::Acme => "acme",
         Id::Directory => "directory",
         Id::Dns => "acme_dns",

@@ -6,6 +6,7 @@
 mod acme;
 mod discovery;
 mod dns;
+mod docker;
 mod service;
 mod tls;
 
@@ -36,6 +37,8 @@ pub enum Id {
     Log,
     /// `[demo]`
     Demo,
+    /// `[docker]`
+    Docker,
     /// `[acme]`
     Acme,
     /// One of `[acme] directory`, long form.
@@ -242,12 +245,7 @@ impl Kind {
 }
 
 /// Keys of the reference that later versions will have: section, key, message, what to do.
-pub const LATER: &[(Id, &str, &str, &str)] = &[(
-    Id::File,
-    "docker",
-    "`[docker]`: finding containers by their labels is not in this version",
-    "remove the section; write each container's address in `backends`",
-)];
+pub const LATER: &[(Id, &str, &str, &str)] = &[];
 
 fn one_of(words: &[&str]) -> String {
     words.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(" or ")
@@ -297,7 +295,7 @@ pub const SITES_MAX: usize = 100_000;
 const HEALTH_SHORT: &str = "a path like \"/up\", or \"tcp\", or \"grpc\", or \"off\"";
 const EJECT_SHORT: &str = "\"off\"";
 const LIMIT_SHORT: &str = "a rate like \"100 per 10s by client-ip\"";
-const BACKEND_SHORT: &str = "an address like \"10.0.0.1:8080\" or \"https://api.internal:8443\", or a source of addresses like \"dns://api.internal:8080\"";
+const BACKEND_SHORT: &str = "an address like \"10.0.0.1:8080\" or \"https://api.internal:8443\", or a source of addresses like \"dns://api.internal:8080\" or \"docker://web\"";
 const REDIRECT_SHORT: &str = "a target like \"/new/\" or \"https://www.shop.example/\"";
 
 // One row, one line, however long: this is a table.
@@ -312,6 +310,7 @@ static FILE: Section = Section {
         row("admin", Kind::Table(Id::Admin), Words("every default"), "How `tidegate status` and `tidegate reload` reach the process."),
         row("log", Kind::Table(Id::Log), Words("every default"), "The access log."),
         row("demo", Kind::Table(Id::Demo), Words("none"), "Built-in backends to try things with."),
+        row("docker", Kind::Table(Id::Docker), Words("no engine is asked"), "The container engine whose containers are found by their labels."),
         row("acme", Kind::Table(Id::Acme), Words("no automatic certificates"), "Certificates that get and keep themselves."),
         row("dns", Kind::Table(Id::Resolution), Words("every default"), "How names in `backends` are resolved."),
         row("site", Kind::Named(Id::Site), Words("none"), "The sites, by name."),
@@ -329,6 +328,7 @@ pub static TABLE: &[&Section] = &[
     &ADMIN,
     &LOG,
     &DEMO,
+    &docker::DOCKER,
     &acme::ACME,
     &acme::DIRECTORY,
     &dns::DNS,

@@ -291,7 +291,7 @@ mod mutation {
             let path: Arc<Path> = Arc::from(Path::new("/x/tidegate.toml"));
             let source = Arc::new(Source::new(path.clone(), text));
             let here = Path::new("/x");
-            let mut run = Run::new(here, &|_, _| false);
+            let mut run = Run::new(here, &|_, _| false, &[]);
             run.loaded.order.push(path.clone());
             run.loaded.sources.insert(source.clone());
             let server = match document::parse(&source) {

@@ -8,12 +8,13 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
 use crate::base::clock;
 use crate::config;
 use crate::config::model::{Resolution, Source};
+use crate::control::containers::{self, Containers};
 use crate::control::{Control, lock};
 use crate::discovery::{self, Member, Update};
 use crate::snapshot::Source as CertificateSource;
@@ -41,6 +42,11 @@ pub struct Discovery {
     resolution: Resolution,
     updates: mpsc::Sender<Update>,
     heard: mpsc::Receiver<Update>,
+    containers: Containers,
+    /// Labels may have changed.
+    relabelled: Arc<Notify>,
+    /// Endpoints of containers may have changed.
+    moved: Arc<Notify>,
 }
 
 impl Discovery {
@@ -48,23 +54,43 @@ impl Discovery {
     pub fn new(control: Arc<Control>) -> Discovery {
         let (updates, heard) = mpsc::channel(WAITING_MAX);
         let resolution = control.server().resolution.clone();
-        Discovery { control, watching: HashMap::new(), generation: 0, resolution, updates, heard }
+        let containers = Containers::new(updates.clone());
+        let (watching, relabelled, moved) = Default::default();
+        Discovery {
+            control,
+            watching,
+            generation: 0,
+            resolution,
+            updates,
+            heard,
+            containers,
+            relabelled,
+            moved,
+        }
     }
 
     /// Asks every source once, for [`FIRST`] at most: who starts with no endpoint answers 503. Runs before the first
     /// connection is taken.
     pub async fn prime(&mut self) {
-        self.follow();
+        let mut engine_silent = self.follow();
         let mut silent: HashSet<Source> = self.watching.keys().cloned().collect();
         let deadline = tokio::time::Instant::now() + FIRST;
-        while !silent.is_empty() {
+        while engine_silent || !silent.is_empty() {
             let Ok(Some(first)) = tokio::time::timeout_at(deadline, self.heard.recv()).await else { break };
             let batch = self.gather(first).await;
             for update in &batch {
-                silent.remove(update.source());
+                update.source().map(|source| silent.remove(source));
+                engine_silent &= update.source().is_some();
             }
             self.learn(batch).await;
         }
+        if engine_silent {
+            tracing::warn!("the container engine did not answer within {FIRST:?}: what it said last stays");
+        }
+        // The sites of labels are there before the first connection is taken.
+        let control = self.control.clone();
+        let _ = tokio::task::spawn_blocking(move || control.relabel()).await;
+        self.follow();
         for source in silent {
             tracing::warn!("{source} did not answer within {FIRST:?}: its services have no endpoints yet");
         }
@@ -72,6 +98,8 @@ impl Discovery {
 
     /// Follows the sources for ever.
     pub async fn run(mut self) {
+        tokio::task::spawn_local(containers::relabel(self.control.clone(), self.relabelled.clone()));
+        tokio::task::spawn_local(containers::remember(self.control.clone(), self.moved.clone()));
         let mut look = tokio::time::interval(FOLLOW);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -80,16 +108,18 @@ impl Discovery {
                     let batch = self.gather(first).await;
                     self.learn(batch).await;
                 }
-                _ = look.tick() => self.follow(),
+                _ = look.tick() => {
+                    self.follow();
+                }
             }
         }
     }
 
-    /// Asks what the snapshot names, and nothing else.
-    fn follow(&mut self) {
+    /// Asks what the snapshot names, and nothing else. Gives whether a container engine is asked.
+    fn follow(&mut self) -> bool {
         let snapshot = self.control.cell.load();
         if snapshot.generation == self.generation {
-            return;
+            return snapshot.server.docker.is_some();
         }
         self.generation = snapshot.generation;
         if snapshot.server.resolution != self.resolution {
@@ -97,7 +127,9 @@ impl Discovery {
             self.resolution = snapshot.server.resolution.clone();
             self.watching.drain().for_each(|(_, task)| task.abort());
         }
-        let wanted: HashSet<&Source> = snapshot.sites.iter().flat_map(|site| &site.sources).collect();
+        let all = snapshot.sites.iter().flat_map(|site| &site.sources);
+        let (of_engine, wanted): (HashSet<&Source>, HashSet<&Source>) =
+            all.partition(|source| source.is_of_engine());
         self.watching.retain(|source, task| {
             let asked = wanted.contains(source);
             if !asked {
@@ -115,7 +147,10 @@ impl Discovery {
                 self.watching.insert(source.clone(), task);
             }
         }
-        self.control.residents.sets.retain(|source| self.watching.contains_key(source));
+        let sets = &self.control.residents.sets;
+        sets.retain(|source| self.watching.contains_key(source) || of_engine.contains(source));
+        let asked = of_engine.into_iter().cloned().collect();
+        self.containers.follow(&self.control, snapshot.server.docker.as_ref(), asked)
     }
 
     /// What follows closely behind a first answer.
@@ -134,14 +169,23 @@ impl Discovery {
     /// Compiling may wait for a reload that runs: not on this thread.
     async fn learn(&self, batch: Vec<Update>) {
         let control = self.control.clone();
+        let labels = |update: &Update| matches!(update, Update::Engine(news) if news.fragments.is_some());
+        let of_engine = |update: &Update| matches!(update, Update::Engine(news) if !news.sets.is_empty());
+        if batch.iter().any(of_engine) {
+            self.moved.notify_one();
+        }
+        let relabelled = batch.iter().any(labels);
         if let Err(error) = tokio::task::spawn_blocking(move || control.learn(batch)).await {
             tracing::error!("found endpoints are not in force: {error}");
+        }
+        if relabelled {
+            self.relabelled.notify_one();
         }
     }
 }
 
 async fn tell(source: Source, resolution: Resolution, updates: mpsc::Sender<Update>) {
-    let mut watch = discovery::watch(&source, &resolution);
+    let Some(mut watch) = discovery::watch(&source, &resolution) else { return };
     while let Some(update) = watch.next().await {
         if updates.send(update).await.is_err() {
             return;
@@ -167,6 +211,8 @@ impl Control {
                         tracing::info!("{source} answers again");
                     }
                 }
+                Update::Engine(news) => changed.extend(self.hear(*news)),
+                Update::EngineLost(why) => self.deaf(&why),
                 Update::Trouble(source, why) => {
                     if sets.fail(&source, &why) {
                         tracing::warn!("{source}: {why}; its last endpoints stay");
@@ -226,7 +272,7 @@ impl Control {
 }
 
 /// What came and what went, in one line.
-fn difference(before: &[Member], after: &[Member]) -> String {
+pub(super) fn difference(before: &[Member], after: &[Member]) -> String {
     let one = |sign: &str, member: &Member| match &*member.name {
         "" => format!("{sign}{}", member.address),
         name => format!("{sign}{} ({name})", member.address),

@@ -9,12 +9,14 @@
 mod choose;
 mod client_auth;
 pub mod clock_guard;
+mod containers;
 pub mod discover;
 pub mod eject;
 mod issue;
 pub mod last_good;
 pub mod probe;
 pub mod reload;
+mod remembered;
 pub mod renew;
 pub mod status;
 pub mod watch;
@@ -26,7 +28,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 
-use crate::config::model;
+use crate::config::{Fragment, model};
+use crate::discovery::docker;
 use crate::policy::connection_limit::Connections;
 use crate::snapshot::resident::Residents;
 use crate::snapshot::{Cell, Site, Source};
@@ -54,6 +57,8 @@ pub struct Control {
     /// What the last reload left to tell; read by `status` while a reload runs.
     view: ArcSwap<View>,
     watched: Mutex<Watched>,
+    /// What the labels of containers say and is not in force yet.
+    relabelled: Mutex<Option<Vec<Fragment>>>,
 }
 
 /// A socket we listen on.
@@ -74,6 +79,8 @@ struct State {
     next_age: u64,
     /// Whether all this is on disk.
     saved: bool,
+    /// Sites that stand in no file: what labels of containers say.
+    fragments: Arc<[Fragment]>,
 }
 
 impl State {
@@ -81,6 +88,15 @@ impl State {
     fn age(&self, name: &str) -> Option<u64> {
         let known = self.sites.get(name).map(|known| known.age);
         known.or_else(|| self.dormant.get(name).map(|kept| kept.age))
+    }
+
+    /// What labels of containers said in the last run, from the last good versions.
+    fn stored_fragments(&self) -> Vec<Fragment> {
+        let places = self.dormant.values().filter_map(|kept| Some((kept.file.to_str()?, &kept.text)));
+        let labels = places.filter(|(place, _)| place.starts_with(docker::PLACE));
+        labels
+            .map(|(place, text)| Fragment { place: place.into(), text: text.clone(), lines: Vec::new() })
+            .collect()
     }
 
     /// The file that a site was last taken from.
@@ -166,6 +182,7 @@ impl Control {
             state: Mutex::new(state),
             view: ArcSwap::from_pointee(view),
             watched: Mutex::new(watched),
+            relabelled: Mutex::default(),
         })
     }
 

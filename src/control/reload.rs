@@ -14,7 +14,7 @@ use crate::config::model::{Certificate, Server};
 use crate::config::{self, Diagnostic, Loaded};
 use crate::control::choose::{self, Built, build, told};
 use crate::control::last_good::{self, Store};
-use crate::control::{Control, Known, State, View, Watched, lock, renew};
+use crate::control::{Control, Known, State, View, Watched, lock, remembered, renew};
 use crate::net::descriptors::Budget;
 use crate::snapshot::resident::Residents;
 use crate::snapshot::{Site, Snapshot, Source, compile};
@@ -92,10 +92,16 @@ pub fn first(
     let next_age = stored.sites.values().map(|site| site.age.saturating_add(1)).max().unwrap_or(0);
     let dormant = stored.sites.into_iter().map(|(name, site)| (Arc::from(name), site)).collect();
     let mut state = State { dormant, next_age, ..State::default() };
-    if loaded.diagnostics.iter().any(|diagnostic| diagnostic.code == config::DUPLICATE_SITE) {
-        // Read again, now that is known in which file each site lived before.
+    // Until the engine answers, the sites of its labels are those of the last run.
+    state.fragments = state.stored_fragments().into();
+    let labels = server.docker.is_some() && !state.fragments.is_empty();
+    if labels || loaded.diagnostics.iter().any(|diagnostic| diagnostic.code == config::DUPLICATE_SITE) {
+        // Read again, now that is known what there is beside the files, and in which file each site lived before.
         let again = load(path, &state);
         loaded = if again.server.is_some() { again } else { loaded };
+    }
+    if server.docker.is_some() {
+        remembered::load(&server.state, &residents.sets);
     }
     let server = Arc::new(server);
     renew::configure(residents, &server);
@@ -117,7 +123,7 @@ pub fn first(
 
 /// Reads the configuration; of two sites with one name, the one in the file that it was last taken from counts.
 fn load(path: &Path, state: &State) -> Loaded {
-    config::load_with(path, &|name, file| state.file(name) == Some(file))
+    config::load_with(path, &|name, file| state.file(name) == Some(file), &state.fragments)
 }
 
 /// What a start with this configuration would find, without a state folder, sockets or a running process.
@@ -338,7 +344,13 @@ impl Built {
         let view = View { quarantined: self.quarantined, loaded: Some(loaded) };
         Ok((
             snapshot,
-            State { sites: self.sites, dormant, next_age: self.next_age, saved: state.saved },
+            State {
+                sites: self.sites,
+                dormant,
+                next_age: self.next_age,
+                saved: state.saved,
+                fragments: state.fragments.clone(),
+            },
             view,
         ))
     }

@@ -55,6 +55,13 @@ impl Control {
             "endpoints": self.residents.endpoints.list().iter().map(|e| endpoint::status(e)).collect::<Vec<_>>(),
             "sources": self.residents.sets.list().iter().map(source_status).collect::<Vec<_>>(),
             "panics": endpoint::panics(self),
+            "engine": self.residents.sets.engine().map(|engine| json!({
+                "socket": engine.socket,
+                "answered": engine.known,
+                "containers": engine.containers,
+                "problems": engine.problems,
+                "trouble": engine.trouble,
+            })),
             "clock": self.clock_status(),
             "ca_certificate": self.residents.ca.ca_path(),
         })
@@ -92,6 +99,12 @@ impl Control {
             readings.push(Reading::new(Metric::DiscoveredEndpoints, &[&source], members));
             let failing = f64::from(u8::from(set.trouble.is_some()));
             readings.push(Reading::new(Metric::DiscoveryFailing, &[&source], failing));
+        }
+        if let Some(engine) = self.residents.sets.engine() {
+            let up = f64::from(u8::from(engine.known && engine.trouble.is_none()));
+            readings.push(Reading::new(Metric::EngineUp, &[], up));
+            readings.push(Reading::new(Metric::EngineContainers, &[], engine.containers as f64));
+            readings.push(Reading::new(Metric::EngineProblems, &[], engine.problems.len() as f64));
         }
         self.certificate_readings(readings);
         self.front_readings(&snapshot.sites, readings);

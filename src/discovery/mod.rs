@@ -4,9 +4,11 @@
 //! a stream of [`Update`]s, made of addresses and texts, never of runtime types. The last answer to each question is
 //! kept in [`Sets`], beside the snapshot: a source that falls silent takes no endpoint away.
 //!
-//! [`mod@file`] reads a list from a file, [`dns`] asks name servers.
+//! [`mod@file`] reads a list from a file, [`dns`] asks name servers; [`docker`] follows the containers of an engine, which
+//! answers many questions at once and also brings whole sites, made from labels.
 
 pub mod dns;
+pub mod docker;
 pub mod file;
 mod sets;
 
@@ -17,7 +19,7 @@ use async_trait::async_trait;
 
 use crate::base::address::EndpointAddress;
 use crate::config::model::{Resolution, Source};
-pub use sets::{Set, Sets};
+pub use sets::{Engine, Set, Sets};
 
 /// Endpoints that one source may name; more are cut off and told.
 pub const MEMBERS_MAX: usize = 1_000;
@@ -47,13 +49,18 @@ pub enum Update {
     Members(Source, Vec<Member>),
     /// Nothing could be found out: the last endpoints stay. A sentence for the operator.
     Trouble(Source, String),
+    /// What the container engine says about any number of questions.
+    Engine(Box<docker::News>),
+    /// The container engine cannot be asked: all that it said stays. A sentence for the operator.
+    EngineLost(String),
 }
 
 impl Update {
-    /// Which question this answers.
-    pub fn source(&self) -> &Source {
+    /// Which question this answers; `None`: any number of them.
+    pub fn source(&self) -> Option<&Source> {
         match self {
-            Update::Members(source, _) | Update::Trouble(source, _) => source,
+            Update::Members(source, _) | Update::Trouble(source, _) => Some(source),
+            Update::Engine(_) | Update::EngineLost(_) => None,
         }
     }
 }
@@ -65,10 +72,11 @@ pub trait Watch: Send {
     async fn next(&mut self) -> Option<Update>;
 }
 
-/// Who answers a question.
-pub fn watch(source: &Source, resolution: &Resolution) -> Box<dyn Watch> {
-    match source {
+/// Who answers a question; `None`: the container engine does.
+pub fn watch(source: &Source, resolution: &Resolution) -> Option<Box<dyn Watch>> {
+    Some(match source {
         Source::Dns(..) | Source::Srv(_) => Box::new(dns::DnsWatch::new(source, resolution)),
         Source::File(path) => Box::new(file::FileWatch::new(Path::new(&**path))),
-    }
+        Source::Docker { .. } | Source::Labels { .. } => return None,
+    })
 }

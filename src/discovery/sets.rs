@@ -18,10 +18,26 @@ pub struct Set {
     pub trouble: Option<String>,
 }
 
+/// What is known of the container engine.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Engine {
+    /// Where it listens.
+    pub socket: String,
+    /// Containers that concern us.
+    pub containers: usize,
+    /// What is wrong with their labels.
+    pub problems: Vec<String>,
+    /// Whether it ever answered.
+    pub known: bool,
+    /// Why it does not answer now, if it does not.
+    pub trouble: Option<String>,
+}
+
 /// The last answers.
 #[derive(Debug, Default)]
 pub struct Sets {
     known: Mutex<HashMap<Source, Set>>,
+    engine: Mutex<Option<Engine>>,
 }
 
 impl Sets {
@@ -35,6 +51,30 @@ impl Sets {
         let mut hash = DefaultHasher::new();
         self.lock().get(source).map(|set| (&set.members, set.known)).hash(&mut hash);
         hash.finish()
+    }
+
+    /// Says what is missing in an answer that was given.
+    pub fn note(&self, source: &Source, why: Option<String>) {
+        if let (Some(set), Some(why)) = (self.lock().get_mut(source), why) {
+            set.trouble = Some(why);
+        }
+    }
+
+    /// What is known of the container engine; `None`: none is asked.
+    pub fn engine(&self) -> Option<Engine> {
+        self.engine.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Keeps what is known of the container engine. While it does not answer, none of its sets is fresh. Gives what was
+    /// known before.
+    pub fn set_engine(&self, engine: Option<Engine>) -> Option<Engine> {
+        if let Some(why) = engine.as_ref().and_then(|engine| engine.trouble.as_ref()) {
+            let mut known = self.lock();
+            for (_, set) in known.iter_mut().filter(|(source, _)| source.is_of_engine()) {
+                set.trouble = Some(why.clone());
+            }
+        }
+        std::mem::replace(&mut *self.engine.lock().unwrap_or_else(PoisonError::into_inner), engine)
     }
 
     /// Keeps an answer. `true` when the endpoints are others than before, or these are the first.
@@ -67,9 +107,10 @@ impl Sets {
         all
     }
 
-    /// Forgets sources that nobody asks any more.
+    /// Forgets sources that nobody asks any more. What an engine found is kept even so: the site that asks may be on its
+    /// way.
     pub fn retain(&self, asked: impl Fn(&Source) -> bool) {
-        self.lock().retain(|source, _| asked(source));
+        self.lock().retain(|source, set| asked(source) || (source.is_of_engine() && !set.members.is_empty()));
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Source, Set>> {

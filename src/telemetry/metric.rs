@@ -110,6 +110,9 @@ metrics! {
     AcmeChallenges = "tidegate_acme_challenges_answered_total", Counter, ["challenge"], "Challenges of ACME authorities that workers answered.";
     DiscoveredEndpoints = "tidegate_discovered_endpoints", Gauge, ["source"], "Endpoints that a source named last.";
     DiscoveryFailing = "tidegate_discovery_failing", Gauge, ["source"], "1 where a source does not answer and its last endpoints stay.";
+    EngineUp = "tidegate_container_engine_up", Gauge, [], "1 while the container engine answers; at 0 its last containers and sites stay.";
+    EngineContainers = "tidegate_containers", Gauge, [], "Containers with labels that concern Tidegate.";
+    EngineProblems = "tidegate_container_label_problems", Gauge, [], "Labels of containers that cannot be understood.";
     EndpointUp = "tidegate_endpoint_up", Gauge, ["service", "address"], "1 where nothing speaks against the endpoint, 0 where its health check failed, it cannot be connected to or is ejected.";
     EndpointInFlight = "tidegate_endpoint_in_flight", Gauge, ["service", "address"], "Requests the endpoint is answering now.";
     EndpointHealthy = "tidegate_endpoint_healthy", Gauge, ["service", "address"], "1 where the health check says that the endpoint is well. Absent where there is no health check, or no answer yet.";

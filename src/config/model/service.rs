@@ -83,6 +83,18 @@ pub enum Source {
     Dns(Arc<str>, u16),
     /// `srv://_http._tcp.api.internal`: the SRV records of a name.
     Srv(Arc<str>),
+    /// `docker://web:8080`: containers of a service, by the label `tidegate.service`, or by Compose's labels where a
+    /// project is named (`docker://shop/web`). The port is the one in the container.
+    Docker { project: Option<Arc<str>>, service: Arc<str>, port: Option<u16> },
+    /// `docker-labels:shop.example|/api/`: containers whose labels say that they belong to this route of the site.
+    Labels { site: Arc<str>, route: Arc<str> },
+}
+
+impl Source {
+    /// Whether the container engine answers it.
+    pub fn is_of_engine(&self) -> bool {
+        matches!(self, Source::Docker { .. } | Source::Labels { .. })
+    }
 }
 
 impl std::fmt::Display for Source {
@@ -91,6 +103,12 @@ impl std::fmt::Display for Source {
             Source::File(path) => write!(f, "file:{path}"),
             Source::Dns(host, port) => write!(f, "dns://{host}:{port}"),
             Source::Srv(name) => write!(f, "srv://{name}"),
+            Source::Docker { project, service, port } => {
+                let project = project.iter().flat_map(|project| [&**project, "/"]).collect::<String>();
+                write!(f, "docker://{project}{service}")?;
+                port.map_or(Ok(()), |port| write!(f, ":{port}"))
+            }
+            Source::Labels { site, route } => write!(f, "docker-labels:{site}|{route}"),
         }
     }
 }

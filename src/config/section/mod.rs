@@ -4,6 +4,7 @@ pub mod acme;
 pub mod demand;
 pub mod discovery;
 pub mod dns;
+pub mod docker;
 pub mod header;
 pub mod host;
 pub mod limit;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use ipnet::{IpNet, Ipv4Net};
 use toml::de::{DeTable, DeValue};
 
-use super::{acme, discovery, host, tls};
+use super::{acme, discovery, docker, host, tls};
 use crate::base::address::CidrSet;
 use crate::base::record::{AccessFormat, AccessTarget, Privacy};
 use crate::config::diagnostic::Diagnostic;
@@ -55,6 +55,7 @@ pub fn read(context: &mut Context<'_>, root: &DeTable<'_>) -> Said {
         admin_socket: path(context, &admin, "socket"),
         log: access_log(context, &log),
         demo: addresses(context, &demo, "listen", &mut taken),
+        docker: docker::read(context, &file),
         acme: acme::read(context, &file),
         resolution: discovery::resolution(context, &file),
     };

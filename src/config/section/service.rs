@@ -21,7 +21,7 @@ use crate::config::model::{
 };
 use crate::config::parse::{Context, Table};
 use crate::config::setting::Id;
-pub use backend::source_file;
+pub use backend::{containers, source_file};
 pub use balance::warn_of_shared_cookies;
 pub use target::Target;
 pub use upstream::located_path;

@@ -153,6 +153,40 @@ pub fn source_file(text: &str) -> Option<&str> {
     Some(path.strip_prefix("//").unwrap_or(path))
 }
 
+/// What a source of containers like `docker://shop/web:8080` or `docker-labels:shop.example|/` asks for; `None` for what
+/// is no such source.
+///
+/// # Errors
+/// What is wrong with one, behind its name.
+pub fn containers(text: &str) -> Option<Result<Source, &'static str>> {
+    if let Some(rest) = text.strip_prefix("docker-labels:") {
+        let split = rest.split_once('|').filter(|(site, route)| !site.is_empty() && !route.is_empty());
+        let source = split.map(|(site, route)| Source::Labels { site: site.into(), route: route.into() });
+        return Some(source.ok_or("names no site and route"));
+    }
+    let rest = text.strip_prefix("docker://")?;
+    let rest = rest.strip_suffix('/').unwrap_or(rest);
+    let (names, port) = match rest.split_once(':') {
+        None => (rest, None),
+        Some((names, port)) => match port.parse::<u16>() {
+            Ok(port) if port > 0 => (names, Some(port)),
+            _ => return Some(Err("has a wrong port")),
+        },
+    };
+    let (project, service) = match names.split_once('/') {
+        None => (None, names),
+        Some((project, service)) => (Some(project), service),
+    };
+    let legal = |name: &str| {
+        let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+        !name.is_empty() && name.bytes().all(legal)
+    };
+    if !legal(service) || !project.is_none_or(legal) {
+        return Some(Err("has no legal name of a service: letters, digits, `.`, `-` and `_`"));
+    }
+    Some(Ok(Source::Docker { project: project.map(Arc::from), service: service.into(), port }))
+}
+
 /// An address, or a source of addresses.
 fn place(context: &mut Context<'_>, value: &Value<'_>, text: &str) -> Option<Entry> {
     let source = if let Some(path) = source_file(text) {
@@ -161,6 +195,16 @@ fn place(context: &mut Context<'_>, value: &Value<'_>, text: &str) -> Option<Ent
         dns(context, value, rest)?
     } else if let Some(rest) = text.strip_prefix("srv://") {
         srv(context, value, rest)?
+    } else if let Some(found) = containers(text) {
+        match found {
+            Ok(source) => source,
+            Err(what) => {
+                let message = format!("the source `{}` {what}", quoted(text));
+                let help = "write \"docker://web\", \"docker://web:8080\", or with a Compose project \"docker://shop/web\"";
+                context.error("invalid-address", value.span(), message, help);
+                return None;
+            }
+        }
     } else {
         return address(context, value, text).map(Entry::Written);
     };
@@ -226,7 +270,7 @@ fn address(context: &mut Context<'_>, value: &Value<'_>, text: &str) -> Option<B
                 "invalid-address",
                 value.span(),
                 message,
-                "legal are `http://`, `https://`, `dns://`, `srv://`, `file:` or none",
+                "legal are `http://`, `https://`, `dns://`, `srv://`, `docker://`, `file:` or none",
             );
             return None;
         }
