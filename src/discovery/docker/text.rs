@@ -132,8 +132,13 @@ fn value(kind: Option<&Kind>, node: &Node) -> String {
     // `tidegate.health=/up` beside `tidegate.health.interval=2s`: the short form says what must be said.
     let short = node.own.as_deref().map(|text| {
         let required = section.into_iter().flat_map(|section| section.settings);
-        let name = required.clone().find(|setting| setting.default == Fallback::Required);
-        format!("{} = {}", name.map_or("value", |setting| setting.name), scalar(None, text))
+        let required = required.clone().find(|setting| setting.default == Fallback::Required);
+        let name = match section.map(|section| section.id) {
+            Some(Id::Health) if matches!(text, "tcp" | "grpc") => "type",
+            Some(Id::Health) => "path",
+            _ => required.map_or("value", |setting| setting.name),
+        };
+        format!("{name} = {}", scalar(None, text))
     });
     let below = node.below.iter().map(|(name, node)| {
         let kind = match kind {
@@ -154,9 +159,13 @@ fn scalar(kind: Option<&Kind>, text: &str) -> String {
         Some(Kind::Count(..) | Kind::OneOf(_) | Kind::CountOr(..)) if number(text) => {
             text.parse::<u64>().map_or_else(|_| literal(text), |number| number.to_string())
         }
-        Some(Kind::Texts(_) | Kind::Addresses(_) | Kind::Networks(_) | Kind::ShortOrTables(..)) => {
-            literals(text.split(',').map(str::trim).filter(|entry| !entry.is_empty()))
-        }
+        Some(
+            Kind::Texts(_)
+            | Kind::Statuses(..)
+            | Kind::Addresses(_)
+            | Kind::Networks(_)
+            | Kind::ShortOrTables(..),
+        ) => literals(text.split(',').map(str::trim).filter(|entry| !entry.is_empty())),
         _ => literal(text),
     }
 }

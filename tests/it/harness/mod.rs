@@ -3,6 +3,8 @@
 pub mod api;
 pub mod bind;
 pub mod client;
+pub mod deploy;
+pub mod docker;
 pub mod front;
 pub mod h2_origin;
 pub mod h2raw;
@@ -19,6 +21,7 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 pub use client::H2;
+pub use docker::FakeDocker;
 pub use front::Front;
 pub use h2_origin::H2Origin;
 pub use origin::{Answer, Exchange, Origin, Received};

@@ -1,0 +1,259 @@
+//! Containers and their labels, as an engine tells of them.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::harness::{FakeDocker, Origin, Proxy, ProxyBuilder, tool, wait_for};
+
+const SITE: &str = "shop.test";
+
+/// A proxy that asks an engine, and the engine's socket.
+fn asking() -> (ProxyBuilder, PathBuf) {
+    let builder = Proxy::builder();
+    let socket = builder.folder().join("docker.sock");
+    let builder = builder.set("docker.socket", &format!("\"unix://{}\"", socket.display()));
+    (builder, socket)
+}
+
+async fn says(proxy: &Proxy, site: &str, path: &str, text: &str) {
+    wait_for(&format!("{site}{path} to say {text}"), || async {
+        (proxy.try_get(site, path).await.ok()?.text() == text).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn labels_make_sites_and_routes_that_follow_their_containers() {
+    let (web, api, new) =
+        (Origin::saying("web").await, Origin::saying("api").await, Origin::saying("new").await);
+    let (builder, socket) = asking();
+    let engine = FakeDocker::at(&socket);
+    engine.start("web1", web.address(), &[("tidegate.site", SITE)]);
+    let proxy = builder.start().await;
+    // The first answer was waited for: the site was there before the first connection.
+    assert_eq!(proxy.get(SITE, "/").await.text(), "web");
+    assert_eq!(proxy.site(SITE).await["state"], "active");
+    let labels = [
+        ("tidegate.site", SITE),
+        ("tidegate.path", "/api/"),
+        ("tidegate.response_headers.set.X-From", "a label"),
+    ];
+    engine.start("api1", api.address(), &labels);
+    says(&proxy, SITE, "/api/x", "api").await;
+    assert_eq!(proxy.get(SITE, "/api/x").await.field("x-from"), Some("a label"));
+    assert_eq!(proxy.get(SITE, "/").await.text(), "web");
+    // Another container with the same labels takes over, and nothing is read again.
+    let generation = |status: &serde_json::Value| status["sites"][0]["generation"].clone();
+    engine.start(
+        "web2",
+        new.address(),
+        &[("tidegate.site", SITE), ("tidegate.port", &new.address().port().to_string())],
+    );
+    says(&proxy, SITE, "/", "new").await;
+    engine.kill("web1", "15");
+    wait_for("one endpoint", || async {
+        let status = proxy.status().await;
+        let mut sources = status["sources"].as_array().unwrap().iter();
+        let whole = sources.find(|s| s["source"] == "docker-labels:shop.test|/").unwrap().clone();
+        (whole["endpoints"] == 1).then_some(generation(&status))
+    })
+    .await;
+    for _ in 0..5 {
+        assert_eq!(proxy.get(SITE, "/").await.text(), "new");
+    }
+    let endpoints = proxy.status().await["endpoints"].to_string();
+    assert!(endpoints.contains("web2 web2"), "{endpoints}");
+    engine.die("web1");
+    // Nothing but reading was asked for, and that sparingly.
+    let asked = engine.asked();
+    let of = |path: &str| asked.iter().filter(|question| question.as_str() == path).count();
+    assert_eq!((of("/_ping"), of("/v1.41/events"), of("/v1.41/containers/json")), (1, 1, 1), "{asked:?}");
+}
+
+#[tokio::test]
+async fn a_bad_label_costs_its_site_the_new_version_and_nobody_else_anything() {
+    let (good, bad) = (Origin::saying("good").await, Origin::saying("bad").await);
+    let (builder, socket) = asking();
+    let engine = FakeDocker::at(&socket);
+    engine.start("good1", good.address(), &[("tidegate.site", SITE)]);
+    engine.start("bad1", bad.address(), &[("tidegate.site", "bad.test"), ("tidegate.limit", "1000 per 1s")]);
+    let proxy = builder.site("file.test", &good.backends()).start().await;
+    assert_eq!(proxy.get("bad.test", "/").await.text(), "bad");
+    let labels = [("tidegate.site", "bad.test"), ("tidegate.limit", "many"), ("tidegate.helth", "/up")];
+    engine.start("bad2", bad.address(), &labels);
+    let reason = wait_for("the quarantine", || async {
+        proxy.site("bad.test").await["reason"].as_str().map(str::to_owned)
+    })
+    .await;
+    assert!(reason.starts_with("docker:bad.test:"), "{reason}");
+    let log = proxy.stderr();
+    assert!(log.contains("(label `tidegate.limit` of the container bad2)"), "{log}");
+    assert!(log.contains("unknown key `helth`") && log.contains("label `tidegate.helth`"), "{log}");
+    // It goes on by its last good labels.
+    for (site, text) in [("bad.test", "bad"), (SITE, "good"), ("file.test", "good")] {
+        assert_eq!(proxy.get(site, "/").await.text(), text);
+    }
+    assert_eq!(proxy.site(SITE).await["state"], "active");
+    // A site that a file defines is the file's, and a container without a certain port takes no part; both are told.
+    engine.start("thief", bad.address(), &[("tidegate.site", "file.test")]);
+    engine.start("good2", bad.address(), &[("tidegate.site", SITE), ("tidegate.port", "http")]);
+    engine.start("stray", bad.address(), &[("tidegate.health", "/up")]);
+    wait_for("all to be told", || async {
+        let log = proxy.stderr();
+        let told = [
+            "`file.test` is already defined",
+            "`tidegate.port`: `http` is no port",
+            "container stray: its labels name no site",
+        ];
+        told.iter().all(|told| log.contains(told)).then_some(())
+    })
+    .await;
+    for (site, text) in [("bad.test", "bad"), (SITE, "good"), ("file.test", "good")] {
+        assert_eq!(proxy.get(site, "/").await.text(), text);
+    }
+    let status = proxy.command(&["status"]);
+    let status = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert!(status.contains("container stray: its labels name no site"), "{status}");
+    // Mended labels are in force, and the quarantine ends.
+    engine.start(
+        "bad3",
+        bad.address(),
+        &[("tidegate.site", "bad.test"), ("tidegate.response_headers.set.X-V", "3")],
+    );
+    wait_for("the new labels", || async {
+        (proxy.try_get("bad.test", "/").await.ok()?.field("x-v") == Some("3")).then_some(())
+    })
+    .await;
+    assert_eq!(proxy.site("bad.test").await["state"], "active");
+}
+
+#[tokio::test]
+async fn a_lost_engine_takes_nothing_away_not_even_over_a_restart() {
+    let (one, two) = (Origin::saying("one").await, Origin::saying("two").await);
+    let (builder, socket) = asking();
+    let mut engine = FakeDocker::at(&socket);
+    engine.start("one", one.address(), &[("tidegate.site", SITE)]);
+    let mut proxy = builder.start().await;
+    assert_eq!(proxy.get(SITE, "/").await.text(), "one");
+    let file = proxy.path().join("state/containers.json");
+    wait_for("the endpoints to be written down", || async { file.exists().then_some(()) }).await;
+    engine.vanish();
+    wait_for("the loss to be known", || async {
+        proxy.status().await["engine"]["trouble"].is_string().then_some(())
+    })
+    .await;
+    assert_eq!(proxy.metrics().await.sum("tidegate_container_engine_up", &[]), 0.0);
+    assert!(proxy.stderr().contains("the last containers and sites stay"), "{}", proxy.stderr());
+    proxy.reload().await;
+    assert_eq!(proxy.get(SITE, "/").await.text(), "one");
+    proxy.restart().await;
+    assert_eq!(proxy.get(SITE, "/").await.text(), "one", "known from the last run");
+    assert_eq!(proxy.site(SITE).await["state"], "active");
+    // What happened meanwhile is seen when the engine is back.
+    engine.forget("one");
+    engine.appear();
+    engine.start("two", two.address(), &[("tidegate.site", SITE)]);
+    says(&proxy, SITE, "/", "two").await;
+    assert!(proxy.status().await["engine"]["trouble"].is_null());
+    assert_eq!(proxy.metrics().await.sum("tidegate_container_engine_up", &[]), 1.0);
+    assert_eq!(proxy.metrics().await.sum("tidegate_discovery_failing", &[]), 0.0);
+}
+
+#[tokio::test]
+async fn file_sites_go_to_containers_by_the_name_of_their_service() {
+    let (one, two) = (Origin::saying("one").await, Origin::saying("two").await);
+    let (builder, socket) = asking();
+    let engine = FakeDocker::at(&socket);
+    engine.start("one", one.address(), &[("tidegate.service", "web")]);
+    let compose = [("com.docker.compose.project", "shop"), ("com.docker.compose.service", "web")];
+    engine.start("two", two.address(), &compose);
+    let composed = format!("backends = [\"docker://shop/web:{}\"]", two.address().port());
+    let proxy =
+        builder.site(SITE, "backends = [\"docker://web\"]").site("composed.test", &composed).start().await;
+    says(&proxy, SITE, "/", "one").await;
+    says(&proxy, "composed.test", "/", "two").await;
+    let wrong = Proxy::with_site(SITE, "backends = [\"docker://web\"]").await;
+    assert_eq!(wrong.get(SITE, "/").await.status, 503);
+    let trouble = wrong.status().await["sources"][0]["trouble"].to_string();
+    assert!(trouble.contains("add the section [docker]"), "{trouble}");
+}
+
+/// Sites, containers of each, replacements.
+const MANY: (usize, usize, usize) = (500, 4, 500);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_thousand_containers_that_change_fifty_times_a_second_disturb_no_request() {
+    let origin = Origin::saying("here").await;
+    let (builder, socket) = asking();
+    let engine = FakeDocker::at(&socket);
+    let (sites, each, changes) = MANY;
+    let site = |number: usize| format!("s{number}.test");
+    let start = |number: usize, version: usize, labels: &[(&str, &str)]| {
+        let site = site(number % sites);
+        let mut all = vec![("tidegate.site", site.as_str())];
+        all.extend(labels);
+        engine.start(&format!("c{number}v{version}"), origin.address(), &all);
+    };
+    (0..sites * each).for_each(|number| start(number, 0, &[]));
+    let proxy = builder.start().await;
+    wait_for("every site", || async {
+        (proxy.metrics().await.sum("tidegate_sites", &[("state", "active")]) == sites as f64).then_some(())
+    })
+    .await;
+    let cpu = async || proxy.metrics().await.sum("process_cpu_seconds_total", &[]);
+    let (cpu_before, memory_before) = (cpu().await, tool::rss_kib(proxy.pid()));
+    let stop = AtomicBool::new(false);
+    let steady = async {
+        let mut client = proxy.h2("s0.test").await;
+        let mut answers = 0;
+        while !stop.load(Ordering::Relaxed) {
+            assert_eq!(client.get("/").await.status, 200);
+            answers += 1;
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        answers
+    };
+    let changing = async {
+        let began = Instant::now();
+        // The pace of the story, not a wait for an effect.
+        let mut pace = tokio::time::interval(Duration::from_millis(20));
+        for change in 0..changes {
+            pace.tick().await;
+            let number = change % (sites * each);
+            engine.die(&format!("c{number}v0"));
+            // Every tenth comes with other labels.
+            let version = change.to_string();
+            let label = [("tidegate.response_headers.set.X-Version", version.as_str())];
+            start(number, 1, if change % 10 == 0 { &label } else { &[] });
+        }
+        let took = began.elapsed();
+        // The last labels that changed are in force, which all others are then, too.
+        let last = changes - changes % 10 - 10;
+        let asked = Instant::now();
+        wait_for("the last labels", || async {
+            let reply = proxy.try_get(&site(last % sites), "/").await.ok()?;
+            (reply.field("x-version") == Some(last.to_string().as_str())).then_some(())
+        })
+        .await;
+        stop.store(true, Ordering::Relaxed);
+        (took, asked.elapsed())
+    };
+    let (answers, (took, lag)) = tokio::join!(steady, changing);
+    assert!(answers > 100, "{answers}");
+    wait_for("every container", || async {
+        let metrics = proxy.metrics().await;
+        let found = metrics.sum("tidegate_discovered_endpoints", &[]);
+        // All containers of a site are at one address here, and so are one endpoint.
+        (found == sites as f64 && metrics.sum("tidegate_containers", &[]) == (sites * each) as f64)
+            .then_some(())
+    })
+    .await;
+    tool::report(&format!(
+        "{changes} changes in {took:?}; CPU {:.2} s; memory {} → {} KiB; last label after {lag:?}; {answers} answers",
+        cpu().await - cpu_before,
+        memory_before,
+        tool::rss_kib(proxy.pid()),
+    ));
+}
