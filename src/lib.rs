@@ -31,8 +31,8 @@
 //!
 //! # Life of a request
 //!
-//! accept → (PROXY protocol) → TLS → HTTP → normalise → route → policies → choose endpoint → forward → stream →
-//! record. Each arrow is a file in `proxy`; the order is written once, in `proxy/request.rs`.
+//! accept → (PROXY protocol) → TLS → HTTP → normalise → route → policies → choose endpoint (or wait for room) → forward →
+//! stream → record. Each arrow is a file in `proxy`; the order is written once, in `proxy/request.rs`.
 //!
 //! # Glossary
 //!

@@ -119,6 +119,10 @@ outcomes! {
     UpstreamClosed = "UPSTREAM-CLOSED", 502, Upstream, true, "connection_terminated", "The backend closed the connection before it answered.";
     UpstreamInvalid = "UPSTREAM-INVALID", 502, Upstream, false, "http_protocol_error", "The backend's answer was not valid HTTP.";
     UpstreamTimeout = "UPSTREAM-TIMEOUT", 504, Upstream, true, "http_response_timeout", "The backend did not begin to answer in time.";
+    TotalTimeout = "TOTAL-TIMEOUT", 504, Upstream, true, "http_response_timeout", "No backend began to answer before the time for all tries was over.";
+    QueueFull = "QUEUE-FULL", 503, Upstream, true, "connection_limit_reached", "The backends have as many requests as they may, and as many wait.";
+    QueueTimeout = "QUEUE-TIMEOUT", 503, Upstream, true, "connection_limit_reached", "The backends had no room for the request in time.";
+    CircuitOpen = "CIRCUIT-OPEN", 503, Upstream, true, "destination_unavailable", "The service failed too often lately and is left alone for a moment.";
     UpstreamTruncated = "UPSTREAM-TRUNCATED", 502, Upstream, false, "http_response_incomplete", "The backend's answer ended before it was complete.";
     UpstreamStalled = "UPSTREAM-STALLED", 504, Upstream, false, "http_response_timeout", "The backend's answer stopped arriving.";
 

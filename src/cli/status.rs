@@ -43,8 +43,10 @@ fn only_site(status: &mut Value, wanted: &str) -> Result<(), String> {
     };
     // Services are called `site/route`.
     let prefix = format!("{}/", text(&site, "name"));
-    if let Some(endpoints) = status.get_mut("endpoints").and_then(Value::as_array_mut) {
-        endpoints.retain(|endpoint| text(endpoint, "service").starts_with(&prefix));
+    for list in ["endpoints", "services"] {
+        if let Some(all) = status.get_mut(list).and_then(Value::as_array_mut) {
+            all.retain(|one| text(one, "service").starts_with(&prefix));
+        }
     }
     if let Some(sites) = status.get_mut("sites") {
         *sites = Value::Array(vec![site]);
@@ -73,6 +75,7 @@ fn render(status: &Value, now: u64, paint: Paint) -> String {
     out += &sources(list(status, "sources"), paint);
     out += &panics(list(status, "panics"), paint);
     out += &endpoints(list(status, "endpoints"), paint);
+    out += &services(list(status, "services"), paint);
     let mut workers = Table::default();
     for worker in list(status, "workers") {
         let connections = usize::try_from(number(worker, "connections")).unwrap_or(usize::MAX);
@@ -258,6 +261,39 @@ fn panics(panics: &[Value], paint: Paint) -> String {
     out
 }
 
+/// Services that bound what goes to them; nothing where none does.
+fn services(services: &[Value], paint: Paint) -> String {
+    if services.is_empty() {
+        return String::new();
+    }
+    let open = |service: &&Value| text(service, "breaker") == "open";
+    let is_bad = |service: &&Value| open(service) || number(service, "queue") > 0;
+    let bad = services.iter().filter(is_bad);
+    let good = services.iter().filter(|service| !is_bad(service));
+    let title = match bad.clone().count() {
+        0 => count(services.len(), "bounded service"),
+        n => format!("{}, {} refused or waited for", count(services.len(), "bounded service"), thousands(n)),
+    };
+    let mut table = Table::new(&["SERVICE", "IN FLIGHT", "QUEUE", "BREAKER"]);
+    for service in bad.chain(good).take(ROWS_MAX) {
+        let of = |name: &str| service.get(name).and_then(Value::as_u64);
+        let limit = of("limit").map(|limit| format!(" of {limit}")).unwrap_or_default();
+        let each = of("limit_per_endpoint").map(|each| format!(", {each} each")).unwrap_or_default();
+        let in_flight = of("in_flight").map(|n| format!("{n}{limit}{each}")).unwrap_or_default();
+        let queue =
+            of("queue").map(|n| format!("{n} of {}", number(service, "queue_max"))).unwrap_or_default();
+        let waits = of("queue").is_some_and(|n| n > 0);
+        table.row([
+            (Ink::Plain, text(service, "service").to_owned()),
+            (Ink::Plain, in_flight),
+            (if waits { Ink::Red } else { Ink::Plain }, queue),
+            (if open(&service) { Ink::Red } else { Ink::Plain }, text(service, "breaker").to_owned()),
+        ]);
+    }
+    more(&mut table, services.len(), "--format json shows all, or name a site with --site");
+    section(&title, &table, paint)
+}
+
 fn more(table: &mut Table, total: usize, how: &str) {
     if total > ROWS_MAX {
         table.text(Ink::Dim, &format!("… and {} more ({how})", thousands(total - ROWS_MAX)));
@@ -345,6 +381,24 @@ mod tests {
         let error = only_site(&mut whole.clone(), "b.exmaple").unwrap_err();
         assert!(error.contains("did you mean `b.example`?"), "{error}");
         assert!(only_site(&mut status(vec![]), "x").is_err());
+    }
+
+    #[test]
+    fn bounded_services_are_told_with_what_waits_and_only_where_there_are_any() {
+        let row = |name: &str, queue: u64, breaker: Value| {
+            json!({ "service": name, "in_flight": 40, "limit": 40, "limit_per_endpoint": 20, "queue": queue,
+                "queue_max": 1000, "breaker": breaker })
+        };
+        let page = services(&[row("a//", 0, Value::Null), row("b//", 7, json!("closed"))], Paint(false));
+        assert!(page.contains("2 bounded services, 1 refused or waited for"), "{page}");
+        assert!(
+            page.find("b//") < page.find("a//") && page.contains("40 of 40, 20 each  7 of 1000"),
+            "{page}"
+        );
+        let breaker =
+            json!({ "service": "c//", "in_flight": null, "limit": null, "queue": null, "breaker": "open" });
+        assert!(services(&[breaker], Paint(false)).contains("open"));
+        assert_eq!(services(&[], Paint(false)), "");
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod health;
 mod server;
 mod service;
 mod tls;
+mod traffic;
 
 pub use discovery::Resolution;
 pub use dns::{Cloudflare, Dns, DnsProvider, Exec, Rfc2136, Route53, SecretSource, TsigAlgorithm};
@@ -20,6 +21,7 @@ pub use service::{
     Backend, Balance, Branch, Discover, Http, InternalTrust, Key, ProxyHeader, SameSite, Service, Source,
     Split, Sticky, Upstream,
 };
+pub use traffic::{Adaptive, Breaker, Capacity, Cause, Retry};
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

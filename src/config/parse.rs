@@ -4,6 +4,8 @@
 //! (for `config show`) writes down each value in force. A wrong value is reported and replaced by its default, so
 //! that one run finds everything.
 
+mod optional;
+
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,6 +20,7 @@ use super::model::{Located, Origin};
 use super::setting::{self, Fallback, Id, Kind, Section, Setting};
 use super::source::{Source, join};
 use crate::base::unit::{parse_duration, parse_percent, parse_size, print_duration, print_size};
+pub use optional::print_duration_or;
 
 /// Problems reported per site (and for the server part); further ones are counted only.
 const REPORTED_MAX: usize = 50;

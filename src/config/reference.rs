@@ -89,6 +89,9 @@ fn kind(kind: &Kind) -> Value {
             json!({ "anyOf": [{ "const": word }, { "type": "integer", "minimum": low, "maximum": high }] })
         }
         Kind::Duration(..) => json!({ "type": "string", "pattern": DURATION }),
+        Kind::DurationOr(word, ..) => {
+            json!({ "anyOf": [{ "const": word }, { "type": "string", "pattern": DURATION }] })
+        }
         Kind::Size(..) => json!({ "type": "string", "pattern": SIZE }),
         Kind::SizeOr(word, ..) => {
             json!({ "anyOf": [{ "const": word }, { "type": "string", "pattern": SIZE }] })
@@ -159,6 +162,9 @@ fn name(id: Id) -> &'static str {
         Id::Health => "health",
         Id::Eject => "eject",
         Id::Upstream => "upstream",
+        Id::Retry => "retry",
+        Id::Capacity => "capacity",
+        Id::Breaker => "breaker",
         Id::Limit => "limit",
         Id::Redirect => "redirect",
         Id::Respond => "respond",

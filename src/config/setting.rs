@@ -9,6 +9,7 @@ mod dns;
 mod docker;
 mod service;
 mod tls;
+mod traffic;
 
 pub use acme::{ACME_NAMES_MAX, ALLOW_MAX, DIRECTORIES_MAX};
 pub use service::BALANCE_WORDS;
@@ -75,6 +76,12 @@ pub enum Id {
     Eject,
     /// `upstream = { … }`
     Upstream,
+    /// `retry`, as a table.
+    Retry,
+    /// `capacity`, as a table.
+    Capacity,
+    /// `breaker`, as a table.
+    Breaker,
     /// One of `limit`, long form.
     Limit,
     /// `redirect = { … }`
@@ -137,6 +144,8 @@ pub enum Kind {
     CountOr(&'static str, u64, u64),
     /// `"10s"`
     Duration(u64, u64),
+    /// A word, or a duration.
+    DurationOr(&'static str, u64, u64),
     /// `"64KiB"`
     Size(u64, u64),
     /// A word, or a size.
@@ -193,6 +202,11 @@ impl Kind {
             Kind::Duration(low, high) => {
                 format!("a duration like \"10s\", \"{}\" to \"{}\"", millis(*low), millis(*high))
             }
+            Kind::DurationOr(word, low, high) => format!(
+                "\"{word}\" or a duration like \"10s\", \"{}\" to \"{}\"",
+                millis(*low),
+                millis(*high)
+            ),
             Kind::Size(low, high) => {
                 format!("a size like \"64KiB\", \"{}\" to \"{}\"", print_size(*low), print_size(*high))
             }
@@ -347,6 +361,9 @@ pub static TABLE: &[&Section] = &[
     &service::HEALTH,
     &service::EJECT,
     &service::UPSTREAM,
+    &traffic::RETRY,
+    &traffic::CAPACITY,
+    &traffic::BREAKER,
     &LIMIT,
     &REDIRECT,
     &RESPOND,
@@ -484,6 +501,9 @@ static SITE: Section = Section {
         row("timeout", Kind::Duration(1, DAY), Words("`server.timeouts.first_byte`"), "From the request sent to the first byte of the backend's answer (504)."),
         row("connect_timeout", Kind::Duration(1, HOUR), Words("`server.timeouts.connect`"), "Connecting to a backend."),
         row("upstream", Kind::Table(Id::Upstream), Words("every default"), "How to speak to the backends: TLS, HTTP/2, PROXY protocol."),
+        row("retry", RETRY, Words("every default"), "What is sent to another backend when one fails, and how much of it."),
+        row("capacity", CAPACITY, Value(r#""off""#), "Requests in flight at the backends; what is more waits in a queue."),
+        row("breaker", BREAKER, Value(r#""off""#), "When most requests fail, answer 503 at once and try again now and then."),
         row("require_encrypted_backends", Kind::Flag, Words("the server's"), "Refuse backends that are reached in plain text, those on this machine excepted. Where the server says `true`, a site cannot say `false`."),
         row("upgrade", Kind::Texts(UPGRADES_MAX), Value(r#"["websocket"]"#), "Protocols a client may change to (`Upgrade`, or extended CONNECT over HTTP/2); anything else is ignored or refused."),
         row("plain_http", Kind::Flag, Value("false"), "Serve plain HTTP instead of redirecting it to HTTPS."),
@@ -498,6 +518,9 @@ static SITE: Section = Section {
 const BACKENDS: Kind = Kind::ShortOrTables(BACKEND_SHORT, Id::Backend, NAMES_MAX, false);
 const BALANCE: Kind = Kind::ShortOr(service::BALANCE_SHORT, Id::Balance);
 const SPLIT: Kind = Kind::Tables(Id::Split, service::BRANCHES_MAX);
+const RETRY: Kind = Kind::ShortOr("\"off\"", Id::Retry);
+const CAPACITY: Kind = Kind::ShortOr("\"off\"", Id::Capacity);
+const BREAKER: Kind = Kind::ShortOr("\"off\"", Id::Breaker);
 const LIMIT_KIND: Kind = Kind::ShortOrTables(LIMIT_SHORT, Id::Limit, LIMITS_MAX, true);
 
 #[rustfmt::skip]
@@ -523,6 +546,9 @@ static ROUTE: Section = Section {
         row("timeout", Kind::Duration(1, DAY), Words("the site's"), "From the request sent to the first byte of the backend's answer (504)."),
         row("connect_timeout", Kind::Duration(1, HOUR), Words("the site's"), "Connecting to a backend."),
         row("upstream", Kind::Table(Id::Upstream), Words("the site's, as a whole"), "How to speak to the backends: TLS, HTTP/2, PROXY protocol."),
+        row("retry", RETRY, Words("the site's, as a whole"), "What is sent to another backend when one fails, and how much of it."),
+        row("capacity", CAPACITY, Words("the site's, as a whole"), "Requests in flight at the backends of this route; what is more waits in a queue of its own."),
+        row("breaker", BREAKER, Words("the site's, as a whole"), "When most requests fail, answer 503 at once and try again now and then."),
         row("redirect", Kind::ShortOr(REDIRECT_SHORT, Id::Redirect), Words("the site's"), "Send the client elsewhere."),
         row("respond", Kind::Table(Id::Respond), Words("the site's"), "Answer with a fixed text."),
         row("upgrade", Kind::Texts(UPGRADES_MAX), Words("the site's"), "Protocols a client may change to; `[]` is none."),

@@ -19,6 +19,7 @@ pub mod reload;
 mod remembered;
 pub mod renew;
 pub mod status;
+mod traffic;
 pub mod watch;
 
 use std::collections::BTreeMap;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::base::clock;
 use crate::config::model::{HostPattern, Origin, Source};
-use crate::control::Control;
+use crate::control::{Control, traffic};
 use crate::discovery::Set;
 use crate::snapshot::Site;
 use crate::telemetry::hub::Reading;
@@ -62,6 +62,7 @@ impl Control {
                 "problems": engine.problems,
                 "trouble": engine.trouble,
             })),
+            "services": traffic::status(&snapshot),
             "clock": self.clock_status(),
             "ca_certificate": self.residents.ca.ca_path(),
         })
@@ -110,6 +111,7 @@ impl Control {
         self.front_readings(&snapshot.sites, readings);
         self.clock_readings(readings);
         self.endpoint_readings(readings);
+        traffic::readings(&snapshot, readings);
     }
 }
 

@@ -273,6 +273,8 @@ pub struct Context {
     pub reset: Option<h2::Reason>,
     /// Endpoints tried.
     pub tries: u32,
+    /// Seconds after which a request that is refused for want of room may come again.
+    pub retry_after: Option<u64>,
     /// Status sent.
     pub status: u16,
     /// This answer must be the connection's last.
@@ -326,6 +328,7 @@ impl Context {
             upstream_micros: None,
             reset: None,
             tries: 0,
+            retry_after: None,
             status: 0,
             close: last || connection.closing.get(),
             started: clock::micros(),

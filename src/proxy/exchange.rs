@@ -1,5 +1,6 @@
 //! One try at one endpoint: connect or take a pooled connection, send, wait for the head of an answer.
 
+use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,12 +12,13 @@ use http::header::{self, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::{Body, Incoming};
 
-use crate::base::clock;
+use crate::base::clock::{self, Millis};
 use crate::base::outcome::Outcome;
 use crate::config::model::Http;
 use crate::net::descriptors::Descriptor;
 use crate::net::timer::Timer;
 use crate::proxy::Worker;
+use crate::proxy::admit::{Chosen, Way};
 use crate::proxy::body::{RequestBody, Upload};
 use crate::proxy::context::Context;
 use crate::proxy::forward::{Carrier, Lease, broke};
@@ -24,6 +26,7 @@ use crate::proxy::shed::Shed;
 use crate::snapshot::Service;
 use crate::telemetry::metric::Counter;
 use crate::upstream::answer;
+use crate::upstream::capacity::Slot;
 use crate::upstream::connect::{self, ConnectError, Connection, Target};
 use crate::upstream::endpoint::Endpoint;
 
@@ -53,13 +56,37 @@ impl Failure {
 
 /// One try at one endpoint.
 pub(super) struct Exchange<'a> {
+    pub(super) way: &'a Way<'a>,
     pub(super) worker: &'a Rc<Worker>,
     pub(super) service: &'a Service,
     pub(super) index: usize,
-    pub(super) endpoint: &'a Arc<Endpoint>,
+    pub(super) endpoint: Arc<Endpoint>,
+    /// Until a lease takes it.
+    pub(super) slot: Cell<Option<Slot>>,
+    /// How long this try may wait while somebody else could be asked.
+    per_try: Cell<Option<Duration>>,
 }
 
-impl Exchange<'_> {
+/// Which time is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Late {
+    /// That of this try: another endpoint is asked.
+    Try,
+    /// That of an answer.
+    Answer,
+    /// That of all tries together.
+    Total,
+}
+
+impl<'a> Exchange<'a> {
+    /// A try at the endpoint chosen. `repeatable`: another may follow, though the request was sent.
+    pub(super) fn new(way: &'a Way<'a>, chosen: Chosen, repeatable: bool) -> Exchange<'a> {
+        let service = way.service();
+        let per_try = Cell::new(service.core.retry.per_try.filter(|_| repeatable));
+        let Chosen { index, endpoint, slot } = chosen;
+        Exchange { way, worker: way.worker(), service, index, endpoint, slot: Cell::new(Some(slot)), per_try }
+    }
+
     pub(super) async fn send(
         &self,
         context: &mut Context,
@@ -80,7 +107,7 @@ impl Exchange<'_> {
             Http::Auto => {
                 let now = self.worker.wheel.now();
                 let tunnel = request.headers().contains_key(header::UPGRADE);
-                self.endpoint.tls && !tunnel && !self.worker.multiplexed.chose_alone(self.endpoint, now)
+                self.endpoint.tls && !tunnel && !self.worker.multiplexed.chose_alone(&self.endpoint, now)
             }
         }
     }
@@ -97,7 +124,7 @@ impl Exchange<'_> {
         // One that is down gets this request as its trial: only a new connection can show that it is back.
         let up = self.endpoint.is_up(self.worker.wheel.now());
         loop {
-            let pooled = || up.then(|| self.worker.pools.take(self.endpoint, tls, bound)).flatten();
+            let pooled = || up.then(|| self.worker.pools.take(&self.endpoint, tls, bound)).flatten();
             let pooled = if made.is_none() { pooled() } else { None };
             let fresh = pooled.is_none();
             let connection = match pooled.or_else(|| made.take().map(|made| *made)) {
@@ -133,13 +160,20 @@ impl Exchange<'_> {
         Target {
             address: &self.endpoint.address,
             tls: self.tls().zip(name),
-            timeout: self.service.core.connect_timeout,
+            timeout: self.connect_time(),
             head_max,
             bound: None,
             header: Vec::new(),
             wheel: &self.worker.wheel,
             descriptor: Descriptor::of_reserve(),
         }
+    }
+
+    /// What is left for connecting.
+    fn connect_time(&self) -> Duration {
+        let left = |until: Millis| Duration::from_millis(until.0.saturating_sub(self.worker.wheel.now().0));
+        let all = self.service.core.connect_timeout;
+        self.way.until().map_or(all, |until| all.min(left(until)))
     }
 
     async fn connect(&self, context: &Context) -> Result<Connection<RequestBody>, ConnectError> {
@@ -156,12 +190,12 @@ impl Exchange<'_> {
         }
         let connected = connect::connect(target).await;
         if let Err(ConnectError::Tls(_)) = &connected {
-            self.worker.multiplexed.forget_choice(self.endpoint);
+            self.worker.multiplexed.forget_choice(&self.endpoint);
         }
         let mut connection = connected?;
         // It may carry whatever one may on which the endpoint chose the same.
         connection.tls = self.tls().cloned();
-        connection.belongs_to(self.endpoint, &self.worker.wheel);
+        connection.belongs_to(&self.endpoint, &self.worker.wheel);
         self.worker.shard.add(Counter::UpstreamOpened, 1);
         self.endpoint.connect_succeeded(self.worker.wheel.now());
         Ok(connection)
@@ -186,6 +220,10 @@ impl Exchange<'_> {
         if matches!(error, ConnectError::NoDescriptor) {
             self.worker.shed(Shed::Backend, None);
             return Failure::last(Outcome::NoDescriptor);
+        }
+        // Not its fault either: the tries before it took the time.
+        if matches!(error, ConnectError::Timeout(after) if *after < self.service.core.connect_timeout) {
+            return Failure::last(Outcome::TotalTimeout);
         }
         let message = error.to_string();
         self.log("backend unreachable", &message);
@@ -212,17 +250,6 @@ impl Exchange<'_> {
         self.endpoint.log(self.worker.wheel.now(), what, why);
     }
 
-    /// No answer began in time.
-    pub(super) fn late(&self) -> Failure {
-        let outcome = Outcome::UpstreamTimeout;
-        self.log(
-            "backend failed a request",
-            &format!("no answer began within {:?}", self.service.core.timeout),
-        );
-        self.failed_request(outcome);
-        Failure::last(outcome)
-    }
-
     async fn exchange(
         &self,
         context: &mut Context,
@@ -237,36 +264,36 @@ impl Exchange<'_> {
             request.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
         let upload = context.upload.clone();
-        let in_flight = self.endpoint.begin();
         let last = upload.is_some() && (request.method().is_safe() || request.method() == Method::DELETE);
-        let started = clock::micros();
-        connection.timer.set(self.service.core.timeout);
+        let (started, sent_at) = (clock::micros(), self.worker.wheel.now());
+        self.arm(&connection.timer, sent_at);
         connection.ask(request.method(), request.headers().contains_key(header::UPGRADE));
         let mut sent = std::pin::pin!(connection.sender.try_send_request(*request));
         let result = std::future::poll_fn(|cx| {
             if let Poll::Ready(result) = sent.as_mut().poll(cx) {
-                return Poll::Ready(Some(result));
+                return Poll::Ready(Ok(result));
             }
             while connection.timer.poll_expired(cx).is_ready() {
-                if !self.still_uploading(&connection.timer, upload.as_deref()) {
-                    return Poll::Ready(None);
+                if let Some(late) = self.overdue(&connection.timer, upload.as_deref(), sent_at) {
+                    return Poll::Ready(Err(late));
                 }
             }
             Poll::Pending
         })
         .await;
         match result {
-            Some(Ok(response)) => {
+            Ok(Ok(response)) => {
                 connection.timer.clear();
                 self.observe(context, started, response.status());
+                let Some(slot) = self.slot.take() else { return Err(Failure::last(Outcome::Internal)) };
                 let carrier = Carrier::Alone(connection);
-                Ok((response, Lease { worker: self.worker.clone(), carrier, in_flight, upload, last }))
+                Ok((response, Lease { worker: self.worker.clone(), carrier, slot, upload, last }))
             }
-            Some(Err(mut error)) => {
+            Ok(Err(mut error)) => {
                 let unsent = error.take_message().map(Box::new);
                 Err(self.broken(&error.into_error(), unsent, upload.as_deref()))
             }
-            None => Err(self.late()),
+            Err(late) => Err(self.late(late)),
         }
     }
 
@@ -274,7 +301,13 @@ impl Exchange<'_> {
     pub(super) fn observe(&self, context: &mut Context, started: u64, status: StatusCode) {
         let micros = clock::micros().saturating_sub(started);
         context.upstream_micros = Some(micros);
-        self.endpoint.answered(micros, status.as_u16(), self.worker.wheel.now());
+        let now = self.worker.wheel.now();
+        self.endpoint.answered(micros, status.as_u16(), now);
+        let core = &self.service.core;
+        if let Some(bounds) = core.capacity.as_ref().and_then(|capacity| capacity.adaptive) {
+            let gate = &core.ledger.gate;
+            gate.adaptive.observe(bounds, micros, gate.in_flight(), now);
+        }
     }
 
     /// No valid answer came.
@@ -311,15 +344,65 @@ impl Exchange<'_> {
         }
     }
 
+    /// Sets the timer to the first of the times that may be over.
+    pub(super) fn arm(&self, timer: &Timer, sent: Millis) {
+        let now = self.worker.wheel.now();
+        let due = sent.after(self.service.core.timeout);
+        let due = self.per_try.get().map_or(due, |per_try| due.min(sent.after(per_try)));
+        let due = self.way.until().map_or(due, |until| due.min(until));
+        timer.set(Duration::from_millis(due.0.saturating_sub(now.0)));
+    }
+
+    /// The timer has gone off: which time is over. `None`: none is, and the timer is set anew.
+    pub(super) fn overdue(&self, timer: &Timer, upload: Option<&Upload>, sent: Millis) -> Option<Late> {
+        let now = self.worker.wheel.now();
+        if self.way.until().is_some_and(|until| until <= now) {
+            return Some(Late::Total);
+        }
+        if self.per_try.get().is_some_and(|per_try| sent.after(per_try) <= now) {
+            if self.way.may_leave(now) {
+                return Some(Late::Try);
+            }
+            // There is nobody else to ask, or no budget: it has the time of an answer.
+            self.per_try.set(None);
+        }
+        if self.still_uploading(timer, upload) {
+            return None;
+        }
+        if sent.after(self.service.core.timeout) <= now {
+            return Some(Late::Answer);
+        }
+        self.arm(timer, sent);
+        None
+    }
+
+    /// No answer began in time.
+    pub(super) fn late(&self, late: Late) -> Failure {
+        let outcome = if late == Late::Total { Outcome::TotalTimeout } else { Outcome::UpstreamTimeout };
+        let why = match (late, self.per_try.get()) {
+            (Late::Try, Some(per_try)) => {
+                format!("no answer began within {per_try:?}; another backend is asked")
+            }
+            (Late::Total, _) => "no answer began within the time for all tries".to_owned(),
+            _ => format!("no answer began within {:?}", self.service.core.timeout),
+        };
+        self.log("backend failed a request", &why);
+        self.endpoint.note_failure(outcome.row().sentence);
+        match late {
+            Late::Try => Failure::again(outcome, None),
+            Late::Answer | Late::Total => Failure::last(outcome),
+        }
+    }
+
     /// The deadline for the first byte counts from the end of the request: while its body moves, it waits.
-    pub(super) fn still_uploading(&self, timer: &Timer, upload: Option<&Upload>) -> bool {
+    fn still_uploading(&self, timer: &Timer, upload: Option<&Upload>) -> bool {
         let Some(upload) = upload else { return false };
         let due = upload.moved().after(self.service.core.timeout);
         let now = self.worker.wheel.now();
         if due <= now {
             return false;
         }
-        timer.set(std::time::Duration::from_millis(due.0 - now.0));
+        timer.set(Duration::from_millis(due.0 - now.0));
         true
     }
 

@@ -2,7 +2,8 @@
 //!
 //! A request is sent again only when nothing can have happened to it: it was never sent (the connection failed, or a
 //! pooled one turned out dead), or it is idempotent, has no body, and nothing of an answer was passed on. Never twice
-//! to the same endpoint while another lives, and never more than `TRIES_MAX` times.
+//! to the same endpoint while another lives, never more often than `retry` says, and never beyond the budget of the
+//! service. Where `retry` says so, a 502, 503 or 504 of a backend leads to another one too.
 //!
 //! Backends write head and body one after the other. The head of an answer to a request that may be repeated is held
 //! until the body's first byte (a moment at most, see `exchange`), so that a backend that dies between the two costs nobody anything.
@@ -13,11 +14,12 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 
 use crate::base::outcome::{Blame, Outcome};
 use crate::net::timer::Timer;
 use crate::proxy::Worker;
+use crate::proxy::admit::Way;
 use crate::proxy::affinity;
 use crate::proxy::body::{RequestBody, ResponseBody, Upload};
 use crate::proxy::context::Context;
@@ -28,16 +30,11 @@ use crate::proxy::request::Answer;
 use crate::proxy::respond;
 use crate::proxy::upgrade::{self, StreamTunnel, Wish};
 use crate::snapshot::{Route, Service};
-use crate::telemetry::metric::Counter;
 use crate::upstream::answer;
-use crate::upstream::balance::{Ask, Tried};
+use crate::upstream::capacity::Slot;
 use crate::upstream::connect::Connection;
-use crate::upstream::endpoint::InFlight;
 use crate::upstream::multiplex::Stream;
 use crate::upstream::pool::Keep;
-
-/// Endpoints tried for one request.
-const TRIES_MAX: u32 = 3;
 
 /// A request ready to be sent.
 pub struct Outgoing {
@@ -57,7 +54,7 @@ pub struct Outgoing {
 pub struct Lease {
     pub(super) worker: Rc<Worker>,
     pub(super) carrier: Carrier,
-    pub(super) in_flight: InFlight,
+    pub(super) slot: Slot,
     pub(super) upload: Option<Rc<Upload>>,
     /// A body went with a method that has none by habit: a backend that ignored it would take it for the next request
     /// (RFC 9110 section 9.3.1), so the connection carries no other.
@@ -90,13 +87,13 @@ impl Lease {
             let snapshot = self.worker.snapshot();
             let server = &snapshot.server;
             let keep = Keep { count: server.limits.upstream_idle, time: server.timeouts.upstream_idle };
-            self.worker.pools.give(self.in_flight.endpoint(), connection, self.worker.wheel.now(), keep);
+            self.worker.pools.give(self.slot.endpoint(), connection, self.worker.wheel.now(), keep);
         }
     }
 
     /// The answer broke off or cannot be passed on; the connection is closed. `why` is for the process log.
     pub fn fail(self, outcome: Outcome, why: &str) {
-        let endpoint = self.in_flight.endpoint();
+        let endpoint = self.slot.endpoint();
         endpoint.log(self.worker.wheel.now(), "backend failed a request", why);
         let row = outcome.row();
         // A client that takes its answer too slowly says nothing about who sent it.
@@ -154,52 +151,59 @@ pub async fn run(
     service: &Service,
     mut outgoing: Outgoing,
 ) -> Result<Answer, Outcome> {
-    let mut wish = outgoing.wish.take();
+    let wish = outgoing.wish.take();
     let expects = outgoing.expects;
     let mut request = outgoing.into_request(route)?;
     if expects && let Some(upload) = &context.upload {
         expect::pass_on(&mut request, upload);
     }
-    let saved = Saved::of(&request);
     let worker = context.worker().clone();
-    let mut tried = Tried::default();
+    let mut way = Way::begin(context, &worker, service, context.upload.is_none())?;
+    let result = tries(context, &mut way, request, wish).await;
+    way.report(match &result {
+        Ok(Answer::Forwarded(forwarded)) => Ok(forwarded.response.status().as_u16()),
+        Ok(Answer::Local(_)) => Ok(0),
+        Err(outcome) => Err(*outcome),
+    });
+    result
+}
+
+async fn tries(
+    context: &mut Context,
+    way: &mut Way<'_>,
+    mut request: Box<Request<RequestBody>>,
+    wish: Option<Box<Wish>>,
+) -> Result<Answer, Outcome> {
+    let saved = Saved::of(&request);
+    let repeatable = saved.0.is_some();
     let mut last = Outcome::NoEndpoint;
-    for attempt in 0..TRIES_MAX {
-        let now = worker.wheel.now();
-        let ask = Ask { now, random: worker.random(), affinity: context.affinity, tried: &tried };
-        let Some(index) = service.core.balancer.choose(&service.core.endpoints, &ask) else { break };
-        let Some(chosen) = service.core.endpoints.get(index) else { break };
-        // It waited there already as long as it may.
-        if last == Outcome::UpstreamBusy && tried.contains(index) {
-            break;
+    loop {
+        let Some(chosen) = way.next(context).await? else { return Err(last) };
+        // It waited there for a free stream already, as long as it may.
+        if way.mark(chosen.index) && last == Outcome::UpstreamBusy {
+            return Err(last);
         }
-        tried.insert(index);
-        context.tries = attempt + 1;
-        context.endpoint = Some(chosen.endpoint.clone());
-        if attempt > 0 {
-            worker.shard.add(Counter::Retries, 1);
-        }
-        let exchange = Exchange { worker: &worker, service, index, endpoint: &chosen.endpoint };
+        let exchange = Exchange::new(way, chosen, repeatable);
         let sent = match exchange.send(context, request).await {
-            Ok((response, lease)) if saved.0.is_some() => exchange.begun(response, lease).await,
+            Ok((response, lease)) if repeatable => exchange.begun(response, lease).await,
             Ok((response, lease)) => Ok((response, None, lease)),
             Err(failure) => Err(failure),
         };
-        match sent {
+        let failure = match sent {
             Ok((response, first, lease)) => {
-                return arrived(context, response, first, lease, wish.take()).await;
-            }
-            Err(failure) => {
-                last = failure.outcome;
-                let again = failure.unsent.or_else(|| if failure.answered { None } else { saved.restore() });
-                match again {
-                    Some(again) => request = again,
-                    None => break,
+                let again = if repeatable && way.leaves(response.status()) { saved.restore() } else { None };
+                let Some(again) = again else { return arrived(context, response, first, lease, wish).await };
+                if response.body().is_end_stream() {
+                    lease.give_back();
                 }
+                (request, last) = (again, Outcome::NoEndpoint);
+                continue;
             }
-        }
+            Err(failure) => failure,
+        };
+        last = failure.outcome;
+        request = way.again(failure, || saved.restore())?;
     }
-    Err(last)
 }
 
 /// The head of an answer has arrived.

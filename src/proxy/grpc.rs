@@ -56,9 +56,10 @@ pub fn status(outcome: Outcome, reset: Option<h2::Reason>) -> Status {
         Outcome::RateLimited | Outcome::BodyTooLarge | Outcome::HeadTooLarge | Outcome::UriTooLong => {
             Status::ResourceExhausted
         }
-        Outcome::UpstreamTimeout | Outcome::UpstreamStalled | Outcome::BodyTimeout => {
-            Status::DeadlineExceeded
-        }
+        Outcome::UpstreamTimeout
+        | Outcome::TotalTimeout
+        | Outcome::UpstreamStalled
+        | Outcome::BodyTimeout => Status::DeadlineExceeded,
         Outcome::UnknownHost | Outcome::NoRoute | Outcome::MethodRefused | Outcome::TunnelRefused => {
             Status::Unimplemented
         }

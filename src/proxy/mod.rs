@@ -9,7 +9,8 @@
 //! 5. [`normalize`] and [`fields`]: one reading of host and path; hop-by-hop and forwarded fields; [`client_cert`]: what
 //!    is told of a client's certificate.
 //! 6. [`enforce`]: the policies, in their fixed order.
-//! 7. [`affinity`]: where a request belongs, by its key or cookie; [`forward`]: choose an endpoint, send, perhaps retry; [`multiplexed`] where the backend speaks HTTP/2.
+//! 7. [`affinity`]: where a request belongs, by its key or cookie; [`forward`]: [`admit`] chooses an endpoint or lets the
+//!    request wait, [`exchange`] is one try, perhaps there is another; [`multiplexed`] where the backend speaks HTTP/2.
 //! 8. [`body`], [`backlog`] and [`upgrade`]: streaming, limits, tunnels. [`expect`], [`keep`] and [`reset`] are what bodies
 //!    need for `100-continue`, another try, and the codes of HTTP/2.
 //! 9. [`respond`]: the only place where an outcome becomes an answer; [`grpc`] is its form for gRPC.
@@ -19,6 +20,7 @@
 //! met only in the snapshot.
 
 pub mod accept;
+pub mod admit;
 pub mod affinity;
 pub mod backlog;
 pub mod body;
@@ -64,6 +66,7 @@ use crate::telemetry::access::Sink;
 use crate::telemetry::metric::Gauge;
 use crate::telemetry::shard::Shard;
 use crate::tls::acme::Challenges;
+use crate::upstream::Ledger;
 use crate::upstream::multiplex::Multiplexed;
 use crate::upstream::pool::Pools;
 
@@ -88,6 +91,8 @@ pub struct Worker {
     /// TLS handshakes in flight.
     pub turnstile: Rc<Turnstile>,
     told: shed::Told,
+    /// Services at which somebody on this worker waits.
+    lines: RefCell<Vec<(Arc<str>, Arc<Ledger>)>>,
     handshakes_shown: Cell<(usize, usize)>,
     reader: Reader,
     open: RefCell<Vec<Weak<Connection>>>,
@@ -135,6 +140,7 @@ impl Worker {
             challenges: parts.challenges,
             turnstile: Rc::default(),
             told: shed::Told::default(),
+            lines: RefCell::default(),
             handshakes_shown: Cell::default(),
             reader: parts.reader,
             open: RefCell::default(),
@@ -202,6 +208,7 @@ impl Worker {
         self.reader.load();
         self.sink.flush();
         self.show_handshakes();
+        self.look_at_lines();
         // Idle connections to backends live for a minute; a look a second is exact enough.
         if count.is_multiple_of(10) {
             self.pools.sweep(self.wheel.now());

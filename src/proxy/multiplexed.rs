@@ -16,7 +16,7 @@ use crate::base::outcome::Outcome;
 use crate::config::model::Http;
 use crate::proxy::body::{RequestBody, Upload};
 use crate::proxy::context::Context;
-use crate::proxy::exchange::{Exchange, Failure};
+use crate::proxy::exchange::{Exchange, Failure, Late};
 use crate::proxy::forward::{Carrier, Lease};
 use crate::proxy::keep::Keeper;
 use crate::proxy::reset::{self, Ending};
@@ -58,7 +58,7 @@ impl Exchange<'_> {
                     again.settle();
                     return Ok(answered);
                 }
-                Err(Broken::Late) => return Err(self.late()),
+                Err(Broken::Late(late)) => return Err(self.late(late)),
                 Err(Broken::Before(error)) => error,
             };
             match reset::ending(&error) {
@@ -86,7 +86,7 @@ impl Exchange<'_> {
             Place::Shared(stream) => stream.fresh,
             Place::Alone(None) => false,
             Place::Alone(Some(made)) => {
-                made.belongs_to(self.endpoint, &self.worker.wheel);
+                made.belongs_to(&self.endpoint, &self.worker.wheel);
                 true
             }
         };
@@ -104,31 +104,32 @@ impl Exchange<'_> {
         request: Request<RequestBody>,
     ) -> Result<(Response<Incoming>, Lease), Broken> {
         let upload = context.upload.clone();
-        let in_flight = self.endpoint.begin();
-        let started = clock::micros();
-        stream.timer.set(self.service.core.timeout);
+        let (started, sent_at) = (clock::micros(), self.worker.wheel.now());
+        self.arm(&stream.timer, sent_at);
         let mut sender = stream.sender();
         let mut sent = std::pin::pin!(sender.try_send_request(request));
         let result = std::future::poll_fn(|cx| {
             if let Poll::Ready(result) = sent.as_mut().poll(cx) {
-                return Poll::Ready(Some(result));
+                return Poll::Ready(Ok(result));
             }
             while stream.timer.poll_expired(cx).is_ready() {
-                if !self.still_uploading(&stream.timer, upload.as_deref()) {
-                    return Poll::Ready(None);
+                if let Some(late) = self.overdue(&stream.timer, upload.as_deref(), sent_at) {
+                    return Poll::Ready(Err(late));
                 }
             }
             Poll::Pending
         })
         .await;
         match result {
-            Some(Ok(response)) => {
+            Ok(Ok(response)) => {
                 stream.timer.clear();
                 self.observe(context, started, response.status());
+                let no_slot = Broken::Late(Late::Answer);
+                let slot = self.slot.take().ok_or(no_slot)?;
                 let carrier = Carrier::Shared(stream);
-                Ok((response, Lease { worker: self.worker.clone(), carrier, in_flight, upload, last: false }))
+                Ok((response, Lease { worker: self.worker.clone(), carrier, slot, upload, last: false }))
             }
-            Some(Err(error)) => {
+            Ok(Err(error)) => {
                 let error = error.into_error();
                 // Refused or not, whoever comes next must not find a connection that is going away.
                 if error.is_canceled() || reset::ending(&error) == Ending::GoneAway {
@@ -136,7 +137,7 @@ impl Exchange<'_> {
                 }
                 Err(Broken::Before(error))
             }
-            None => Err(Broken::Late),
+            Err(late) => Err(Broken::Late(late)),
         }
     }
 
@@ -169,7 +170,7 @@ impl Exchange<'_> {
 /// Why no answer came.
 enum Broken {
     /// Its time passed.
-    Late,
+    Late(Late),
     /// An error came first.
     Before(hyper::Error),
 }

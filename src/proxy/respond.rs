@@ -82,7 +82,7 @@ pub fn failure(mut context: Box<Context>, outcome: Outcome) -> Response<Response
             .insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
     }
     if status == StatusCode::SERVICE_UNAVAILABLE {
-        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(context.retry_after.unwrap_or(1)));
     }
     if context.accept == Accept::Grpc {
         grpc::write(&mut headers, outcome, context.reset);

@@ -272,7 +272,7 @@ fn service(
     let identity = toward.identity.as_deref();
     let config = |upstream: &Upstream| residents.client_config(upstream, toward.ca.clone(), identity);
     let tls = encrypted.then(|| config(&said.upstream)).transpose().map_err(refuse)?;
-    let core = upstream::Service::compile(said, &residents.endpoints);
+    let core = upstream::Service::compile(said, &residents.endpoints, residents.ledger(&said.name));
     let alone = Upstream { http: Http::H1, ..said.upstream.clone() };
     let tls_alone = (core.http == Http::Auto).then(|| config(&alone)).transpose().map_err(refuse)?;
     Ok(Service { core, server_names, tls, tls_alone, split: None })

@@ -1,4 +1,4 @@
-//! What outlives a snapshot: endpoints with their state, buckets of the limits, certificates already parsed, ticket
+//! What outlives a snapshot: endpoints with their state, the traffic of services, buckets of the limits, certificates already parsed, ticket
 //! keys, counters. A reload builds a new snapshot around the same residents, so nothing that was learnt is lost.
 
 use std::collections::HashMap;
@@ -21,6 +21,7 @@ use crate::tls::acme::{Challenges, Manager};
 use crate::tls::internal_ca::InternalCa;
 use crate::tls::pem::Identity;
 use crate::tls::policy::{self, Policy};
+use crate::upstream::Ledger;
 use crate::upstream::registry::Registry;
 
 /// Certificates of the internal CA are issued anew when less than this is left, in seconds: 30 of their 90 days.
@@ -49,6 +50,7 @@ pub struct Residents {
     clients: Mutex<HashMap<Toward, Arc<ClientConfig>>>,
     policies: Mutex<HashMap<(Hash, Hash), Arc<Policy>>>,
     places: Mutex<HashMap<Arc<str>, Arc<Places>>>,
+    ledgers: Mutex<HashMap<Arc<str>, Arc<Ledger>>>,
 }
 
 /// The one manager of automatic certificates, opened when `[acme]` is first seen and then kept for the life of the
@@ -167,6 +169,7 @@ impl Residents {
             clients: Mutex::default(),
             policies: Mutex::default(),
             places: Mutex::default(),
+            ledgers: Mutex::default(),
         })
     }
 
@@ -283,6 +286,11 @@ impl Residents {
         lock(&self.places).entry(site.clone()).or_default().clone()
     }
 
+    /// What is known about the traffic of a service.
+    pub fn ledger(&self, service: &Arc<str>) -> Arc<Ledger> {
+        lock(&self.ledgers).entry(service.clone()).or_default().clone()
+    }
+
     /// Forgets what nothing uses any more. Called after each swap.
     pub fn sweep(&self) {
         lock(&self.limiters).known.retain(|_, limiter| Arc::strong_count(limiter) > 1);
@@ -291,6 +299,7 @@ impl Residents {
         lock(&self.clients).retain(|_, config| Arc::strong_count(config) > 1);
         lock(&self.policies).retain(|_, policy| Arc::strong_count(policy) > 1);
         lock(&self.places).retain(|_, places| Arc::strong_count(places) > 1);
+        lock(&self.ledgers).retain(|_, ledger| Arc::strong_count(ledger) > 1);
         self.endpoints.sweep();
     }
 }

@@ -7,7 +7,7 @@ use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -145,7 +145,7 @@ impl<B> Connection<B> {
 
     /// Whose connection it is: what goes wrong while it carries no request is said of this endpoint.
     pub fn belongs_to(&self, endpoint: &Arc<Endpoint>, wheel: &Wheel) {
-        self.ending.owner.replace(Some((endpoint.clone(), wheel.clone())));
+        self.ending.owner.replace(Some((Arc::downgrade(endpoint), wheel.clone())));
     }
 }
 
@@ -161,7 +161,8 @@ impl<B> Drop for Connection<B> {
 pub struct Ending {
     /// The bare stream and what was read beyond the head, when the endpoint switched protocols.
     upgraded: RefCell<Option<(Stream, Bytes)>>,
-    owner: RefCell<Option<(Arc<Endpoint>, Wheel)>>,
+    /// Weak: an idle connection must not keep an endpoint known that is gone from the configuration.
+    owner: RefCell<Option<(Weak<Endpoint>, Wheel)>>,
     over: Cell<bool>,
     notify: tokio::sync::Notify,
 }
@@ -180,7 +181,9 @@ impl Ending {
     /// Nobody waits for an answer on the connection, and so nobody else tells what the endpoint said there.
     fn tell(&self, error: &hyper::Error) {
         let Some(fault) = answer::fault(error).filter(|fault| *fault == Fault::Unasked) else { return };
-        if let Some((endpoint, wheel)) = self.owner.take() {
+        if let Some((endpoint, wheel)) = self.owner.take()
+            && let Some(endpoint) = endpoint.upgrade()
+        {
             endpoint.log(wheel.now(), "backend said more than it was asked", &fault.to_string());
             endpoint.note_failure(&fault.to_string());
         }

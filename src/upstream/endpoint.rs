@@ -231,6 +231,13 @@ impl Endpoint {
         InFlight { endpoint: Arc::clone(self) }
     }
 
+    /// The same, unless there are so many in flight already.
+    pub fn begin_below(self: &Arc<Self>, cap: u32) -> Option<InFlight> {
+        let below = |count: u32| (count < cap).then(|| count.saturating_add(1));
+        self.in_flight.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below).ok()?;
+        Some(InFlight { endpoint: Arc::clone(self) })
+    }
+
     /// Requests in flight, over all workers.
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Relaxed)

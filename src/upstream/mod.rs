@@ -1,20 +1,26 @@
 //! Layer 2, craft `upstream`: where requests go.
 //!
 //! A [`Service`] is compiled at reload and lives in the snapshot. Its [`Endpoint`]s live in the [`Registry`] beside the
-//! snapshot, so that what is known about a backend (up or down, in flight, latency) outlives every reload.
+//! snapshot, so that what is known about a backend (up or down, in flight, latency) outlives every reload. So does the
+//! [`Ledger`] of each service: retries, breaker, queue.
 //!
 //! [`connect`] makes connections, [`answer`] checks what comes back on them, [`pool`] keeps idle ones for one worker,
 //! [`multiplex`] shares those that speak HTTP/2. The rest is pure: it takes times and random bits and returns choices:
-//! [`endpoint`], [`registry`], [`balance`], [`split`], [`health`].
+//! [`endpoint`], [`registry`], [`balance`], [`split`], [`health`], [`retry`], [`breaker`], [`capacity`], [`adaptive`].
 
+pub mod adaptive;
 pub mod answer;
 pub mod balance;
+pub mod breaker;
+pub mod capacity;
 pub mod connect;
 pub mod endpoint;
 pub mod health;
+pub mod ledger;
 pub mod multiplex;
 pub mod pool;
 pub mod registry;
+pub mod retry;
 pub mod split;
 
 use std::sync::Arc;
@@ -25,7 +31,9 @@ use crate::config::model::{self, Http};
 use balance::sticky::Sticky;
 pub use balance::{Affinity, Ask, Balancer, Facts, Key, Tried, Weighted};
 pub use endpoint::{Availability, Endpoint, Health, InFlight};
+pub use ledger::Ledger;
 pub use registry::Registry;
+pub use retry::Retry;
 pub use split::Split;
 
 /// A compiled service.
@@ -55,6 +63,14 @@ pub struct Service {
     pub proxy_protocol: Option<model::ProxyHeader>,
     /// Protocols a client may change to, lower case.
     pub upgrade: Box<[String]>,
+    /// What is tried again.
+    pub retry: Retry,
+    /// How much may be in flight, if that is bounded.
+    pub capacity: Option<model::Capacity>,
+    /// When nothing is sent, if ever.
+    pub breaker: Option<model::Breaker>,
+    /// What is known about its traffic.
+    pub ledger: Arc<Ledger>,
 }
 
 /// What of a request decides where it belongs.
@@ -69,8 +85,8 @@ pub enum Attachment {
 }
 
 impl Service {
-    /// Compiles a service; its endpoints are taken from the registry, or made there.
-    pub fn compile(service: &model::Service, registry: &Registry) -> Service {
+    /// Compiles a service; its endpoints are taken from the registry, or made there. `ledger` is what was kept for it.
+    pub fn compile(service: &model::Service, registry: &Registry, ledger: Arc<Ledger>) -> Service {
         let endpoints: Box<[Weighted]> = service
             .backends
             .iter()
@@ -87,6 +103,9 @@ impl Service {
             .collect();
         // No site has a slash in its name.
         let site = service.name.split('/').next().unwrap_or_default();
+        if service.breaker.is_none() {
+            ledger.breaker.reset();
+        }
         Service {
             name: Arc::clone(&service.name),
             balancer: Balancer::compile(&service.balance, service.slow_start, &endpoints),
@@ -112,6 +131,10 @@ impl Service {
             },
             proxy_protocol: service.upstream.proxy_protocol,
             upgrade: service.upgrade.clone().into_boxed_slice(),
+            retry: Retry::compile(&service.retry),
+            capacity: service.capacity.clone(),
+            breaker: service.breaker.clone(),
+            ledger,
         }
     }
 

@@ -32,6 +32,7 @@ mod acme_store;
 mod admin;
 mod balance;
 mod bytes;
+mod capacity;
 mod choice;
 mod client_auth;
 mod clients;

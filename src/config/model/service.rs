@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Eject, Health, Located};
+use super::{Breaker, Capacity, Eject, Health, Located, Retry};
 use crate::base::address::EndpointAddress;
 
 /// A named set of endpoints.
@@ -34,6 +34,12 @@ pub struct Service {
     pub timeout: Duration,
     /// How to speak to the backends.
     pub upstream: Upstream,
+    /// What is sent again when it fails.
+    pub retry: Retry,
+    /// How much may be in flight, if that is bounded.
+    pub capacity: Option<Capacity>,
+    /// When nothing is sent for a while, if ever.
+    pub breaker: Option<Breaker>,
     /// Protocols a client may change to, lower case.
     pub upgrade: Vec<String>,
 }

@@ -5,8 +5,11 @@
 
 mod backend;
 mod balance;
+mod breaker;
+mod capacity;
 mod eject;
 mod health;
+mod retry;
 mod split;
 mod target;
 mod upstream;
@@ -16,8 +19,8 @@ use std::time::Duration;
 
 use super::{header, protocol, tls};
 use crate::config::model::{
-    Action, Backend, Balance, Branch, Discover, Eject, HeaderEdits, Health, Located, Origin, PANIC_DEFAULT,
-    Server, Service, Split, Upstream,
+    Action, Backend, Balance, Branch, Breaker, Capacity, Discover, Eject, HeaderEdits, Health, Located,
+    Origin, PANIC_DEFAULT, Retry, Server, Service, Split, Upstream,
 };
 use crate::config::parse::{Context, Table};
 use crate::config::setting::Id;
@@ -53,6 +56,9 @@ struct Toward {
     connect_timeout: Located<Duration>,
     timeout: Located<Duration>,
     upstream: Located<Upstream>,
+    retry: Located<Retry>,
+    capacity: Located<Option<Capacity>>,
+    breaker: Located<Option<Breaker>>,
     upgrade: Located<Vec<String>>,
     request_headers: Located<HeaderEdits>,
 }
@@ -71,6 +77,9 @@ pub fn of_server(server: &Server, encrypted: bool) -> Shared {
         connect_timeout: default(server.timeouts.connect),
         timeout: default(server.timeouts.first_byte),
         upstream: default(Upstream::default()),
+        retry: default(Retry::default()),
+        capacity: default(None),
+        breaker: default(None),
         upgrade: default(vec!["websocket".into()]),
         request_headers: default(HeaderEdits::default()),
     };
@@ -127,6 +136,9 @@ fn toward(context: &mut Context<'_>, table: &Table<'_>, inherited: &Toward) -> T
         connect_timeout: context.duration(table, "connect_timeout", Some(&inherited.connect_timeout)),
         timeout: context.duration(table, "timeout", Some(&inherited.timeout)),
         upstream: upstream::read(context, table, &inherited.upstream),
+        retry: retry::read(context, table, &inherited.retry),
+        capacity: capacity::read(context, table, &inherited.capacity),
+        breaker: breaker::read(context, table, &inherited.breaker),
         upgrade: protocol::upgrade(context, table, &inherited.upgrade),
         request_headers: header::edits(context, table, "request_headers", Some(&inherited.request_headers)),
     }
@@ -195,6 +207,9 @@ impl Shared {
             connect_timeout: toward.connect_timeout.value,
             timeout: toward.timeout.value,
             upstream: toward.upstream.value.clone(),
+            retry: toward.retry.value.clone(),
+            capacity: toward.capacity.value.clone(),
+            breaker: toward.breaker.value.clone(),
             upgrade: toward.upgrade.value.clone(),
         }
     }

@@ -28,14 +28,14 @@ fn two_shards_are_summed() {
     let here = hub.shard(0);
     get(&here, series, 200);
     get(&here, series, 404);
-    here.add(Counter::Retries, 3);
+    here.add(Counter::RetryBudget, 3);
     here.gauge_add(Gauge::ActiveHttps, 2);
     let hub2 = hub.clone();
     std::thread::spawn(move || {
         let there = hub2.shard(1);
         get(&there, series, 200);
         there.limit(series, false);
-        there.add(Counter::Retries, 1);
+        there.add(Counter::RetryBudget, 1);
         there.gauge_add(Gauge::ActiveHttps, 1);
         there.gauge_add(Gauge::ActiveHttps, -2);
     })
@@ -54,7 +54,7 @@ fn two_shards_are_summed() {
         r#"tidegate_response_bytes_total{site="shop.example",route="/api/"} 600"#,
         r#"tidegate_limit_verdicts_total{site="shop.example",route="/api/",verdict="limited"} 1"#,
         r#"tidegate_outcomes_total{outcome="OK",blame="none"} 3"#,
-        "tidegate_retries_total 4",
+        "tidegate_retry_budget_exhausted_total 4",
         r#"tidegate_connections_active{listener="https"} 1"#,
         "tidegate_workers 2",
     ] {
