@@ -1,7 +1,8 @@
 //! The settings of where requests go: one backend, health checks, how to speak to backends.
 
 use super::Fallback::{Required, Value, Words};
-use super::{BACKENDS, DAY, HOUR, Id, Kind, Section, row};
+use super::site::BACKENDS;
+use super::{DAY, HOUR, Id, Kind, Section, row};
 
 /// Ways to choose a backend.
 pub const BALANCE_WORDS: &[&str] = &["p2c", "round_robin", "least_request", "hash", "sticky"];

@@ -14,8 +14,8 @@ pub(super) fn read(
     let print = |breaker: &Option<Breaker>| match breaker {
         None => literal("off"),
         Some(breaker) => format!(
-            "{{ failures = \"{}\", requests = {}, window = \"{}\", open = \"{}\" }}",
-            format!("{}%", breaker.failures),
+            "{{ failures = \"{}%\", requests = {}, window = \"{}\", open = \"{}\" }}",
+            breaker.failures,
             breaker.requests,
             print_duration(breaker.window),
             print_duration(breaker.open)

@@ -27,9 +27,9 @@ fn print(retry: &Retry) -> String {
     }
     let words = Cause::ALL.iter().filter(|(_, cause)| retry.on.contains(cause)).map(|(word, _)| word);
     format!(
-        "{{ tries = {}, budget = \"{}\", floor = {}, per_try = \"{}\", total = \"{}\", on = {} }}",
+        "{{ tries = {}, budget = \"{}%\", floor = {}, per_try = \"{}\", total = \"{}\", on = {} }}",
         retry.tries,
-        format!("{}%", retry.budget),
+        retry.budget,
         retry.floor,
         print_duration_or(retry.per_try, "off"),
         print_duration_or(retry.total, "off"),
