@@ -10,8 +10,8 @@ use std::time::Duration;
 use http::{Method, Request, StatusCode};
 use serde_json::{Value, json};
 
-use super::Backend;
 use super::connection::{Answer, accept, answer, with_allow};
+use super::{Backend, Deploy};
 
 /// Serves the admin API for ever. Must run inside a `LocalSet`.
 ///
@@ -30,8 +30,8 @@ pub async fn serve(listener: UnixListener, backend: Rc<dyn Backend>) -> io::Resu
 
 async fn route<B>(request: Request<B>, backend: Rc<dyn Backend>) -> Answer {
     let allowed = match request.uri().path() {
-        "/status" | "/config" | "/certs" | "/certs/plan" | "/certs/events" => Method::GET,
-        "/reload" | "/certs/renew" | "/certs/issue" | "/certs/reread" => Method::POST,
+        "/status" | "/config" | "/deployments" | "/certs" | "/certs/plan" | "/certs/events" => Method::GET,
+        "/reload" | "/deploy" | "/certs/renew" | "/certs/issue" | "/certs/reread" => Method::POST,
         path => return not_found(path),
     };
     // RFC 9110 section 9.3.2: HEAD is answered like GET, without the body.
@@ -47,6 +47,8 @@ async fn route<B>(request: Request<B>, backend: Rc<dyn Backend>) -> Answer {
         "/certs/events" => json(StatusCode::OK, &backend.certificate_events()),
         "/certs/renew" => renew(request.uri().query(), &*backend),
         "/certs/issue" => issue(request.uri().query(), &*backend),
+        "/deploy" => deploy(request.uri().query(), &*backend),
+        "/deployments" => json(StatusCode::OK, &backend.deployments()),
         "/certs/reread" => finish(backend.reread()).await,
         _ => finish(backend.reload()).await,
     }
@@ -88,10 +90,36 @@ fn issue(query: Option<&str>, backend: &dyn Backend) -> Answer {
     }
 }
 
+/// Names and addresses have no character that a query would have to encode.
+fn deploy(query: Option<&str>, backend: &dyn Backend) -> Answer {
+    let fields: Vec<(&str, &str)> =
+        query.unwrap_or_default().split('&').filter_map(|field| field.split_once('=')).collect();
+    let field = |name: &str| fields.iter().find(|(key, _)| *key == name).map(|(_, value)| *value);
+    let time = |name: &str| field(name)?.parse().ok().map(Duration::from_millis);
+    let order = || {
+        Some(Deploy {
+            what: field("what")?.to_owned(),
+            to: field("to").into_iter().flat_map(|to| to.split(',')).map(str::to_owned).collect(),
+            back: field("back").is_some(),
+            timeout: time("timeout_ms")?,
+            drain: time("drain_ms")?,
+        })
+    };
+    let Some(order) = order() else {
+        let text =
+            "POST /deploy?what=NAME&to=ADDRESS,ADDRESS&timeout_ms=MS&drain_ms=MS, or back=1 in place of `to`";
+        return json(StatusCode::BAD_REQUEST, &problem(text));
+    };
+    match backend.deploy(order) {
+        Ok(id) => json(StatusCode::OK, &json!({ "id": id })),
+        Err(why) => json(StatusCode::CONFLICT, &problem(&why)),
+    }
+}
+
 fn not_found(path: &str) -> Answer {
     let text = format!(
-        "there is no {path}: the admin API has GET /status, GET /config, GET /certs, GET /certs/plan, GET /certs/events, \
-         POST /reload, POST /certs/renew?site=NAME, POST /certs/issue?names=NAMES&valid=SECONDS and POST /certs/reread"
+        "there is no {path}: the admin API has GET /status, GET /config, GET /certs, GET /certs/plan, GET /certs/events, GET /deployments, \
+         POST /reload, POST /deploy?what=NAME&to=ADDRESSES&timeout_ms=MS&drain_ms=MS, POST /certs/renew?site=NAME, POST /certs/issue?names=NAMES&valid=SECONDS and POST /certs/reread"
     );
     json(StatusCode::NOT_FOUND, &problem(&text))
 }

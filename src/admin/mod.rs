@@ -16,6 +16,8 @@
 //! | `GET /certs/events` | [`Backend::certificate_events`] |
 //! | `POST /certs/renew?site=NAME` | [`Backend::renew`] |
 //! | `POST /certs/issue?names=NAMES&valid=SECONDS` | [`Backend::issue`] |
+//! | `POST /deploy?what=NAME&to=ADDRESSES&timeout_ms=MS&drain_ms=MS` | [`Backend::deploy`] |
+//! | `GET /deployments` | [`Backend::deployments`] |
 //! | `POST /certs/reread` | [`Backend::reread`] |
 
 mod api;
@@ -32,6 +34,21 @@ pub use api::serve;
 pub use bind::bind;
 pub use connection::{CONNECTION_TIME_MAX, CONNECTIONS_MAX, HEAD_TIME_MAX};
 pub use metrics::metrics;
+
+/// What `POST /deploy` asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Deploy {
+    /// A site, or the name of a `deploy://` source.
+    pub what: String,
+    /// The new endpoints.
+    pub to: Vec<String>,
+    /// Back to those before the last deployment instead.
+    pub back: bool,
+    /// How long they may take to become healthy.
+    pub timeout: Duration,
+    /// How long what is in flight at the old ones is waited for.
+    pub drain: Duration,
+}
 
 /// Where the answers of the admin API come from.
 pub trait Backend {
@@ -64,6 +81,15 @@ pub trait Backend {
     /// # Errors
     /// A sentence: why not.
     fn issue(&self, names: &str, valid: Duration) -> Result<serde_json::Value, String>;
+
+    /// Begins a deployment and gives its number.
+    ///
+    /// # Errors
+    /// A sentence: why not.
+    fn deploy(&self, order: Deploy) -> Result<u64, String>;
+
+    /// How the last deployment of each source goes or went.
+    fn deployments(&self) -> serde_json::Value;
 
     /// Reads the certificate store again and puts in force what others wrote. Runs to its end like a reload.
     fn reread(&self) -> Pin<Box<dyn Future<Output = serde_json::Value>>>;

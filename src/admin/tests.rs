@@ -74,6 +74,14 @@ impl Backend for Fake {
         if site == "a.example" { Ok(()) } else { Err(format!("there is no site `{site}`")) }
     }
 
+    fn deploy(&self, order: Deploy) -> Result<u64, String> {
+        if order.what == "a.example" { Ok(7) } else { Err(format!("no site is called `{}`", order.what)) }
+    }
+
+    fn deployments(&self) -> Value {
+        json!([{ "id": 7, "source": "a", "over": true, "phase": "done", "endpoints": [], "replaced": [] }])
+    }
+
     fn issue(&self, names: &str, valid: std::time::Duration) -> Result<Value, String> {
         Ok(json!({ "names": names, "valid": valid.as_secs() }))
     }

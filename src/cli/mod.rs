@@ -8,6 +8,7 @@ mod certs;
 mod check;
 mod client;
 mod config_show;
+mod deploy;
 mod issue;
 mod reload;
 mod run;
@@ -73,6 +74,8 @@ enum Command {
         #[arg(long, value_name = "NAME")]
         site: Option<String>,
     },
+    /// Put other endpoints behind a site, once they are healthy
+    Deploy(deploy::Deploy),
     /// Show the certificate of every site: where from, until when, what is next, what went wrong
     Certs {
         #[command(flatten)]
@@ -193,6 +196,7 @@ fn dispatch(command: Command) -> Result<u8, String> {
         Command::Status { target, output, site } => {
             status::status(&target.socket()?, output.format, site.as_deref())
         }
+        Command::Deploy(asked) => deploy::deploy(asked),
         Command::Certs { target, output, events: true, command: None } => {
             certs::events(&target.socket()?, output.format)
         }

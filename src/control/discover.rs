@@ -5,6 +5,7 @@
 //! swap, so that a deployment of a thousand containers is not a thousand.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -142,6 +143,7 @@ impl Discovery {
                 let task = tokio::task::spawn_local(tell(
                     source.clone(),
                     self.resolution.clone(),
+                    snapshot.server.state.clone(),
                     self.updates.clone(),
                 ));
                 self.watching.insert(source.clone(), task);
@@ -184,8 +186,8 @@ impl Discovery {
     }
 }
 
-async fn tell(source: Source, resolution: Resolution, updates: mpsc::Sender<Update>) {
-    let Some(mut watch) = discovery::watch(&source, &resolution) else { return };
+async fn tell(source: Source, resolution: Resolution, state: PathBuf, updates: mpsc::Sender<Update>) {
+    let Some(mut watch) = discovery::watch(&source, &resolution, &state) else { return };
     while let Some(update) = watch.next().await {
         if updates.send(update).await.is_err() {
             return;

@@ -2,7 +2,7 @@
 //!
 //! A file changes ([`watch`]), a signal or a command arrives → [`reload`]: read, compile each site on its own, swap,
 //! report. Which version of each site serves is chosen in `choose`. Sites that are refused keep their last good version,
-//! in memory and on disk ([`last_good`]). [`discover`] finds endpoints; [`probe`] asks them how they are, [`eject`] compares
+//! in memory and on disk ([`last_good`]). [`discover`] finds endpoints, [`deploy`] puts others in their place; [`probe`] asks them how they are, [`eject`] compares
 //! how they answer requests; [`renew`] gets certificates and keeps
 //! them, [`clock_guard`] sees to it that this is not done by a wrong clock; [`status`] says how everything is.
 
@@ -10,6 +10,7 @@ mod choose;
 mod client_auth;
 pub mod clock_guard;
 mod containers;
+pub mod deploy;
 pub mod discover;
 pub mod eject;
 mod issue;
@@ -60,6 +61,7 @@ pub struct Control {
     watched: Mutex<Watched>,
     /// What the labels of containers say and is not in force yet.
     relabelled: Mutex<Option<Vec<Fragment>>>,
+    deployments: Mutex<deploy::Deployments>,
 }
 
 /// A socket we listen on.
@@ -184,6 +186,7 @@ impl Control {
             view: ArcSwap::from_pointee(view),
             watched: Mutex::new(watched),
             relabelled: Mutex::default(),
+            deployments: Mutex::default(),
         })
     }
 

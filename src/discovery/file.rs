@@ -25,6 +25,9 @@ type Version = Option<(u64, u64, i64, i64)>;
 /// Watches one file.
 pub struct FileWatch {
     path: PathBuf,
+    source: Source,
+    /// That it is not there means an empty list.
+    optional: bool,
     /// The version last told; `None` before the first look.
     told: Option<Version>,
 }
@@ -32,7 +35,13 @@ pub struct FileWatch {
 impl FileWatch {
     /// Watches this file, which need not exist yet.
     pub fn new(path: &Path) -> FileWatch {
-        FileWatch { path: path.to_path_buf(), told: None }
+        let source = Source::File(path.to_string_lossy().into());
+        FileWatch { path: path.to_path_buf(), source, optional: false, told: None }
+    }
+
+    /// Watches a file for another source; that it does not exist means an empty list.
+    pub fn optional(path: &Path, source: Source) -> FileWatch {
+        FileWatch { path: path.to_path_buf(), source, optional: true, told: None }
     }
 
     fn version(path: &Path) -> Version {
@@ -50,9 +59,12 @@ impl Watch for FileWatch {
             let look = move || (FileWatch::version(&path), path);
             let (version, path) = tokio::task::spawn_blocking(look).await.ok()?;
             if self.told != Some(version) {
-                let read = tokio::task::spawn_blocking(move || read(&path)).await.ok()?;
+                let read = match version {
+                    None if self.optional => Ok(Vec::new()),
+                    _ => tokio::task::spawn_blocking(move || read(&path)).await.ok()?,
+                };
                 self.told = Some(version);
-                let source = Source::File(self.path.to_string_lossy().into());
+                let source = self.source.clone();
                 return Some(match read {
                     Ok(members) => Update::Members(source, members),
                     Err(why) => Update::Trouble(source, why),

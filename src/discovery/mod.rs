@@ -4,9 +4,10 @@
 //! a stream of [`Update`]s, made of addresses and texts, never of runtime types. The last answer to each question is
 //! kept in [`Sets`], beside the snapshot: a source that falls silent takes no endpoint away.
 //!
-//! [`mod@file`] reads a list from a file, [`dns`] asks name servers; [`docker`] follows the containers of an engine, which
-//! answers many questions at once and also brings whole sites, made from labels.
+//! [`mod@file`] reads a list from a file, [`dns`] asks name servers, [`deployed`] knows what was deployed; [`docker`] follows the
+//! containers of an engine, which answers many questions at once and also brings whole sites, made from labels.
 
+pub mod deployed;
 pub mod dns;
 pub mod docker;
 pub mod file;
@@ -72,9 +73,10 @@ pub trait Watch: Send {
     async fn next(&mut self) -> Option<Update>;
 }
 
-/// Who answers a question; `None`: the container engine does.
-pub fn watch(source: &Source, resolution: &Resolution) -> Option<Box<dyn Watch>> {
+/// Who answers a question; `None`: the container engine does. `state`: the state folder.
+pub fn watch(source: &Source, resolution: &Resolution, state: &Path) -> Option<Box<dyn Watch>> {
     Some(match source {
+        Source::Deployed(name) => Box::new(deployed::watch(name, state)),
         Source::Dns(..) | Source::Srv(_) => Box::new(dns::DnsWatch::new(source, resolution)),
         Source::File(path) => Box::new(file::FileWatch::new(Path::new(&**path))),
         Source::Docker { .. } | Source::Labels { .. } => return None,

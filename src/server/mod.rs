@@ -251,7 +251,9 @@ async fn serve(
     let text = |error: std::io::Error| error.to_string();
     let mut hangup = signal(SignalKind::hangup()).map_err(text)?;
     let mut ends = Ends::new().map_err(text)?;
-    tokio::task::spawn_local(watched("admin", admin::serve(sockets.admin, Rc::new(Handle(control.clone())))));
+    let wheel = Wheel::default();
+    let handle = Rc::new(Handle(control.clone(), wheel.clone()));
+    tokio::task::spawn_local(watched("admin", admin::serve(sockets.admin, handle)));
     if let Some(metrics) = sockets.metrics {
         tokio::task::spawn_local(watched("metrics", admin::metrics(metrics, control.residents.hub.clone())));
     }
@@ -259,7 +261,6 @@ async fn serve(
         let listener = tokio::net::TcpListener::from_std(socket).map_err(text)?;
         tokio::task::spawn_local(demo::run(listener, number + 1));
     }
-    let wheel = Wheel::default();
     tokio::task::spawn_local(tick(wheel.clone()));
     tokio::task::spawn_local(control::probe::run(control.clone(), wheel));
     tokio::task::spawn_local(control::eject::run(control.clone()));
@@ -334,7 +335,7 @@ async fn reload(control: &Arc<Control>, reason: &'static str) -> Option<control:
 }
 
 /// What the admin socket may ask.
-struct Handle(Arc<Control>);
+struct Handle(Arc<Control>, Wheel);
 
 impl admin::Backend for Handle {
     fn status(&self) -> serde_json::Value {
@@ -368,6 +369,15 @@ impl admin::Backend for Handle {
 
     fn renew(&self, site: &str) -> Result<(), String> {
         self.0.renew(site)
+    }
+
+    fn deploy(&self, order: admin::Deploy) -> Result<u64, String> {
+        let admin::Deploy { what, to, back, timeout, drain } = order;
+        self.0.deploy(control::deploy::Order { what, to, back, timeout, drain }, self.1.clone())
+    }
+
+    fn deployments(&self) -> serde_json::Value {
+        self.0.deployments()
     }
 
     fn issue(&self, names: &str, valid: Duration) -> Result<serde_json::Value, String> {

@@ -13,6 +13,7 @@ use crate::config::model::{
     self, Certificate, HostPattern, Http, Located, Origin, TlsVersion, UntilIssued, Upstream,
 };
 use crate::config::{self, Diagnostic};
+use crate::discovery::Sets;
 use crate::policy::header::HeaderEdits;
 use crate::policy::redirect::Redirect;
 use crate::policy::respond::Respond;
@@ -193,7 +194,7 @@ fn route(
     let refuse = |why: String| Box::new(Diagnostic::error("bad-route", &said.origin, why));
     let action = match &said.action {
         model::Action::Proxy(service) => {
-            let mut main = self::service(service, toward, residents)?;
+            let mut main = self::service(service, toward, residents, &residents.sets)?;
             let split = service
                 .split
                 .as_ref()
@@ -232,7 +233,7 @@ fn split(
     let branch = |branch: &model::Branch| {
         let label = format!("{}#{}", route.label, branch.name);
         let series = residents.hub.series(&site.name, &label);
-        Ok(Branch { service: self::service(&branch.service, toward, residents)?, series })
+        Ok(Branch { service: self::service(&branch.service, toward, residents, &residents.sets)?, series })
     };
     let branches = said.branches.iter().map(branch).collect::<Result<_, Box<Diagnostic>>>()?;
     Ok(Box::new(Split { rules: upstream::Split::compile(said, &service.name), branches }))
@@ -252,12 +253,37 @@ fn cookies(site: &model::Site) -> Box<[Box<[u8]>]> {
     names.into()
 }
 
+/// The services of a site that go to a source, with the endpoints that these answers would give them. They are compiled
+/// beside those in force, around the same residents, and serve nobody.
+///
+/// # Errors
+/// What is wrong with one of them.
+pub fn trial(
+    site: &model::Site,
+    source: &model::Source,
+    sets: &Sets,
+    residents: &Residents,
+) -> Result<Vec<Service>, Box<Diagnostic>> {
+    let mut services = Vec::new();
+    for route in &site.routes {
+        let model::Action::Proxy(said) = &route.action else { continue };
+        let branches = said.split.iter().flat_map(|split| &split.branches).map(|branch| &branch.service);
+        for said in std::iter::once(&**said).chain(branches) {
+            if said.sources.iter().any(|found| found.value.source == *source) {
+                services.push(service(said, &files::toward(route, residents)?, residents, sets)?);
+            }
+        }
+    }
+    Ok(services)
+}
+
 fn service(
     said: &model::Service,
     toward: &Toward,
     residents: &Residents,
+    sets: &Sets,
 ) -> Result<Service, Box<Diagnostic>> {
-    let said = &*members::expanded(said, &residents.sets);
+    let said = &*members::expanded(said, sets);
     let refuse = |(origin, why): (Origin, String)| Box::new(Diagnostic::error("bad-upstream", &origin, why));
     let mut server_names = Vec::with_capacity(said.backends.len());
     for Located { value: backend, origin } in &said.backends {

@@ -39,6 +39,7 @@ mod clients;
 mod containers;
 mod corpus;
 mod deploy;
+mod deploy_verb;
 mod discovery;
 mod dns01;
 mod docker;

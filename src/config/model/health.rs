@@ -25,6 +25,23 @@ pub struct Health {
     pub fall: u32,
 }
 
+impl Health {
+    /// Whether it can be connected to, with every default.
+    pub fn connecting() -> Health {
+        let (interval, second) = (Duration::from_secs(5), Duration::from_secs(1));
+        Health {
+            check: Check::Tcp,
+            address: None,
+            port: None,
+            interval,
+            fast_interval: second,
+            timeout: 2 * second,
+            rise: 2,
+            fall: 2,
+        }
+    }
+}
+
 /// What a backend is asked.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Check {

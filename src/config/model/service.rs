@@ -87,6 +87,8 @@ pub enum Source {
     File(Arc<str>),
     /// `dns://api.internal:8080`: every A and AAAA record of a name, and a port.
     Dns(Arc<str>, u16),
+    /// `deploy://web`: what `tidegate deploy` put in place.
+    Deployed(Arc<str>),
     /// `srv://_http._tcp.api.internal`: the SRV records of a name.
     Srv(Arc<str>),
     /// `docker://web:8080`: containers of a service, by the label `tidegate.service`, or by Compose's labels where a
@@ -108,6 +110,7 @@ impl std::fmt::Display for Source {
         match self {
             Source::File(path) => write!(f, "file:{path}"),
             Source::Dns(host, port) => write!(f, "dns://{host}:{port}"),
+            Source::Deployed(name) => write!(f, "deploy://{name}"),
             Source::Srv(name) => write!(f, "srv://{name}"),
             Source::Docker { project, service, port } => {
                 let project = project.iter().flat_map(|project| [&**project, "/"]).collect::<String>();

@@ -19,7 +19,7 @@ pub(super) static BACKEND: Section = Section {
     title: "{ address = \"…\", weight = … }",
     doc: "One backend, in the long form.",
     settings: &[
-        row("address", Kind::Text(300), Required, "Host and port; `https://` before it: TLS. Or where addresses are found: `dns://api.internal:8080`, every address of a name; `srv://_http._tcp.api.internal`, its SRV records; `file:web.backends`, a file with one address a line; `docker://web`, containers."),
+        row("address", Kind::Text(300), Required, "Host and port; `https://` before it: TLS. Or where addresses are found: `dns://api.internal:8080`, every address of a name; `srv://_http._tcp.api.internal`, its SRV records; `file:web.backends`, a file with one address a line; `docker://web`, containers; `deploy://shop`, what `tidegate deploy shop` put in place."),
         row("tls", Kind::Flag, Value("false"), "Whether TLS is spoken to endpoints that are found."),
         row("weight", Kind::Count(0, 1_000), Value("1"), "Share of the requests; 0: it drains, and gets only requests whose `sticky` cookie names it."),
         row("backup", Kind::Flag, Value("false"), "It gets requests only while no other backend is up."),

@@ -24,12 +24,13 @@ use crate::base::address::EndpointAddress;
 use crate::base::clock::{self, Millis};
 use crate::config::model::{self, Check, Http, ProxyHeader};
 use crate::control::Control;
+use crate::discovery::Member;
 use crate::net::timer::Wheel;
 use crate::snapshot::{Service, Site, Snapshot};
 use crate::upstream::endpoint::Checked;
 use crate::upstream::health::active::{Found, Streak, phase};
 use crate::upstream::health::schedule::Schedule;
-use crate::upstream::{Endpoint, Health};
+use crate::upstream::{Endpoint, Health, Weighted};
 use judge::Pattern;
 
 /// How often the probes are compared with the snapshot.
@@ -101,6 +102,30 @@ impl Question {
             Check::Grpc { service } => format!("gRPC Health/Check of {service}"),
         };
         if self.direct { what } else { format!("{what} at {}", self.address) }
+    }
+}
+
+/// How one endpoint is asked outside of the rounds: for who wants to know whether it could serve.
+#[derive(Clone)]
+pub struct Asking {
+    question: Arc<Question>,
+    pattern: Option<Arc<Pattern>>,
+}
+
+/// How an endpoint of a service is asked: as its `health` says, or by connecting where it says nothing.
+pub fn asking(site: &Site, service: &Service, member: &Member) -> Option<Asking> {
+    let is_it = |one: &Weighted| one.endpoint.address == member.address;
+    let index = service.core.endpoints.iter().position(is_it)?;
+    let health = service.core.health.clone().unwrap_or_else(|| Arc::new(model::Health::connecting()));
+    let question = Question::of(site, service, index, &health)?;
+    Some(Asking { pattern: Pattern::of(&health.check).map(Arc::new), question: Arc::new(question) })
+}
+
+impl Asking {
+    /// Asks once; whether it is well, and what came of it in words.
+    pub async fn once(&self, wheel: &Wheel) -> (bool, String) {
+        let (found, words) = ask::ask(&self.question, self.pattern.as_deref(), wheel).await;
+        (found == Found::Well, format!("{}: {words}", self.question.asked()))
     }
 }
 

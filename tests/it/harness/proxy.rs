@@ -399,6 +399,15 @@ impl Proxy {
         run_to_end(&all)
     }
 
+    /// The same on a thread of its own: origins of the test answer meanwhile.
+    pub async fn command_async(&self, args: &[&str]) -> Output {
+        let config = self.config().display().to_string();
+        let all: Vec<String> =
+            args.iter().map(ToString::to_string).chain(["--config".to_owned(), config]).collect();
+        let run = move || run_to_end(&all.iter().map(String::as_str).collect::<Vec<_>>());
+        tokio::task::spawn_blocking(run).await.unwrap()
+    }
+
     /// The metrics page.
     pub async fn metrics(&self) -> Metrics {
         let mut wire = Wire::plain(self.address_of("metrics")).await;

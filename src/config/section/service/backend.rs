@@ -193,6 +193,8 @@ fn place(context: &mut Context<'_>, value: &Value<'_>, text: &str) -> Option<Ent
         file(context, value, path)?
     } else if let Some(rest) = text.strip_prefix("dns://") {
         dns(context, value, rest)?
+    } else if let Some(name) = text.strip_prefix("deploy://") {
+        deployed(context, value, name)?
     } else if let Some(rest) = text.strip_prefix("srv://") {
         srv(context, value, rest)?
     } else if let Some(found) = containers(text) {
@@ -233,6 +235,18 @@ fn dns(context: &mut Context<'_>, value: &Value<'_>, rest: &str) -> Option<Sourc
     None
 }
 
+fn deployed(context: &mut Context<'_>, value: &Value<'_>, name: &str) -> Option<Source> {
+    // It is also the name of a file, and stands in queries.
+    let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    if !name.is_empty() && name.len() <= 63 && name.bytes().all(legal) {
+        return Some(Source::Deployed(Arc::from(name)));
+    }
+    let message = format!("the source `deploy://`: `{}` is not a legal name", quoted(name));
+    let help = "write a name of your own in small letters, digits and `-`: \"deploy://shop\"";
+    context.error("invalid-address", value.span(), message, help);
+    None
+}
+
 fn srv(context: &mut Context<'_>, value: &Value<'_>, rest: &str) -> Option<Source> {
     let lower = rest.to_ascii_lowercase();
     let name = lower.strip_suffix('.').unwrap_or(&lower);
@@ -270,7 +284,7 @@ fn address(context: &mut Context<'_>, value: &Value<'_>, text: &str) -> Option<B
                 "invalid-address",
                 value.span(),
                 message,
-                "legal are `http://`, `https://`, `dns://`, `srv://`, `docker://`, `file:` or none",
+                "legal are `http://`, `https://`, `dns://`, `srv://`, `docker://`, `deploy://`, `file:` or none",
             );
             return None;
         }

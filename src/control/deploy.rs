@@ -1,0 +1,399 @@
+//! `tidegate deploy`: gate on health, switch, drain, report. What fails before the switch changes nothing.
+//!
+//! A `deploy://NAME` in `backends` is a source like any other; this is what answers it. Its endpoints stand in a file in
+//! the state folder, beside those they replaced, so that a restart and a way back need nobody's memory. One deployment
+//! of a source at a time; the last one of each is kept to be looked at.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::base::address::EndpointAddress;
+use crate::base::clock;
+use crate::base::unit::print_duration;
+use crate::config;
+use crate::config::model::{Server, Source};
+use crate::config::section::host;
+use crate::control::{Control, lock, probe};
+use crate::discovery::{MEMBERS_MAX, Member, Sets, Update, deployed};
+use crate::net::timer::Wheel;
+use crate::snapshot::{Service, Site, Snapshot, compile};
+use crate::tls::file;
+use crate::upstream::Endpoint;
+
+/// Time between two probes of an endpoint that is not well yet.
+const PROBE_EVERY: Duration = Duration::from_millis(500);
+/// Time between two looks at what is still in flight.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// What is asked for.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// Name of a site, or of a source.
+    pub what: String,
+    /// The new endpoints.
+    pub to: Vec<String>,
+    /// Back to those before the last deployment, whatever `to` says.
+    pub back: bool,
+    /// How long they may take to become healthy.
+    pub timeout: Duration,
+    /// How long the report waits for what is in flight at the old endpoints.
+    pub drain: Duration,
+}
+
+/// Where a deployment is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Gate,
+    Drain,
+    Done,
+    Failed,
+}
+
+impl Phase {
+    fn word(self) -> &'static str {
+        match self {
+            Phase::Gate => "gate",
+            Phase::Drain => "drain",
+            Phase::Done => "done",
+            Phase::Failed => "failed",
+        }
+    }
+
+    fn is_over(self) -> bool {
+        matches!(self, Phase::Done | Phase::Failed)
+    }
+}
+
+/// One new endpoint on its way.
+#[derive(Debug, Clone)]
+struct Gated {
+    address: EndpointAddress,
+    /// When it was found well, in milliseconds since the beginning.
+    healthy_after: Option<u64>,
+    /// What the last probe found.
+    words: String,
+}
+
+/// A deployment, running or over.
+#[derive(Debug, Clone)]
+pub struct Deployment {
+    id: u64,
+    phase: Phase,
+    gated: Vec<Gated>,
+    replaced: Vec<EndpointAddress>,
+    /// Why it failed.
+    why: Option<String>,
+    /// How long the old endpoints took to finish, in milliseconds.
+    drained: Option<u64>,
+    /// Requests that are still at old endpoints.
+    left: u32,
+}
+
+/// The last deployment of each source.
+pub type Deployments = BTreeMap<Arc<str>, Deployment>;
+
+impl Deployment {
+    fn to_json(&self, source: &str) -> Value {
+        let endpoints = self.gated.iter().map(|gated| {
+            json!({
+                "address": gated.address.to_string(),
+                "healthy_after_ms": gated.healthy_after,
+                "last_probe": gated.words,
+            })
+        });
+        json!({
+            "id": self.id,
+            "source": source,
+            "phase": self.phase.word(),
+            "over": self.phase.is_over(),
+            "endpoints": endpoints.collect::<Vec<_>>(),
+            "replaced": self.replaced.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "error": self.why,
+            "drained_ms": self.drained,
+            "left": self.left,
+        })
+    }
+}
+
+/// What a deployment works on.
+struct Plan {
+    name: Arc<str>,
+    source: Source,
+    members: Vec<Member>,
+    /// Those that are in force.
+    old: Vec<Arc<Endpoint>>,
+    /// How each new endpoint is asked; one that several services go to is asked for each of them.
+    questions: Vec<(usize, probe::Asking)>,
+    order: Order,
+}
+
+impl Control {
+    /// Begins a deployment; gives its number. It goes on by itself, and [`Control::deployments`] says how it goes.
+    ///
+    /// # Errors
+    /// A sentence: what is wrong with the order. Nothing happens then.
+    pub fn deploy(self: &Arc<Self>, order: Order, wheel: Wheel) -> Result<u64, String> {
+        let plan = self.plan(order)?;
+        let id = {
+            let mut all = lock(&self.deployments);
+            if all.get(&plan.name).is_some_and(|last| !last.phase.is_over()) {
+                return Err(format!("a deployment of `{}` is running: wait for its end", plan.name));
+            }
+            let id = all.values().map(|last| last.id).max().unwrap_or(0) + 1;
+            let gated = plan.members.iter().map(|member| Gated {
+                address: member.address.clone(),
+                healthy_after: None,
+                words: "not asked yet".into(),
+            });
+            let replaced = plan.old.iter().map(|endpoint| endpoint.address.clone());
+            let deployment = Deployment {
+                id,
+                phase: Phase::Gate,
+                gated: gated.collect(),
+                replaced: replaced.collect(),
+                why: None,
+                drained: None,
+                left: 0,
+            };
+            all.insert(plan.name.clone(), deployment);
+            id
+        };
+        let control = self.clone();
+        tokio::task::spawn_local(async move {
+            let name = plan.name.clone();
+            match control.carry_out(plan, &wheel).await {
+                Ok(()) => control.note(&name, |one| one.phase = Phase::Done),
+                Err(why) => {
+                    tracing::error!("{name} was not deployed, nothing changed: {why}");
+                    control.note(&name, |one| (one.phase, one.why) = (Phase::Failed, Some(why)));
+                }
+            }
+        });
+        Ok(id)
+    }
+
+    /// The last deployment of each source.
+    pub fn deployments(&self) -> Value {
+        lock(&self.deployments).iter().map(|(name, one)| one.to_json(name)).collect()
+    }
+
+    fn note(&self, name: &str, change: impl FnOnce(&mut Deployment)) {
+        if let Some(one) = lock(&self.deployments).get_mut(name) {
+            change(one);
+        }
+    }
+
+    /// Finds out what is meant, and compiles the services as they would be.
+    fn plan(&self, order: Order) -> Result<Plan, String> {
+        let snapshot = self.cell.load();
+        let source = meant(&snapshot, &order.what)?;
+        let Source::Deployed(name) = &source else { return Err("this is no deployment".into()) };
+        let members = if order.back {
+            deployed::before(&snapshot.server.state, name)?
+        } else {
+            self::members(&order.to)?
+        };
+        let trial = Sets::default();
+        trial.learn(&source, members.clone());
+        let members = trial.of(&source).members.to_vec();
+        let (mut old, mut questions) = (Vec::new(), Vec::new());
+        for site in snapshot.sites.iter().filter(|site| site.sources.contains(&source)) {
+            for other in site.sources.iter().filter(|other| **other != source) {
+                trial.learn(other, self.residents.sets.of(other).members.to_vec());
+            }
+            for service in self.trial(site, &snapshot.server, &source, &trial)? {
+                for (position, member) in members.iter().enumerate() {
+                    questions.extend(probe::asking(site, &service, member).map(|asking| (position, asking)));
+                }
+                let known = self.residents.endpoints.list();
+                let leaving = |endpoint: &Arc<Endpoint>| {
+                    endpoint.service == service.core.name
+                        && !service.core.endpoints.iter().any(|one| Arc::ptr_eq(&one.endpoint, endpoint))
+                };
+                old.extend(known.into_iter().filter(leaving));
+            }
+        }
+        Ok(Plan { name: name.clone(), source: source.clone(), members, old, questions, order })
+    }
+
+    /// The services of a site that go to a source, with the endpoints that they would have.
+    fn trial(
+        &self,
+        site: &Site,
+        server: &Server,
+        source: &Source,
+        sets: &Sets,
+    ) -> Result<Vec<Service>, String> {
+        let known = lock(&self.state).sites.get(&site.name).map(|one| (one.file.clone(), one.text.clone()));
+        let (file, text) = known.ok_or_else(|| format!("the site `{}` has just gone", site.name))?;
+        let (model, _) = config::parse_site(&site.name, &file, &text, server);
+        let model = model.ok_or_else(|| format!("the site `{}` cannot be read any more", site.name))?;
+        compile::trial(&model, source, sets, &self.residents).map_err(|problem| problem.message)
+    }
+
+    async fn carry_out(self: &Arc<Self>, plan: Plan, wheel: &Wheel) -> Result<(), String> {
+        self.gate(&plan, wheel).await?;
+        let state = self.server().state.clone();
+        let (name, list) = (plan.name.clone(), plan.members.clone());
+        // Off this thread: the disk may be slow, and compiling may wait for a reload.
+        let control = self.clone();
+        let update = Update::Members(plan.source.clone(), plan.members.clone());
+        let switched = tokio::task::spawn_blocking(move || {
+            store(&state, &name, &list)?;
+            control.learn(vec![update]);
+            Ok::<_, String>(())
+        });
+        switched.await.map_err(|error| error.to_string())??;
+        tracing::info!("{} is deployed: {} endpoints serve", plan.name, plan.members.len());
+        self.drain(&plan).await;
+        Ok(())
+    }
+
+    /// Waits until every new endpoint was found well by every service that will go there.
+    async fn gate(self: &Arc<Self>, plan: &Plan, wheel: &Wheel) -> Result<(), String> {
+        let started = clock::now();
+        // Dropped, and with it whatever is still being asked, when the time is over.
+        let mut asked = tokio::task::JoinSet::new();
+        for (position, asking) in &plan.questions {
+            let (control, name, wheel) = (self.clone(), plan.name.clone(), wheel.clone());
+            let (position, asking) = (*position, asking.clone());
+            asked.spawn_local(async move {
+                loop {
+                    let (well, words) = asking.once(&wheel).await;
+                    let after = clock::now().0.saturating_sub(started.0);
+                    control.note(&name, |one| {
+                        if let Some(gated) = one.gated.get_mut(position) {
+                            gated.words = words;
+                            gated.healthy_after = well.then_some(after);
+                        }
+                    });
+                    if well {
+                        return;
+                    }
+                    tokio::time::sleep(PROBE_EVERY).await;
+                }
+            });
+        }
+        if tokio::time::timeout(plan.order.timeout, asked.join_all()).await.is_ok() {
+            return Ok(());
+        }
+        let all = lock(&self.deployments);
+        let ill = all.get(&plan.name).into_iter().flat_map(|one| &one.gated);
+        let ill: Vec<String> = ill
+            .filter(|gated| gated.healthy_after.is_none())
+            .map(|gated| format!("{} is not healthy: {}", gated.address, gated.words))
+            .collect();
+        Err(format!("within {}, {}", print_duration(plan.order.timeout), ill.join("; ")))
+    }
+
+    /// Waits for what is in flight at the endpoints that were replaced.
+    async fn drain(&self, plan: &Plan) {
+        self.note(&plan.name, |one| one.phase = Phase::Drain);
+        let started = clock::now();
+        loop {
+            let left: u32 = plan.old.iter().map(|endpoint| endpoint.in_flight()).sum();
+            let took = clock::now().0.saturating_sub(started.0);
+            self.note(&plan.name, |one| (one.left, one.drained) = (left, (left == 0).then_some(took)));
+            if left == 0 || Duration::from_millis(took) >= plan.order.drain {
+                return;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+}
+
+/// The source that is meant: by its own name, or the only one of a site.
+fn meant(snapshot: &Snapshot, what: &str) -> Result<Source, String> {
+    let what = what.to_ascii_lowercase();
+    let deployed = |source: &&Source| matches!(source, Source::Deployed(_));
+    let all: BTreeSet<&Source> =
+        snapshot.sites.iter().flat_map(|site| &site.sources).filter(deployed).collect();
+    if let Some(found) = all.iter().find(|source| matches!(source, Source::Deployed(name) if **name == *what))
+    {
+        return Ok((*found).clone());
+    }
+    let Some(site) = snapshot.sites.iter().find(|site| *site.name == *what) else {
+        let names: Vec<String> = all.iter().map(|source| source.to_string()).collect();
+        let there = if names.is_empty() { "there is none".into() } else { names.join(", ") };
+        return Err(format!("no site and no `deploy://` source is called `{what}`; sources: {there}"));
+    };
+    let own: Vec<&Source> = site.sources.iter().filter(deployed).collect();
+    match own.as_slice() {
+        [one] => Ok((*one).clone()),
+        [] => Err(format!(
+            "the site `{what}` has no backends that are deployed: write backends = [\"deploy://NAME\"] in it"
+        )),
+        several => {
+            let names: Vec<String> = several.iter().map(|source| source.to_string()).collect();
+            Err(format!("the site `{what}` has several: name one of {}", names.join(", ")))
+        }
+    }
+}
+
+fn members(to: &[String]) -> Result<Vec<Member>, String> {
+    if to.is_empty() || to.len() > MEMBERS_MAX {
+        return Err(format!("a deployment goes to 1 to {MEMBERS_MAX} addresses"));
+    }
+    let read = |text: &String| {
+        let read = host::endpoint(text).map(Member::at);
+        read.map_err(|(message, help)| format!("{message}: {help}"))
+    };
+    to.iter().map(read).collect()
+}
+
+/// Puts a list in place and keeps the one it replaces.
+///
+/// # Errors
+/// A sentence: the state folder cannot be written to. The list that was there is in force then.
+fn store(state: &Path, name: &str, members: &[Member]) -> Result<(), String> {
+    use std::os::unix::fs::DirBuilderExt;
+    let path = deployed::list(state, name);
+    let failed = |error: std::io::Error| format!("{} cannot be written: {error}", path.display());
+    let folder = path.parent().unwrap_or(state);
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
+    let text = deployed::text(members);
+    match std::fs::read(&path) {
+        // Deploying the same again keeps the way back.
+        Ok(there) if there == text.as_bytes() => return Ok(()),
+        Ok(there) => file::write_atomic(&deployed::former(state, name), &there, 0o600).map_err(failed)?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    file::write_atomic(&path, text.as_bytes(), 0o600).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn members(ports: &[u16]) -> Vec<Member> {
+        let address = |port: &u16| host::endpoint(&format!("10.0.0.1:{port}")).unwrap();
+        ports.iter().map(|port| Member::at(address(port))).collect()
+    }
+
+    #[test]
+    fn what_was_replaced_is_kept_and_the_same_again_keeps_it_too() {
+        let state = tempfile::tempdir().unwrap();
+        let state = state.path();
+        assert!(deployed::before(state, "web").unwrap_err().contains("no way back"));
+        store(state, "web", &members(&[1, 2])).unwrap();
+        assert!(deployed::before(state, "web").is_err(), "the first replaces nothing");
+        store(state, "web", &members(&[3])).unwrap();
+        store(state, "web", &members(&[3])).unwrap();
+        assert_eq!(deployed::before(state, "web").unwrap(), members(&[1, 2]));
+        let list = std::fs::read_to_string(deployed::list(state, "web")).unwrap();
+        assert_eq!(crate::discovery::file::parse(&list).unwrap(), members(&[3]));
+    }
+
+    #[test]
+    fn a_state_folder_that_cannot_be_written_to_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("state");
+        std::fs::write(&state, "a file").unwrap();
+        assert!(store(&state, "web", &members(&[1])).unwrap_err().contains("cannot be written"));
+    }
+}
