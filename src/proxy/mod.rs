@@ -138,7 +138,7 @@ impl Worker {
             multiplexed: Multiplexed::default(),
             connections: parts.connections,
             challenges: parts.challenges,
-            turnstile: Rc::default(),
+            turnstile: Rc::new(Turnstile::new()),
             told: shed::Told::default(),
             lines: RefCell::default(),
             handshakes_shown: Cell::default(),

@@ -3,9 +3,10 @@
 //! A handshake waits either for its client (its hello, its answer to our certificate) or for its turn to compute. Both
 //! are bounded by `[server.limits] handshakes`:
 //!
-//! * **Waiting for the client**: the oldest gives way. A client that means it is through within a round trip; whoever
-//!   has waited longest is most likely one that never will, and refusing the newest would let a few thousand silent
-//!   connections keep everybody out.
+//! * **Waiting for the client**: the oldest gives way, once it has had time for a round trip. A client that means it is
+//!   through within one; whoever has waited longest is most likely one that never will, and refusing the newest would let
+//!   a few thousand silent connections keep everybody out. Were there no such time, a flood of quick clients would push
+//!   each other out before any was through, and none ever would be: within it, the newest is refused.
 //! * **Waiting for a turn**: the newest is refused, at accept and before a byte is read. Those inside have been promised
 //!   a turn, and the queue is short enough that they get it in time.
 //!
@@ -25,6 +26,9 @@ use crate::base::clock;
 
 /// Turns given at once at most: what keeps requests waiting is at most this many signatures.
 const TURNS_MAX: u64 = 32;
+/// Time in which a client has nothing to fear from newer ones, in microseconds: a round trip round the world and its
+/// computing, or nearly.
+const PATIENCE: u64 = 100_000;
 /// What a signature is taken to cost before one was measured, in microseconds.
 const COST_FIRST: u64 = 300;
 
@@ -38,6 +42,8 @@ pub struct Turnstile {
     queue: RefCell<VecDeque<Rc<Slot>>>,
     queued: Cell<usize>,
     max: Cell<usize>,
+    /// Microseconds for which nobody gives way; zero in tests.
+    patience: u64,
     /// Rings when the queue is empty no more.
     ring: Notify,
     /// Microseconds that handshakes took since this was last looked at, with all that belongs to them.
@@ -55,6 +61,8 @@ pub struct Ticket {
 
 struct Slot {
     state: Cell<State>,
+    /// Since when it waits for its client, in microseconds.
+    since: Cell<u64>,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -76,7 +84,7 @@ enum State {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Evicted;
 
-/// There are as many handshakes waiting for a turn as there may be.
+/// There are as many handshakes waiting for a turn as there may be, or for clients that came a moment ago.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Full;
 
@@ -96,16 +104,22 @@ impl Slot {
 }
 
 impl Turnstile {
+    /// One for a worker.
+    pub fn new() -> Turnstile {
+        Turnstile { patience: PATIENCE, ..Turnstile::default() }
+    }
+
     /// A new handshake, which waits for its client. `max` is what the configuration says now.
     ///
     /// # Errors
     /// [`Full`]: it could not have its turn in time.
     pub fn enter(self: &Rc<Turnstile>, max: usize) -> Result<Ticket, Full> {
         self.max.set(max);
-        if self.queued.get() >= max {
+        if self.queued.get() >= max || (self.waiting.get() >= max && !self.may_evict(clock::micros())) {
             return Err(Full);
         }
-        let slot = Rc::new(Slot { state: Cell::new(State::Client), waker: RefCell::new(None) });
+        let slot =
+            Rc::new(Slot { state: Cell::new(State::Client), since: Cell::new(0), waker: RefCell::new(None) });
         self.await_client(&slot);
         Ok(Ticket { turnstile: self.clone(), slot })
     }
@@ -115,13 +129,23 @@ impl Turnstile {
         (self.waiting.get(), self.queued.get())
     }
 
+    /// Whether the oldest that waits for its client has had its time.
+    fn may_evict(&self, now: u64) -> bool {
+        let mut clients = self.clients.borrow_mut();
+        while clients.pop_front_if(|slot| slot.state.get() != State::Client).is_some() {}
+        clients.front().is_none_or(|slot| now.saturating_sub(slot.since.get()) >= self.patience)
+    }
+
+    /// One that comes from its turn is never refused: what waits is then more than it may be, by those inside.
     fn await_client(&self, slot: &Rc<Slot>) {
+        let now = clock::micros();
+        let evicts = self.waiting.get() >= self.max.get() && self.may_evict(now);
         let mut clients = self.clients.borrow_mut();
         // Swept when those that are over could outnumber the others: amortised, and bounded by twice the waiting.
         if clients.len() >= 2 * self.max.get().max(self.waiting.get()) {
             clients.retain(|slot| slot.state.get() == State::Client);
         }
-        while self.waiting.get() >= self.max.get() {
+        while evicts && self.waiting.get() >= self.max.get() {
             let Some(oldest) = clients.pop_front() else { break };
             if oldest.state.get() == State::Client {
                 oldest.state.set(State::Evicted);
@@ -130,6 +154,7 @@ impl Turnstile {
             }
         }
         slot.state.set(State::Client);
+        slot.since.set(now);
         self.waiting.set(self.waiting.get() + 1);
         clients.push_back(slot.clone());
     }
@@ -276,6 +301,19 @@ mod tests {
             assert_eq!(turnstile.in_flight(), (1, 0));
             drop(third);
             assert_eq!(turnstile.in_flight(), (0, 0));
+        });
+    }
+
+    #[test]
+    fn a_flood_of_quick_clients_does_not_push_each_other_out() {
+        local(async {
+            let turnstile = Rc::new(Turnstile::new());
+            let first = turnstile.enter(2).unwrap();
+            let _second = turnstile.enter(2).unwrap();
+            assert_eq!(turnstile.enter(2).err(), Some(Full), "both have just come");
+            assert_eq!(first.drive(ready(7)).await, Ok(7));
+            drop(first);
+            assert!(turnstile.enter(2).is_ok());
         });
     }
 
