@@ -387,7 +387,11 @@ impl<'a> Exchange<'a> {
             _ => format!("no answer began within {:?}", self.service.core.timeout),
         };
         self.log("backend failed a request", &why);
-        self.endpoint.note_failure(outcome.row().sentence);
+        match late {
+            // What was left for this one may have been little: that says nothing about it.
+            Late::Total => self.endpoint.note_failure(outcome.row().sentence),
+            Late::Try | Late::Answer => self.failed_request(outcome),
+        }
         match late {
             Late::Try => Failure::again(outcome, None),
             Late::Answer | Late::Total => Failure::last(outcome),
