@@ -102,6 +102,7 @@ fn deploy(query: Option<&str>, backend: &dyn Backend) -> Answer {
             to: field("to").into_iter().flat_map(|to| to.split(',')).map(str::to_owned).collect(),
             back: field("back").is_some(),
             timeout: time("timeout_ms")?,
+            hold: time("hold_ms"),
             drain: time("drain_ms")?,
         })
     };

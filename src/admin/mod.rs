@@ -16,7 +16,7 @@
 //! | `GET /certs/events` | [`Backend::certificate_events`] |
 //! | `POST /certs/renew?site=NAME` | [`Backend::renew`] |
 //! | `POST /certs/issue?names=NAMES&valid=SECONDS` | [`Backend::issue`] |
-//! | `POST /deploy?what=NAME&to=ADDRESSES&timeout_ms=MS&drain_ms=MS` | [`Backend::deploy`] |
+//! | `POST /deploy?what=NAME&to=ADDRESSES&timeout_ms=MS&drain_ms=MS[&hold_ms=MS]` | [`Backend::deploy`] |
 //! | `GET /deployments` | [`Backend::deployments`] |
 //! | `POST /certs/reread` | [`Backend::reread`] |
 
@@ -46,6 +46,8 @@ pub struct Deploy {
     pub back: bool,
     /// How long they may take to become healthy.
     pub timeout: Duration,
+    /// How long new requests may be held until the old endpoints have finished; `None`: they are not.
+    pub hold: Option<Duration>,
     /// How long what is in flight at the old ones is waited for.
     pub drain: Duration,
 }

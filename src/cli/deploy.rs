@@ -16,6 +16,9 @@ use crate::config::section::host;
 /// Time between two looks at how it goes.
 const LOOK: Duration = Duration::from_millis(200);
 
+/// The longest that requests may be held: what a request waits in the queue of a service that has none of its own.
+const HOLD_MAX: Duration = Duration::from_secs(60);
+
 #[derive(Debug, Args)]
 pub(super) struct Deploy {
     /// Site, or the NAME of `deploy://NAME` in its backends
@@ -29,6 +32,10 @@ pub(super) struct Deploy {
     /// How long the new endpoints may take to become healthy
     #[arg(long, value_name = "TIME", default_value = "30s")]
     timeout: String,
+    /// Let new requests wait until the old endpoints have finished, for this long at most: for those that must not run side
+    /// by side
+    #[arg(long, value_name = "TIME")]
+    hold: Option<String>,
     /// How long to wait for requests that are still at the old endpoints
     #[arg(long, value_name = "TIME", default_value = "30s")]
     drain: String,
@@ -54,14 +61,21 @@ pub(super) fn deploy(asked: Deploy) -> Result<u8, String> {
         host::endpoint(address).map_err(|(message, help)| format!("{message}: {help}"))?;
     }
     let to = if asked.back { "back=1".to_owned() } else { format!("to={}", asked.to.join(",")) };
-    let path = format!(
+    let hold = asked.hold.as_deref().map(|text| time(text, "hold")).transpose()?;
+    if hold.is_some_and(|hold| hold > HOLD_MAX) {
+        return Err(format!("--hold: clients do not wait longer than {}", print_duration(HOLD_MAX)));
+    }
+    let mut path = format!(
         "/deploy?what={}&{to}&timeout_ms={}&drain_ms={}",
         asked.what,
         timeout.as_millis(),
         drain.as_millis()
     );
+    if let Some(hold) = hold {
+        path += &format!("&hold_ms={}", hold.as_millis());
+    }
     let begun = client::ask(&socket, Method::POST, &path, client::ANSWER_TIME_MAX)?;
-    let over = follow(&socket, number(&begun, "id"), timeout + drain)?;
+    let over = follow(&socket, number(&begun, "id"), timeout + hold.unwrap_or_default() + drain)?;
     let failed = text(&over, "phase") == "failed";
     match asked.output.format {
         Format::Json => print_json(&over),
@@ -93,6 +107,9 @@ fn follow(socket: &Path, id: u64, longest: Duration) -> Result<Value, String> {
 }
 
 fn waits_for(one: &Value) -> String {
+    if text(one, "phase") == "hold" {
+        return format!("new requests wait for {} at the old endpoints", requests(one));
+    }
     if text(one, "phase") == "drain" {
         return format!("switched; waiting for {} at the old endpoints", requests(one));
     }
@@ -130,6 +147,9 @@ fn render(one: &Value, what: &str, paint: Paint) -> String {
     }
     let (new, old) = (list(one, "endpoints").len(), list(one, "replaced").len());
     out += &format!("{what}: {} in force, {} replaced", count(new, "endpoint"), count(old, "endpoint"));
+    if let Some(ms) = one.get("held_ms").and_then(Value::as_u64) {
+        out += &format!(", requests held for {}", seconds(ms));
+    }
     out += &match one.get("drained_ms").and_then(Value::as_u64) {
         Some(_) if old == 0 => "\n".to_owned(),
         Some(ms) => format!(", which finished in {}\n", seconds(ms)),

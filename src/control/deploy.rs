@@ -23,9 +23,12 @@ use crate::net::timer::Wheel;
 use crate::snapshot::{Service, Site, Snapshot, compile};
 use crate::tls::file;
 use crate::upstream::Endpoint;
+use crate::upstream::capacity::Gate;
 
 /// Time between two probes of an endpoint that is not well yet.
 const PROBE_EVERY: Duration = Duration::from_millis(500);
+/// Time that a switch may take before requests that are held go on in any case.
+const SWITCH_MAX: Duration = Duration::from_secs(5);
 /// Time between two looks at what is still in flight.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -40,6 +43,8 @@ pub struct Order {
     pub back: bool,
     /// How long they may take to become healthy.
     pub timeout: Duration,
+    /// New requests wait until the old endpoints have finished, for this long at most. `None`: both serve meanwhile.
+    pub hold: Option<Duration>,
     /// How long the report waits for what is in flight at the old endpoints.
     pub drain: Duration,
 }
@@ -48,6 +53,7 @@ pub struct Order {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Gate,
+    Hold,
     Drain,
     Done,
     Failed,
@@ -57,6 +63,7 @@ impl Phase {
     fn word(self) -> &'static str {
         match self {
             Phase::Gate => "gate",
+            Phase::Hold => "hold",
             Phase::Drain => "drain",
             Phase::Done => "done",
             Phase::Failed => "failed",
@@ -87,6 +94,8 @@ pub struct Deployment {
     replaced: Vec<EndpointAddress>,
     /// Why it failed.
     why: Option<String>,
+    /// How long requests were held, in milliseconds.
+    held: Option<u64>,
     /// How long the old endpoints took to finish, in milliseconds.
     drained: Option<u64>,
     /// Requests that are still at old endpoints.
@@ -113,6 +122,7 @@ impl Deployment {
             "endpoints": endpoints.collect::<Vec<_>>(),
             "replaced": self.replaced.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "error": self.why,
+            "held_ms": self.held,
             "drained_ms": self.drained,
             "left": self.left,
         })
@@ -126,6 +136,8 @@ struct Plan {
     members: Vec<Member>,
     /// Those that are in force.
     old: Vec<Arc<Endpoint>>,
+    /// Where requests for it can be held.
+    gates: Vec<Arc<Gate>>,
     /// How each new endpoint is asked; one that several services go to is asked for each of them.
     questions: Vec<(usize, probe::Asking)>,
     order: Order,
@@ -156,6 +168,7 @@ impl Control {
                 gated: gated.collect(),
                 replaced: replaced.collect(),
                 why: None,
+                held: None,
                 drained: None,
                 left: 0,
             };
@@ -200,7 +213,7 @@ impl Control {
         let trial = Sets::default();
         trial.learn(&source, members.clone());
         let members = trial.of(&source).members.to_vec();
-        let (mut old, mut questions) = (Vec::new(), Vec::new());
+        let (mut old, mut gates, mut questions) = (Vec::new(), Vec::new(), Vec::new());
         for site in snapshot.sites.iter().filter(|site| site.sources.contains(&source)) {
             for other in site.sources.iter().filter(|other| **other != source) {
                 trial.learn(other, self.residents.sets.of(other).members.to_vec());
@@ -209,6 +222,7 @@ impl Control {
                 for (position, member) in members.iter().enumerate() {
                     questions.extend(probe::asking(site, &service, member).map(|asking| (position, asking)));
                 }
+                gates.push(service.core.ledger.gate.clone());
                 let known = self.residents.endpoints.list();
                 let leaving = |endpoint: &Arc<Endpoint>| {
                     endpoint.service == service.core.name
@@ -217,7 +231,7 @@ impl Control {
                 old.extend(known.into_iter().filter(leaving));
             }
         }
-        Ok(Plan { name: name.clone(), source: source.clone(), members, old, questions, order })
+        Ok(Plan { name: name.clone(), source: source.clone(), members, old, gates, questions, order })
     }
 
     /// The services of a site that go to a source, with the endpoints that they would have.
@@ -237,6 +251,7 @@ impl Control {
 
     async fn carry_out(self: &Arc<Self>, plan: Plan, wheel: &Wheel) -> Result<(), String> {
         self.gate(&plan, wheel).await?;
+        let held = self.hold(&plan).await;
         let state = self.server().state.clone();
         let (name, list) = (plan.name.clone(), plan.members.clone());
         // Off this thread: the disk may be slow, and compiling may wait for a reload.
@@ -248,6 +263,7 @@ impl Control {
             Ok::<_, String>(())
         });
         switched.await.map_err(|error| error.to_string())??;
+        drop(held);
         tracing::info!("{} is deployed: {} endpoints serve", plan.name, plan.members.len());
         self.drain(&plan).await;
         Ok(())
@@ -290,6 +306,25 @@ impl Control {
         Err(format!("within {}, {}", print_duration(plan.order.timeout), ill.join("; ")))
     }
 
+    /// Holds new requests and waits for what is in flight at the old endpoints; both end with the time that was allowed.
+    async fn hold(&self, plan: &Plan) -> Option<Held> {
+        let allowed = plan.order.hold?;
+        self.note(&plan.name, |one| one.phase = Phase::Hold);
+        let started = clock::now();
+        // Should this be cut, the gates open by themselves.
+        plan.gates.iter().for_each(|gate| gate.hold(started.after(allowed + SWITCH_MAX)));
+        let held = Held(plan.gates.clone());
+        loop {
+            let left: u32 = plan.old.iter().map(|endpoint| endpoint.in_flight()).sum();
+            let took = clock::now().0.saturating_sub(started.0);
+            self.note(&plan.name, |one| (one.left, one.held) = (left, Some(took)));
+            if left == 0 || Duration::from_millis(took) >= allowed {
+                return Some(held);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
     /// Waits for what is in flight at the endpoints that were replaced.
     async fn drain(&self, plan: &Plan) {
         self.note(&plan.name, |one| one.phase = Phase::Drain);
@@ -303,6 +338,15 @@ impl Control {
             }
             tokio::time::sleep(LOOK).await;
         }
+    }
+}
+
+/// Requests that are held; they go on when this is dropped.
+struct Held(Vec<Arc<Gate>>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|gate| gate.release());
     }
 }
 

@@ -15,7 +15,7 @@ use http::{Request, StatusCode};
 
 use crate::base::clock::Millis;
 use crate::base::outcome::{Blame, Outcome};
-use crate::config::model::Cause;
+use crate::config::model::{Capacity, Cause};
 use crate::proxy::Worker;
 use crate::proxy::body::RequestBody;
 use crate::proxy::context::Context;
@@ -27,6 +27,15 @@ use crate::upstream::breaker::{Change, Pass};
 use crate::upstream::capacity::{Slot, Taken, Ticket, Turn};
 use crate::upstream::endpoint::Endpoint;
 use crate::upstream::{Ledger, Weighted, retry};
+
+/// The queue of a service that has none of its own, while a deployment holds its requests.
+const HELD: Capacity = Capacity {
+    per_endpoint: None,
+    service: None,
+    queue: 1_000,
+    queue_time: Duration::from_secs(60),
+    adaptive: None,
+};
 
 /// Where a request goes, try by try.
 pub struct Way<'a> {
@@ -226,13 +235,15 @@ impl<'a> Way<'a> {
 
     async fn wait(&mut self, context: &mut Context) -> Result<Option<Chosen>, Outcome> {
         let core = &self.service().core;
-        let Some(rule) = &core.capacity else { return Ok(None) };
+        let rule = core.capacity.as_ref().unwrap_or(&HELD);
         let (now, ledger) = (self.worker.wheel.now(), core.ledger.clone());
         let Some((ticket, tell)) = ledger.gate.line_up(rule, now) else {
             self.worker.shard.add(Counter::QueueFull, 1);
             return Err(self.refused(context, &ledger, Outcome::QueueFull));
         };
-        if tell {
+        if tell && ledger.gate.is_held(now) {
+            tracing::info!(service = &*core.name, "requests wait: a deployment holds them");
+        } else if tell {
             let (service, limit) = (&*core.name, core.limit());
             tracing::warn!(
                 service,

@@ -372,8 +372,8 @@ impl admin::Backend for Handle {
     }
 
     fn deploy(&self, order: admin::Deploy) -> Result<u64, String> {
-        let admin::Deploy { what, to, back, timeout, drain } = order;
-        self.0.deploy(control::deploy::Order { what, to, back, timeout, drain }, self.1.clone())
+        let admin::Deploy { what, to, back, timeout, hold, drain } = order;
+        self.0.deploy(control::deploy::Order { what, to, back, timeout, hold, drain }, self.1.clone())
     }
 
     fn deployments(&self) -> serde_json::Value {

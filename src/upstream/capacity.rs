@@ -43,6 +43,8 @@ pub struct Gate {
     /// Requests that had a place and ended.
     ended: AtomicU64,
     queue: Mutex<Queue>,
+    /// Until then nobody gets a slot, in milliseconds of process time; zero: nobody holds it.
+    held_until: AtomicU64,
     /// The limit that follows the latency.
     pub adaptive: Limit,
 }
@@ -148,6 +150,9 @@ impl Drop for Place {
 impl Service {
     /// Takes a slot. `in_line`: it is this request's turn, or nearly; others do not overtake those who wait.
     pub fn take(&self, ask: &Ask<'_>, in_line: bool) -> Taken {
+        if self.ledger.gate.is_held(ask.now) {
+            return Taken::Full;
+        }
         let Some(rule) = &self.capacity else {
             let chosen = self.choose(ask);
             return chosen.map_or(Taken::None, |(at, endpoint)| {
@@ -214,6 +219,22 @@ impl Gate {
     /// Requests that wait.
     pub fn waiting(&self) -> u32 {
         self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Nobody gets a slot until this time, or until [`Gate::release`]: who comes waits in the queue.
+    pub fn hold(&self, until: Millis) {
+        self.held_until.store(until.0, Ordering::Relaxed);
+    }
+
+    /// Ends [`Gate::hold`]; those who wait go on, one after the other.
+    pub fn release(&self) {
+        self.held_until.store(0, Ordering::Relaxed);
+        self.ring(Ring::Look);
+    }
+
+    /// Whether it is held now.
+    pub fn is_held(&self, now: Millis) -> bool {
+        now.0 < self.held_until.load(Ordering::Relaxed)
     }
 
     fn enter(self: &Arc<Gate>, limit: u32) -> Option<Place> {

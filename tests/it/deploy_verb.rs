@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::harness::{Answer, Gate, Origin, Proxy, wait_until};
+use crate::harness::{Answer, Gate, Origin, Proxy, wait_for, wait_until};
 
 const SITE: &str = "shop.test";
 const DEPLOYED: &str =
@@ -133,6 +133,86 @@ async fn what_is_in_flight_at_the_old_endpoints_is_waited_for() {
     };
     let (reply, ()) = tokio::join!(slow, rest);
     assert_eq!(reply.text(), "old", "it was not cut");
+}
+
+#[tokio::test]
+async fn requests_are_held_until_the_old_endpoints_are_done_and_no_longer_than_allowed() {
+    let gate = Gate::default();
+    let old = {
+        let gate = gate.clone();
+        Origin::scripted(move |mut exchange| {
+            let gate = gate.clone();
+            async move {
+                if exchange.request.target() == "/slow" {
+                    gate.pass().await;
+                }
+                exchange.answer(Answer::ok("old")).await.ok()?;
+                Some(exchange)
+            }
+        })
+        .await
+    };
+    let new = Origin::saying("new").await;
+    let proxy = Proxy::with_site(SITE, DEPLOYED).await;
+    assert!(deploy(&proxy, &["--to", &address(&old)]).await.0);
+    let phase = async |wanted: &str| {
+        wait_for(wanted, || async {
+            let all = proxy.admin("GET", "/deployments").await;
+            (all[0]["phase"] == wanted).then_some(())
+        })
+        .await;
+    };
+    let there = || old.requests().iter().any(|request| request.target() == "/slow");
+    let (slow, switched, held, ()) = tokio::join!(
+        proxy.get(SITE, "/slow"),
+        async {
+            wait_until("the request at the old endpoint", there).await;
+            deploy(&proxy, &["--to", &address(&new), "--hold", "30s"]).await
+        },
+        async {
+            phase("hold").await;
+            proxy.get(SITE, "/held").await
+        },
+        async {
+            phase("hold").await;
+            wait_for("the request to wait", || async {
+                let seen = old.requests().iter().chain(&new.requests()).any(|r| r.target() == "/held");
+                assert!(!seen, "it was not held");
+                (proxy.status().await["connections"].as_u64()? >= 2).then_some(())
+            })
+            .await;
+            gate.open();
+        }
+    );
+    assert_eq!((slow.text(), held.text()), ("old".into(), "new".into()));
+    assert!(switched.0 && switched.1.contains("requests held for"), "{}", switched.1);
+    // Somebody who never ends delays the switch for as long as was said.
+    let stuck = Gate::default();
+    let slow = {
+        let stuck = stuck.clone();
+        Origin::scripted(move |mut exchange| {
+            let stuck = stuck.clone();
+            async move {
+                if exchange.request.target() == "/slow" {
+                    stuck.pass().await;
+                }
+                exchange.answer(Answer::ok("slow")).await.ok()?;
+                Some(exchange)
+            }
+        })
+        .await
+    };
+    assert!(deploy(&proxy, &["--to", &address(&slow)]).await.0);
+    let there = || slow.requests().iter().any(|request| request.target() == "/slow");
+    let (late, ()) = tokio::join!(proxy.get(SITE, "/slow"), async {
+        wait_until("the request at the old endpoint", there).await;
+        let args = ["--to", &address(&new), "--hold", "200ms", "--drain", "100ms"];
+        let (done, said) = deploy(&proxy, &args).await;
+        assert!(done && said.contains("1 request still there, left to finish"), "{said}");
+        assert_eq!(proxy.get(SITE, "/").await.text(), "new");
+        stuck.open();
+    });
+    assert_eq!(late.text(), "slow");
 }
 
 #[tokio::test]
