@@ -429,6 +429,8 @@ mod tests {
         store(state, "web", &members(&[3])).unwrap();
         store(state, "web", &members(&[3])).unwrap();
         assert_eq!(deployed::before(state, "web").unwrap(), members(&[1, 2]));
+        assert_eq!(deployed::current(state, "web"), Some(members(&[3])));
+        assert_eq!(deployed::current(state, "other"), Some(Vec::new()), "nothing was deployed");
         let list = std::fs::read_to_string(deployed::list(state, "web")).unwrap();
         assert_eq!(crate::discovery::file::parse(&list).unwrap(), members(&[3]));
     }

@@ -17,7 +17,7 @@ use crate::config;
 use crate::config::model::{Resolution, Source};
 use crate::control::containers::{self, Containers};
 use crate::control::{Control, lock};
-use crate::discovery::{self, Member, Update};
+use crate::discovery::{self, Member, Update, deployed};
 use crate::snapshot::Source as CertificateSource;
 use crate::snapshot::compile::{self, Input};
 
@@ -204,6 +204,8 @@ impl Control {
         for update in batch {
             match update {
                 Update::Members(source, members) => {
+                    let _one = lock(&self.learning);
+                    let members = self.newest(&source, members);
                     let before = sets.of(&source);
                     if sets.learn(&source, members) {
                         let after = sets.of(&source);
@@ -225,6 +227,13 @@ impl Control {
         if !changed.is_empty() {
             self.put_in_force(&changed);
         }
+    }
+
+    /// What was deployed is told by the command and by who watches its file. Whoever read it before the last deployment
+    /// and comes after it would undo it, so it is read where nobody else can come between.
+    fn newest(&self, source: &Source, members: Vec<Member>) -> Vec<Member> {
+        let Source::Deployed(name) = source else { return members };
+        deployed::current(&self.cell.load().server.state, name).unwrap_or(members)
     }
 
     fn put_in_force(&self, changed: &BTreeSet<Source>) {

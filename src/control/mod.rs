@@ -62,6 +62,8 @@ pub struct Control {
     /// What the labels of containers say and is not in force yet.
     relabelled: Mutex<Option<Vec<Fragment>>>,
     deployments: Mutex<deploy::Deployments>,
+    /// Held while an answer of a source is taken in: of two about one source, the newer counts.
+    learning: Mutex<()>,
 }
 
 /// A socket we listen on.
@@ -187,6 +189,7 @@ impl Control {
             watched: Mutex::new(watched),
             relabelled: Mutex::default(),
             deployments: Mutex::default(),
+            learning: Mutex::default(),
         })
     }
 

@@ -36,6 +36,14 @@ pub fn text(members: &[Member]) -> String {
     text
 }
 
+/// What the list says at this moment; `None` where it cannot be read.
+pub fn current(state: &Path, name: &str) -> Option<Vec<Member>> {
+    match std::fs::read_to_string(list(state, name)) {
+        Ok(text) => file::parse(&text).ok(),
+        Err(error) => (error.kind() == std::io::ErrorKind::NotFound).then(Vec::new),
+    }
+}
+
 /// The endpoints before the last deployment.
 ///
 /// # Errors
