@@ -47,7 +47,7 @@ async fn route<B>(request: Request<B>, backend: Rc<dyn Backend>) -> Answer {
         "/certs/events" => json(StatusCode::OK, &backend.certificate_events()),
         "/certs/renew" => renew(request.uri().query(), &*backend),
         "/certs/issue" => issue(request.uri().query(), &*backend),
-        "/deploy" => deploy(request.uri().query(), &*backend),
+        "/deploy" => deploy(request.uri().query(), &*backend).await,
         "/deployments" => json(StatusCode::OK, &backend.deployments()),
         "/certs/reread" => finish(backend.reread()).await,
         _ => finish(backend.reload()).await,
@@ -91,7 +91,7 @@ fn issue(query: Option<&str>, backend: &dyn Backend) -> Answer {
 }
 
 /// Names and addresses have no character that a query would have to encode.
-fn deploy(query: Option<&str>, backend: &dyn Backend) -> Answer {
+async fn deploy(query: Option<&str>, backend: &dyn Backend) -> Answer {
     let fields: Vec<(&str, &str)> =
         query.unwrap_or_default().split('&').filter_map(|field| field.split_once('=')).collect();
     let field = |name: &str| fields.iter().find(|(key, _)| *key == name).map(|(_, value)| *value);
@@ -111,7 +111,7 @@ fn deploy(query: Option<&str>, backend: &dyn Backend) -> Answer {
             "POST /deploy?what=NAME&to=ADDRESS,ADDRESS&timeout_ms=MS&drain_ms=MS, or back=1 in place of `to`";
         return json(StatusCode::BAD_REQUEST, &problem(text));
     };
-    match backend.deploy(order) {
+    match backend.deploy(order).await {
         Ok(id) => json(StatusCode::OK, &json!({ "id": id })),
         Err(why) => json(StatusCode::CONFLICT, &problem(&why)),
     }

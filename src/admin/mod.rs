@@ -88,7 +88,7 @@ pub trait Backend {
     ///
     /// # Errors
     /// A sentence: why not.
-    fn deploy(&self, order: Deploy) -> Result<u64, String>;
+    fn deploy(&self, order: Deploy) -> Pin<Box<dyn Future<Output = Result<u64, String>>>>;
 
     /// How the last deployment of each source goes or went.
     fn deployments(&self) -> serde_json::Value;

@@ -16,9 +16,6 @@ use crate::config::section::host;
 /// Time between two looks at how it goes.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// The longest that requests may be held: what a request waits in the queue of a service that has none of its own.
-const HOLD_MAX: Duration = Duration::from_secs(60);
-
 #[derive(Debug, Args)]
 pub(super) struct Deploy {
     /// Site, or the NAME of `deploy://NAME` in its backends
@@ -62,9 +59,6 @@ pub(super) fn deploy(asked: Deploy) -> Result<u8, String> {
     }
     let to = if asked.back { "back=1".to_owned() } else { format!("to={}", asked.to.join(",")) };
     let hold = asked.hold.as_deref().map(|text| time(text, "hold")).transpose()?;
-    if hold.is_some_and(|hold| hold > HOLD_MAX) {
-        return Err(format!("--hold: clients do not wait longer than {}", print_duration(HOLD_MAX)));
-    }
     let mut path = format!(
         "/deploy?what={}&{to}&timeout_ms={}&drain_ms={}",
         asked.what,

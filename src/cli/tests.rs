@@ -75,8 +75,10 @@ impl admin::Backend for Fake {
         if site == "b.example" { Ok(()) } else { Err(format!("there is no site `{site}`")) }
     }
 
-    fn deploy(&self, order: admin::Deploy) -> Result<u64, String> {
-        if order.what == "a.example" { Ok(7) } else { Err(format!("no site is called `{}`", order.what)) }
+    fn deploy(&self, order: admin::Deploy) -> Pin<Box<dyn Future<Output = Result<u64, String>>>> {
+        let known = order.what == "a.example";
+        let why = format!("no site is called `{}`", order.what);
+        Box::pin(async move { if known { Ok(7) } else { Err(why) } })
     }
 
     fn deployments(&self) -> Value {

@@ -27,6 +27,10 @@ use crate::upstream::capacity::Gate;
 
 /// Time between two probes of an endpoint that is not well yet.
 const PROBE_EVERY: Duration = Duration::from_millis(500);
+/// The longest that requests may be held: what a request waits in the queue of a service that has none of its own.
+pub const HOLD_MAX: Duration = Duration::from_secs(60);
+/// The longest that new endpoints and old ones are waited for.
+const WAIT_MAX: Duration = Duration::from_secs(3_600);
 /// Time that a switch may take before requests that are held go on in any case.
 const SWITCH_MAX: Duration = Duration::from_secs(5);
 /// Time between two looks at what is still in flight.
@@ -83,6 +87,8 @@ struct Gated {
     healthy_after: Option<u64>,
     /// What the last probe found.
     words: String,
+    /// Questions that are not answered well yet: services may ask it in different ways.
+    left: usize,
 }
 
 /// A deployment, running or over.
@@ -138,8 +144,8 @@ struct Plan {
     old: Vec<Arc<Endpoint>>,
     /// Where requests for it can be held.
     gates: Vec<Arc<Gate>>,
-    /// How each new endpoint is asked; one that several services go to is asked for each of them.
-    questions: Vec<(usize, probe::Asking)>,
+    /// How each new endpoint is asked, by its position; one that several services go to may be asked in several ways.
+    questions: Vec<Vec<probe::Asking>>,
     order: Order,
 }
 
@@ -148,18 +154,23 @@ impl Control {
     ///
     /// # Errors
     /// A sentence: what is wrong with the order. Nothing happens then.
-    pub fn deploy(self: &Arc<Self>, order: Order, wheel: Wheel) -> Result<u64, String> {
-        let plan = self.plan(order)?;
+    pub async fn deploy(self: &Arc<Self>, order: Order, wheel: Wheel) -> Result<u64, String> {
+        check(&order)?;
+        // Off this thread: it waits for a reload that runs, and reads a file.
+        let control = self.clone();
+        let plan = tokio::task::spawn_blocking(move || control.plan(order)).await;
+        let plan = plan.map_err(|error| error.to_string())??;
         let id = {
             let mut all = lock(&self.deployments);
             if all.get(&plan.name).is_some_and(|last| !last.phase.is_over()) {
                 return Err(format!("a deployment of `{}` is running: wait for its end", plan.name));
             }
             let id = all.values().map(|last| last.id).max().unwrap_or(0) + 1;
-            let gated = plan.members.iter().map(|member| Gated {
+            let gated = plan.members.iter().enumerate().map(|(at, member)| Gated {
                 address: member.address.clone(),
                 healthy_after: None,
                 words: "not asked yet".into(),
+                left: plan.questions.get(at).map_or(0, Vec::len),
             });
             let replaced = plan.old.iter().map(|endpoint| endpoint.address.clone());
             let deployment = Deployment {
@@ -213,22 +224,25 @@ impl Control {
         let trial = Sets::default();
         trial.learn(&source, members.clone());
         let members = trial.of(&source).members.to_vec();
-        let (mut old, mut gates, mut questions) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut old, mut gates) = (Vec::new(), Vec::new());
+        let mut questions: Vec<Vec<probe::Asking>> = vec![Vec::new(); members.len()];
+        let known = self.residents.endpoints.list();
         for site in snapshot.sites.iter().filter(|site| site.sources.contains(&source)) {
             for other in site.sources.iter().filter(|other| **other != source) {
                 trial.learn(other, self.residents.sets.of(other).members.to_vec());
             }
             for service in self.trial(site, &snapshot.server, &source, &trial)? {
-                for (position, member) in members.iter().enumerate() {
-                    questions.extend(probe::asking(site, &service, member).map(|asking| (position, asking)));
+                // A site with many routes to the same backends asks each of them once.
+                for (member, known) in members.iter().zip(&mut questions) {
+                    let asking = probe::asking(site, &service, member);
+                    known.extend(asking.filter(|asking| !known.contains(asking)));
                 }
                 gates.push(service.core.ledger.gate.clone());
-                let known = self.residents.endpoints.list();
                 let leaving = |endpoint: &Arc<Endpoint>| {
                     endpoint.service == service.core.name
                         && !service.core.endpoints.iter().any(|one| Arc::ptr_eq(&one.endpoint, endpoint))
                 };
-                old.extend(known.into_iter().filter(leaving));
+                old.extend(known.iter().filter(|one| leaving(one)).cloned());
             }
         }
         Ok(Plan { name: name.clone(), source: source.clone(), members, old, gates, questions, order })
@@ -274,17 +288,24 @@ impl Control {
         let started = clock::now();
         // Dropped, and with it whatever is still being asked, when the time is over.
         let mut asked = tokio::task::JoinSet::new();
-        for (position, asking) in &plan.questions {
+        let places = Arc::new(tokio::sync::Semaphore::new(probe::UNDER_WAY_MAX));
+        let each = plan.questions.iter().enumerate();
+        for (position, asking) in each.flat_map(|(at, ways)| ways.iter().map(move |way| (at, way))) {
             let (control, name, wheel) = (self.clone(), plan.name.clone(), wheel.clone());
-            let (position, asking) = (*position, asking.clone());
+            let (asking, places) = (asking.clone(), places.clone());
             asked.spawn_local(async move {
                 loop {
+                    let place = places.acquire().await;
                     let (well, words) = asking.once(&wheel).await;
+                    drop(place);
                     let after = clock::now().0.saturating_sub(started.0);
                     control.note(&name, |one| {
                         if let Some(gated) = one.gated.get_mut(position) {
-                            gated.words = words;
-                            gated.healthy_after = well.then_some(after);
+                            gated.left = gated.left.saturating_sub(usize::from(well));
+                            if !well || gated.left == 0 {
+                                gated.words = words;
+                            }
+                            gated.healthy_after = (gated.left == 0).then_some(after);
                         }
                     });
                     if well {
@@ -374,6 +395,21 @@ fn meant(snapshot: &Snapshot, what: &str) -> Result<Source, String> {
         several => {
             let names: Vec<String> = several.iter().map(|source| source.to_string()).collect();
             Err(format!("the site `{what}` has several: name one of {}", names.join(", ")))
+        }
+    }
+}
+
+fn check(order: &Order) -> Result<(), String> {
+    let bounds = [
+        ("timeout", order.timeout, WAIT_MAX),
+        ("drain", order.drain, WAIT_MAX),
+        ("hold", order.hold.unwrap_or_default(), HOLD_MAX),
+    ];
+    match bounds.iter().find(|(_, said, most)| said > most) {
+        None => Ok(()),
+        Some((name, said, most)) => {
+            let (said, most) = (print_duration(*said), print_duration(*most));
+            Err(format!("`{name}` is {said}: write at most {most}"))
         }
     }
 }

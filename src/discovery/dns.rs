@@ -21,6 +21,10 @@ use crate::net::dns::{Resolver, name, plain};
 const RETRY_MIN: Duration = Duration::from_secs(1);
 /// See [`RETRY_MIN`].
 const RETRY_MAX: Duration = Duration::from_secs(30);
+/// Names that are asked for at once, over all sources: each takes a socket or two.
+const UNDER_WAY_MAX: usize = 64;
+/// See [`UNDER_WAY_MAX`].
+static PLACES: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(UNDER_WAY_MAX);
 /// Targets of SRV records whose addresses are asked for.
 const TARGETS_MAX: usize = 64;
 /// Largest weight of an endpoint; those of SRV records go to 65,535 and are scaled to it.
@@ -117,7 +121,9 @@ impl Watch for DnsWatch {
         loop {
             let pause = self.jittered();
             tokio::time::sleep(pause).await;
+            let place = PLACES.acquire().await;
             let answer = self.ask().await;
+            drop(place);
             if let Some(update) = self.judge(clock::now(), answer) {
                 return Some(update);
             }

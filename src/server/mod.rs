@@ -371,9 +371,11 @@ impl admin::Backend for Handle {
         self.0.renew(site)
     }
 
-    fn deploy(&self, order: admin::Deploy) -> Result<u64, String> {
+    fn deploy(&self, order: admin::Deploy) -> std::pin::Pin<Box<dyn Future<Output = Result<u64, String>>>> {
         let admin::Deploy { what, to, back, timeout, hold, drain } = order;
-        self.0.deploy(control::deploy::Order { what, to, back, timeout, hold, drain }, self.1.clone())
+        let (control, wheel) = (self.0.clone(), self.1.clone());
+        let order = control::deploy::Order { what, to, back, timeout, hold, drain };
+        Box::pin(async move { control.deploy(order, wheel).await })
     }
 
     fn deployments(&self) -> serde_json::Value {

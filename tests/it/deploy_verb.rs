@@ -19,6 +19,22 @@ async fn deploy(proxy: &Proxy, args: &[&str]) -> (bool, String) {
     (said.status.success(), text)
 }
 
+/// Says `body` at once, and at `/slow` when the gate is open.
+async fn slow_at(gate: &Gate, body: &'static str) -> Origin {
+    let gate = gate.clone();
+    Origin::scripted(move |mut exchange| {
+        let gate = gate.clone();
+        async move {
+            if exchange.request.target() == "/slow" {
+                gate.pass().await;
+            }
+            exchange.answer(Answer::ok(body)).await.ok()?;
+            Some(exchange)
+        }
+    })
+    .await
+}
+
 fn address(origin: &Origin) -> String {
     origin.address().to_string()
 }
@@ -107,20 +123,7 @@ async fn what_is_not_healthy_changes_nothing_and_the_last_probe_is_told() {
 #[tokio::test]
 async fn what_is_in_flight_at_the_old_endpoints_is_waited_for() {
     let gate = Gate::default();
-    let old = {
-        let gate = gate.clone();
-        Origin::scripted(move |mut exchange| {
-            let gate = gate.clone();
-            async move {
-                if exchange.request.target() == "/slow" {
-                    gate.pass().await;
-                }
-                exchange.answer(Answer::ok("old")).await.ok()?;
-                Some(exchange)
-            }
-        })
-        .await
-    };
+    let old = slow_at(&gate, "old").await;
     let new = Origin::saying("new").await;
     let proxy = Proxy::with_site(SITE, DEPLOYED).await;
     assert!(deploy(&proxy, &["--to", &address(&old)]).await.0);
@@ -140,20 +143,7 @@ async fn what_is_in_flight_at_the_old_endpoints_is_waited_for() {
 #[tokio::test]
 async fn requests_are_held_until_the_old_endpoints_are_done_and_no_longer_than_allowed() {
     let gate = Gate::default();
-    let old = {
-        let gate = gate.clone();
-        Origin::scripted(move |mut exchange| {
-            let gate = gate.clone();
-            async move {
-                if exchange.request.target() == "/slow" {
-                    gate.pass().await;
-                }
-                exchange.answer(Answer::ok("old")).await.ok()?;
-                Some(exchange)
-            }
-        })
-        .await
-    };
+    let old = slow_at(&gate, "old").await;
     let new = Origin::saying("new").await;
     let proxy = Proxy::with_site(SITE, DEPLOYED).await;
     assert!(deploy(&proxy, &["--to", &address(&old)]).await.0);
@@ -190,20 +180,7 @@ async fn requests_are_held_until_the_old_endpoints_are_done_and_no_longer_than_a
     assert!(switched.0 && switched.1.contains("requests held for"), "{}", switched.1);
     // Somebody who never ends delays the switch for as long as was said.
     let stuck = Gate::default();
-    let slow = {
-        let stuck = stuck.clone();
-        Origin::scripted(move |mut exchange| {
-            let stuck = stuck.clone();
-            async move {
-                if exchange.request.target() == "/slow" {
-                    stuck.pass().await;
-                }
-                exchange.answer(Answer::ok("slow")).await.ok()?;
-                Some(exchange)
-            }
-        })
-        .await
-    };
+    let slow = slow_at(&stuck, "slow").await;
     assert!(deploy(&proxy, &["--to", &address(&slow)]).await.0);
     let there = || slow.requests().iter().any(|request| request.target() == "/slow");
     let (late, ()) = tokio::join!(proxy.get(SITE, "/slow"), async {
@@ -240,5 +217,8 @@ async fn orders_that_make_no_sense_are_refused_and_change_nothing() {
         let complaint = String::from_utf8_lossy(&said.stderr).into_owned();
         assert!(!said.status.success() && complaint.contains(expected), "{args:?}: {complaint}");
     }
+    let said = proxy.command_async(&["deploy", SITE, "--to", "127.0.0.1:1", "--hold", "2m"]).await;
+    let complaint = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(!said.status.success() && complaint.contains("`hold` is 2m: write at most 1m"), "{complaint}");
     assert!(proxy.admin("GET", "/deployments").await.as_array().unwrap().is_empty());
 }

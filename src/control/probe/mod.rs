@@ -112,6 +112,14 @@ pub struct Asking {
     pattern: Option<Arc<Pattern>>,
 }
 
+impl PartialEq for Asking {
+    fn eq(&self, other: &Asking) -> bool {
+        self.question == other.question
+    }
+}
+
+impl Eq for Asking {}
+
 /// How an endpoint of a service is asked: as its `health` says, or by connecting where it says nothing.
 pub fn asking(site: &Site, service: &Service, member: &Member) -> Option<Asking> {
     let is_it = |one: &Weighted| one.endpoint.address == member.address;
