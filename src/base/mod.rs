@@ -5,6 +5,7 @@ pub mod clock;
 pub mod clock_guard;
 pub mod hash;
 pub mod outcome;
+pub mod policy;
 pub mod record;
 pub mod secret;
 pub mod unit;

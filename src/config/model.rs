@@ -7,6 +7,7 @@ mod discovery;
 mod dns;
 mod docker;
 mod health;
+mod policy;
 mod server;
 mod service;
 mod tls;
@@ -16,6 +17,7 @@ pub use discovery::Resolution;
 pub use dns::{Cloudflare, Dns, DnsProvider, Exec, Rfc2136, Route53, SecretSource, TsigAlgorithm};
 pub use docker::{Docker, DockerSocket};
 pub use health::{BodyCheck, Check, Eject, Health, HttpCheck, PANIC_DEFAULT, Statuses};
+pub use policy::Mode;
 pub use server::{Limits, Log, Timeouts};
 pub use service::{
     Backend, Balance, Branch, Discover, Http, InternalTrust, Key, ProxyHeader, SameSite, Service, Source,
@@ -311,6 +313,8 @@ pub struct Limit {
     pub burst: u32,
     /// What a bucket is kept for.
     pub key: LimitKey,
+    /// Whether it refuses.
+    pub mode: Mode,
     /// Where it stands.
     pub origin: Origin,
 }

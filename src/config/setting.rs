@@ -7,6 +7,7 @@ mod acme;
 mod discovery;
 mod dns;
 mod docker;
+mod policy;
 mod service;
 mod site;
 mod tls;
@@ -365,7 +366,7 @@ pub static TABLE: &[&Section] = &[
     &traffic::RETRY,
     &traffic::CAPACITY,
     &traffic::BREAKER,
-    &LIMIT,
+    &policy::LIMIT,
     &REDIRECT,
     &RESPOND,
     &EDITS,
@@ -483,18 +484,6 @@ static CERTIFICATE: Section = Section {
     settings: &[
         row("cert", Kind::Path, Required, "PEM file: the certificate, then its intermediates."),
         row("key", Kind::Path, Required, "PEM file: the private key."),
-    ],
-};
-
-#[rustfmt::skip]
-static LIMIT: Section = Section {
-    id: Id::Limit,
-    title: "limit = { rate = \"…\", … }",
-    doc: "A rate limit, in the long form. Requests above it are answered with 429.",
-    settings: &[
-        row("rate", Kind::Text(64), Required, "How many in how long, like `\"100 per 10s\"`; at most 10,000,000 per `\"1d\"`."),
-        row("by", Kind::Word(&["client-ip", "site"]), Value(r#""client-ip""#), "What is counted on its own: each client address (IPv6: each /64), or the whole site (or route)."),
-        row("burst", Kind::Count(1, 10_000_000), Words("the count of the rate"), "Requests allowed at once."),
     ],
 };
 

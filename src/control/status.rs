@@ -93,6 +93,10 @@ impl Control {
                 let expiry = identity.not_after as f64;
                 readings.push(Reading::new(Metric::CertificateExpiry, &[&site.name], expiry));
             }
+            for (kind, count) in site.would_block.all() {
+                let labels = [&*site.name, kind.as_str()];
+                readings.push(Reading::new(Metric::WouldBlock, &labels, count as f64));
+            }
         }
         for (source, set) in self.residents.sets.list() {
             let source = source.to_string();

@@ -29,7 +29,7 @@ use http::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 
 use crate::base::address::ClientKey;
 use crate::base::unit::Rate;
-use crate::config::model::{Limit, LimitKey};
+use crate::config::model::{Limit, LimitKey, Mode};
 use table::Frame;
 
 /// The longest time between two refills of one request: 36 years. Longer ones are cut to it.
@@ -48,6 +48,24 @@ pub struct Limiter<C: Clock = MonotonicClock> {
     burst: u32,
     interval: Duration,
     policy: HeaderValue,
+}
+
+/// A limit of a site or route, and whether it refuses.
+pub struct Rule<C: Clock = MonotonicClock> {
+    /// Counts.
+    pub limiter: Arc<Limiter<C>>,
+    /// Whether it refuses.
+    pub mode: Mode,
+}
+
+/// What several limits say about one request together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Round {
+    /// The limit that a client should hear of, by its position, and what it said: the first that refuses, else the one
+    /// with the fewest requests left. `None` where no limit is enforced.
+    pub told: Option<(usize, Verdict)>,
+    /// Whether a limit in shadow would have refused.
+    pub would_block: bool,
 }
 
 /// What a limit says about one request.
@@ -133,24 +151,28 @@ impl<C: Clock + Clone> Limiter<C> {
     }
 }
 
-/// Asks several limits in turn. The first that refuses ends the round: the ones after it are not debited. Otherwise the
-/// answer is that of the one with the fewest requests left, which is the one a client should hear of, with its position.
-/// `None` without limits.
+/// Asks several limits in turn. The first that refuses ends the round: the ones after it are not debited. One in shadow
+/// is debited and never ends it.
 pub fn check_all<'a, C: Clock + Clone + 'a>(
-    limiters: impl IntoIterator<Item = &'a Limiter<C>>,
+    rules: impl IntoIterator<Item = &'a Rule<C>>,
     client: ClientKey,
-) -> Option<(usize, Verdict)> {
-    let mut tightest: Option<(usize, Verdict)> = None;
-    for (position, limiter) in limiters.into_iter().enumerate() {
-        let verdict = limiter.check(client);
-        if !verdict.allowed {
-            return Some((position, verdict));
+) -> Round {
+    let mut round = Round::default();
+    for (position, rule) in rules.into_iter().enumerate() {
+        let verdict = rule.limiter.check(client);
+        if rule.mode == Mode::Shadow {
+            round.would_block |= !verdict.allowed;
+            continue;
         }
-        if tightest.is_none_or(|(_, so_far)| verdict.remaining < so_far.remaining) {
-            tightest = Some((position, verdict));
+        let tightest = round.told.is_none_or(|(_, so_far)| verdict.remaining < so_far.remaining);
+        if tightest || !verdict.allowed {
+            round.told = Some((position, verdict));
+        }
+        if !verdict.allowed {
+            break;
         }
     }
-    tightest
+    round
 }
 
 /// Nanoseconds between two refills, and the size of the bucket; both within what can be added without overflow.

@@ -14,6 +14,7 @@ use http::{HeaderValue, Method, Uri, Version, header};
 use crate::base::address::ClientKey;
 use crate::base::clock::{self, Millis};
 use crate::base::outcome::Outcome;
+use crate::base::policy::Marks;
 use crate::base::record::Privacy;
 use crate::config::model::ProxyHeader;
 use crate::net::proxy_protocol;
@@ -255,6 +256,8 @@ pub struct Context {
     pub request_id: HeaderValue,
     /// The tightest limit (site's first, then route's) and what it said, for the answer's fields.
     pub limit: Option<(usize, Verdict)>,
+    /// Policies in shadow that would have refused it.
+    pub would_block: Marks,
     /// Which shape of error the client reads best.
     pub accept: Accept,
     /// As received; kept for the record.
@@ -319,6 +322,7 @@ impl Context {
             host: headers.get(header::HOST).cloned(),
             version: request.version(),
             limit: None,
+            would_block: Marks::default(),
             accept: if grpc::is_request(request) { Accept::Grpc } else { Accept::of(headers) },
             user_agent: headers.get(header::USER_AGENT).filter(|_| verbose).cloned(),
             referer: headers.get(header::REFERER).filter(|_| verbose).cloned(),

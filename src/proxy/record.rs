@@ -4,6 +4,7 @@ use http::{HeaderValue, Method, Version};
 
 use crate::base::clock;
 use crate::base::outcome::Outcome;
+use crate::base::policy::Marks;
 use crate::proxy::Worker;
 use crate::proxy::context::{Connection, Context};
 use crate::telemetry::access::Record;
@@ -61,6 +62,7 @@ pub fn record(context: &Context) {
         tries: context.tries,
         user_agent: context.user_agent.as_ref().map_or(b"", HeaderValue::as_bytes),
         referer: context.referer.as_ref().map_or(b"", HeaderValue::as_bytes),
+        would_block: context.would_block,
         generation: context.snapshot.generation,
     });
 }
@@ -108,6 +110,7 @@ pub fn unread(worker: &Worker, connection: &Connection, outcome: Outcome) -> Str
             tries: 0,
             user_agent: b"",
             referer: b"",
+            would_block: Marks::default(),
             generation: worker.snapshot().generation,
         });
     }

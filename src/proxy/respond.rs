@@ -55,9 +55,9 @@ impl Local {
 pub fn finish(headers: &mut HeaderMap, context: &Context) {
     if let (Some((index, verdict)), Some(site), Some(route)) =
         (&context.limit, context.site(), context.route())
-        && let Some(limiter) = site.limits.iter().chain(&route.limits).nth(*index)
+        && let Some(rule) = site.limits.iter().chain(&route.limits).nth(*index)
     {
-        limiter.write_headers(verdict, headers);
+        rule.limiter.write_headers(verdict, headers);
     }
     if context.close && context.version < Version::HTTP_2 {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));

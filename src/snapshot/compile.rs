@@ -100,7 +100,8 @@ pub fn site(input: &Input<'_>, residents: &Residents) -> Result<Arc<Site>, Vec<D
                 max_connections: model.max_connections,
                 plain_http: model.plain_http,
                 cookies: cookies(model),
-                limits: model.limits.iter().map(|l| residents.limiter(&model.name, &none, l)).collect(),
+                would_block: residents.would_block(&model.name),
+                limits: model.limits.iter().map(|l| residents.limit(&model.name, &none, l)).collect(),
                 table,
                 routes,
                 sources,
@@ -213,7 +214,7 @@ fn route(
     Ok(Route {
         label: said.label.clone(),
         series: residents.hub.series(&site.name, &said.label),
-        limits: said.limits.iter().map(|l| residents.limiter(&site.name, &said.label, l)).collect(),
+        limits: said.limits.iter().map(|l| residents.limit(&site.name, &said.label, l)).collect(),
         max_body: said.max_body,
         rewrite: rewrite.transpose().map_err(refuse)?,
         request_headers: HeaderEdits::compile(&said.request_headers).map_err(refuse)?,

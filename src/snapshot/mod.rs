@@ -20,10 +20,11 @@ use rustls_pki_types::ServerName;
 use crate::base::clock::Millis;
 use crate::config::model;
 use crate::policy::header::HeaderEdits;
-use crate::policy::rate_limit::Limiter;
+use crate::policy::rate_limit::Rule;
 use crate::policy::redirect::Redirect;
 use crate::policy::respond::Respond;
 use crate::policy::rewrite::Rewrite;
+use crate::policy::shadow::WouldBlock;
 use crate::policy::site_limit::Places;
 use crate::policy::via::Via;
 use crate::route::{HostIndex, Table};
@@ -140,8 +141,10 @@ pub struct Site {
     pub plain_http: bool,
     /// Names of cookies of ours that backends never see.
     pub cookies: Box<[Box<[u8]>]>,
+    /// What its policies would have refused.
+    pub would_block: Arc<WouldBlock>,
     /// Limits over all routes.
-    pub limits: Vec<Arc<Limiter>>,
+    pub limits: Vec<Rule>,
     /// Finds a route.
     pub table: Table,
     /// The routes; the table's answers are positions in it.
@@ -214,7 +217,7 @@ pub struct Route {
     /// Where its requests are counted.
     pub series: SeriesId,
     /// Limits besides the site's.
-    pub limits: Vec<Arc<Limiter>>,
+    pub limits: Vec<Rule>,
     /// Bytes a request body may have.
     pub max_body: Option<u64>,
     /// Change of the path.

@@ -12,7 +12,8 @@ use rustls::server::ProducesTickets;
 use crate::base::clock;
 use crate::config::model::{Acme, HostPattern, Http, Limit, Origin, Tls, Upstream};
 use crate::discovery::Sets;
-use crate::policy::rate_limit::{self, Limiter};
+use crate::policy::rate_limit::{self, Limiter, Rule};
+use crate::policy::shadow::WouldBlock;
 use crate::policy::site_limit::Places;
 use crate::snapshot::sticky_key;
 use crate::telemetry::hub::Hub;
@@ -51,6 +52,7 @@ pub struct Residents {
     policies: Mutex<HashMap<(Hash, Hash), Arc<Policy>>>,
     places: Mutex<HashMap<Arc<str>, Arc<Places>>>,
     ledgers: Mutex<HashMap<Arc<str>, Arc<Ledger>>>,
+    would_block: Mutex<HashMap<Arc<str>, Arc<WouldBlock>>>,
 }
 
 /// The one manager of automatic certificates, opened when `[acme]` is first seen and then kept for the life of the
@@ -170,20 +172,21 @@ impl Residents {
             policies: Mutex::default(),
             places: Mutex::default(),
             ledgers: Mutex::default(),
+            would_block: Mutex::default(),
         })
     }
 
-    /// The limiter for a limit of a site or route; the same one as long as its text stays.
-    pub fn limiter(&self, site: &Arc<str>, route: &Arc<str>, limit: &Limit) -> Arc<Limiter> {
+    /// A limit of a site or route; its limiter is the same one as long as its text stays, whatever its mode.
+    pub fn limit(&self, site: &Arc<str>, route: &Arc<str>, limit: &Limit) -> Rule {
         let mut limiters = lock(&self.limiters);
         let key = (site.clone(), route.clone(), limit.text.clone());
         if let Some(known) = limiters.known.get(&key) {
-            return known.clone();
+            return Rule { limiter: known.clone(), mode: limit.mode };
         }
         limiters.next += 1;
         let limiter = Arc::new(Limiter::compile(limit, &self.buckets, limiters.next));
         limiters.known.insert(key, limiter.clone());
-        limiter
+        Rule { limiter, mode: limit.mode }
     }
 
     /// A certificate of the internal CA for these names; issued when there is none or it grows old.
@@ -286,6 +289,11 @@ impl Residents {
         lock(&self.places).entry(site.clone()).or_default().clone()
     }
 
+    /// What the policies of a site would have refused.
+    pub fn would_block(&self, site: &Arc<str>) -> Arc<WouldBlock> {
+        lock(&self.would_block).entry(site.clone()).or_default().clone()
+    }
+
     /// What is known about the traffic of a service.
     pub fn ledger(&self, service: &Arc<str>) -> Arc<Ledger> {
         lock(&self.ledgers).entry(service.clone()).or_default().clone()
@@ -300,6 +308,7 @@ impl Residents {
         lock(&self.policies).retain(|_, policy| Arc::strong_count(policy) > 1);
         lock(&self.places).retain(|_, places| Arc::strong_count(places) > 1);
         lock(&self.ledgers).retain(|_, ledger| Arc::strong_count(ledger) > 1);
+        lock(&self.would_block).retain(|_, counts| Arc::strong_count(counts) > 1);
         self.endpoints.sweep();
     }
 }

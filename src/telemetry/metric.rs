@@ -65,6 +65,7 @@ metrics! {
     ResponseBytes = "tidegate_response_bytes_total", Counter, ["site", "route"], "Bytes of response bodies sent to clients.";
     UpstreamFirstByte = "tidegate_upstream_first_byte_seconds", Histogram, ["site"], "Time from the request sent to the first byte of the backend's answer.";
     LimitVerdicts = "tidegate_limit_verdicts_total", Counter, ["site", "route", "verdict"], "Decisions of the rate limits.";
+    WouldBlock = "tidegate_would_block_total", Counter, ["site", "policy"], "Requests that a policy in shadow would have refused.";
     Outcomes = "tidegate_outcomes_total", Counter, ["outcome", "blame"], "Ways requests and connections ended; see the outcome table.";
     ConnectionsOpened = "tidegate_connections_opened_total", Counter, ["listener"], "Client connections accepted.";
     ConnectionsClosed = "tidegate_connections_closed_total", Counter, ["listener"], "Client connections closed.";

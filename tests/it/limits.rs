@@ -556,6 +556,32 @@ async fn a_route_has_a_limit_of_its_own_beside_the_sites() {
 }
 
 #[tokio::test]
+async fn a_limit_in_shadow_refuses_nobody_and_says_what_it_would_have_refused() {
+    let (origin, proxy) = rated(
+        "BACKENDS\nlimit = [{ rate = \"1 per 1h\", mode = \"shadow\" }, { rate = \"3 per 1h\", by = \"site\" }]",
+    )
+    .await;
+    let mut wire = proxy.wire(SITE).await;
+    let replies = [wire.get(SITE, "/").await, wire.get(SITE, "/").await, wire.get(SITE, "/").await];
+    assert!(replies.iter().all(|reply| reply.status == 200));
+    let told = replies[1].field("ratelimit").expect("RateLimit");
+    assert!(told.contains("r=1"), "a client hears of the limit that is enforced: {told}");
+    wire.get(SITE, "/").await.expect(429, "RATE-LIMITED");
+    assert_eq!(origin.count(), 3);
+
+    let records = proxy.records(4).await;
+    assert!(records[0].get("would_block").is_none(), "{}", records[0]);
+    assert_eq!(records[1]["would_block"], serde_json::json!(["rate-limit"]));
+    let would = proxy.metrics().await.sum("tidegate_would_block_total", &[("site", SITE)]);
+    assert_eq!(would, 3.0, "it sees those that another limit refuses, too");
+
+    // A reload that enforces it goes on with the buckets it has.
+    proxy.write_site(SITE, &format!("{}\nlimit = {{ rate = \"1 per 1h\" }}", origin.backends()));
+    proxy.reload().await;
+    proxy.get(SITE, "/").await.expect(429, "RATE-LIMITED");
+}
+
+#[tokio::test]
 async fn one_sites_limit_is_not_anothers() {
     let origin = Origin::saying("ok").await;
     let limited = format!("{}\nlimit = \"1 per 1h by client-ip\"", origin.backends());

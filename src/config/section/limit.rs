@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::mode;
 use crate::base::unit::{Rate, parse_rate, print_duration};
-use crate::config::model::{Limit, LimitKey, Located, Origin};
+use crate::config::model::{Limit, LimitKey, Located, Mode, Origin};
 use crate::config::parse::{Context, Table, Value, literals, quoted};
 use crate::config::setting::{Id, Setting};
 
@@ -29,11 +30,14 @@ pub fn read(context: &mut Context<'_>, table: &Table<'_>) -> Vec<Limit> {
 }
 
 fn written(limit: &Limit) -> String {
-    if limit.burst == limit.rate.count {
-        limit.text.to_string()
-    } else {
-        format!("{} burst {}", limit.text, limit.burst)
+    let mut text = limit.text.to_string();
+    if limit.burst != limit.rate.count {
+        text.push_str(&format!(" burst {}", limit.burst));
     }
+    if limit.mode == Mode::Shadow {
+        text.push_str(" in shadow");
+    }
+    text
 }
 
 fn one(context: &mut Context<'_>, setting: &Setting, key: &str, value: &Value<'_>) -> Option<Limit> {
@@ -58,11 +62,12 @@ fn one(context: &mut Context<'_>, setting: &Setting, key: &str, value: &Value<'_
         context.wrong_type("by", &setting.kind.expected(), by);
     }
     let burst = table.get("burst").and_then(|(setting, burst)| context.read_count(setting, burst));
+    let mode = context.silent(|context| mode::read(context, &table));
     if context.errors > before {
         return None;
     }
     let burst = burst.and_then(|burst| u32::try_from(burst).ok());
-    Some(limit(context, value, rate?, by.unwrap_or(LimitKey::ClientIp), burst))
+    Some(Limit { mode, ..limit(context, value, rate?, by.unwrap_or(LimitKey::ClientIp), burst) })
 }
 
 fn short(context: &mut Context<'_>, value: &Value<'_>, text: &str) -> Option<Limit> {
@@ -82,7 +87,8 @@ fn limit(context: &Context<'_>, value: &Value<'_>, rate: Rate, key: LimitKey, bu
     };
     let text = format!("{} per {} by {by}", rate.count, print_duration(rate.per));
     let burst = burst.unwrap_or(rate.count);
-    Limit { text: Arc::from(text), rate, burst, key, origin: context.origin(value.span()) }
+    let origin = context.origin(value.span());
+    Limit { text: Arc::from(text), rate, burst, key, mode: Mode::Enforce, origin }
 }
 
 fn rate(context: &mut Context<'_>, value: &Value<'_>, text: &str) -> Option<Rate> {

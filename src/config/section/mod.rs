@@ -8,6 +8,7 @@ pub mod docker;
 pub mod header;
 pub mod host;
 pub mod limit;
+pub mod mode;
 pub mod protocol;
 pub mod route;
 pub mod server;

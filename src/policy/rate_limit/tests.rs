@@ -8,16 +8,16 @@ use std::time::Duration;
 use governor::clock::FakeRelativeClock;
 use http::HeaderMap;
 
-use super::{Limiter, Table, Verdict, check_all};
+use super::{Limiter, Round, Rule, Table, Verdict, check_all};
 use crate::base::address::ClientKey;
 use crate::base::unit::parse_rate;
-use crate::config::model::{Limit, LimitKey, Origin};
+use crate::config::model::{Limit, LimitKey, Mode, Origin};
 
 type FakeTable = Arc<Table<FakeRelativeClock>>;
 
 fn limit(rate: &str, burst: u32, key: LimitKey) -> Limit {
     let parsed = parse_rate(rate).unwrap();
-    Limit { text: rate.into(), rate: parsed, burst, key, origin: Origin::Default }
+    Limit { text: rate.into(), rate: parsed, burst, key, mode: Mode::Enforce, origin: Origin::Default }
 }
 
 fn fake(entries: usize) -> (FakeRelativeClock, FakeTable) {
@@ -127,16 +127,40 @@ fn buckets_outlive_a_reload_and_a_lowered_limit_begins_afresh() {
 #[test]
 fn several_limits_report_the_tightest_and_stop_at_the_first_refusal() {
     let (_, table) = fake(64);
-    let limits = [per_client("5 per 1s", 5, &table, 1), per_client("2 per 1s", 2, &table, 2)];
-    let remaining = || check_all(&limits, ClientKey(1)).map(|(_, v)| (v.allowed, v.limit, v.remaining));
+    let rule = |limiter, mode| Rule { limiter: Arc::new(limiter), mode };
+    let limits = [
+        rule(per_client("5 per 1s", 5, &table, 1), Mode::Enforce),
+        rule(per_client("2 per 1s", 2, &table, 2), Mode::Enforce),
+    ];
+    let told = |round: Round| round.told.map(|(_, v)| (v.allowed, v.limit, v.remaining));
+    let remaining = || told(check_all(&limits, ClientKey(1)));
     assert_eq!(remaining(), Some((true, 2, 1)));
     assert_eq!(remaining(), Some((true, 2, 0)));
     assert_eq!(remaining(), Some((false, 2, 0)));
-    assert_eq!(limits[0].check(ClientKey(1)).remaining, 1, "the first limit was debited three times before");
+    assert_eq!(
+        limits[0].limiter.check(ClientKey(1)).remaining,
+        1,
+        "the first was debited three times before"
+    );
     let swapped = [&limits[1], &limits[0]];
-    assert!(!check_all(swapped, ClientKey(1)).unwrap().1.allowed);
-    assert_eq!(limits[0].check(ClientKey(1)).remaining, 0, "behind a refusal nothing is debited");
-    assert!(check_all::<FakeRelativeClock>([], ClientKey(1)).is_none());
+    assert_eq!(told(check_all(swapped, ClientKey(1))), Some((false, 2, 0)));
+    assert_eq!(limits[0].limiter.check(ClientKey(1)).remaining, 0, "behind a refusal nothing is debited");
+    assert_eq!(check_all::<FakeRelativeClock>([], ClientKey(1)), Round::default());
+}
+
+#[test]
+fn a_limit_in_shadow_counts_and_refuses_nobody() {
+    let (_, table) = fake(64);
+    let rule = |burst, id, mode| Rule { limiter: Arc::new(per_client("9 per 1h", burst, &table, id)), mode };
+    let limits = [rule(1, 1, Mode::Shadow), rule(3, 2, Mode::Enforce)];
+    let ask = || check_all(&limits, ClientKey(1));
+    let summary = |round: Round| (round.told.map(|(at, v)| (at, v.allowed, v.remaining)), round.would_block);
+    assert_eq!(summary(ask()), (Some((1, true, 2)), false));
+    assert_eq!(summary(ask()), (Some((1, true, 1)), true));
+    assert_eq!(summary(ask()), (Some((1, true, 0)), true));
+    assert_eq!(summary(ask()), (Some((1, false, 0)), true));
+    let alone = check_all(&limits[..1], ClientKey(1));
+    assert_eq!(alone, Round { told: None, would_block: true }, "a client hears nothing of it");
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use crate::base::address::truncated;
 use crate::base::clock;
 use crate::base::outcome::Outcome;
+use crate::base::policy::Marks;
 use crate::base::record::Privacy;
 
 /// Bytes of one text field; longer ones are cut and end in `…`.
@@ -65,6 +66,8 @@ pub struct Record<'a> {
     pub user_agent: &'a [u8],
     /// `Referer`; empty where absent.
     pub referer: &'a [u8],
+    /// Policies in shadow that would have refused it.
+    pub would_block: Marks,
     /// Generation of the configuration that served the request.
     pub generation: u64,
 }
@@ -103,6 +106,7 @@ pub const FIELDS: &[(&str, &str)] = &[
     ("tries", "endpoints tried"),
     ("user_agent", "`User-Agent`; only with `privacy = \"full\"`, absent where there was none"),
     ("referer", "`Referer`; only with `privacy = \"full\"`, absent where there was none"),
+    ("would_block", "policies in shadow that would have refused the request; absent where none would"),
     ("generation", "generation of the configuration that served the request"),
 ];
 
@@ -183,6 +187,14 @@ pub(super) fn json(out: &mut Vec<u8>, r: &Record<'_>, worker: usize, privacy: Pr
                 out.push(b'"');
             }
         }
+    }
+    if !r.would_block.is_empty() {
+        let mut before = b",\"would_block\":[\"".as_slice();
+        for kind in r.would_block.iter() {
+            text(out, before, kind.as_str().as_bytes());
+            before = b"\",\"";
+        }
+        out.extend_from_slice(b"\"]");
     }
     number(out, b",\"generation\":", r.generation);
     out.extend_from_slice(b"}\n");

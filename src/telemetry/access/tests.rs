@@ -5,6 +5,7 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use super::*;
 use crate::base::outcome::Outcome;
+use crate::base::policy::{Marks, PolicyKind};
 
 fn record() -> Record<'static> {
     Record {
@@ -32,6 +33,12 @@ fn record() -> Record<'static> {
         tries: 1,
         user_agent: b"curl/8",
         referer: b"https://other.example/",
+        would_block: {
+            let mut marks = Marks::default();
+            marks.set(PolicyKind::Auth);
+            marks.set(PolicyKind::RateLimit);
+            marks
+        },
         generation: 7,
     }
 }
@@ -68,6 +75,7 @@ fn json_says_everything_the_table_of_fields_says_and_nothing_else() {
     assert_eq!((&object["client_cert"], &object["client_subject"]), (&"c0ffee".into(), &"CN=ann".into()));
     assert_eq!((&object["outcome"], &object["blame"]), (&"OK".into(), &"none".into()));
     assert_eq!(object["bytes_out"], 1234);
+    assert_eq!(object["would_block"], serde_json::json!(["rate-limit", "auth"]));
     assert_eq!(object["generation"], 7);
 }
 

@@ -1,0 +1,12 @@
+//! `mode`: whether a policy refuses, or only says what it would have refused.
+
+use crate::config::model::Mode;
+use crate::config::parse::{Context, Table};
+
+/// Reads `mode` of a policy's table; its section lists the setting `policy::MODE`.
+pub fn read(context: &mut Context<'_>, table: &Table<'_>) -> Mode {
+    match context.word(table, "mode", None).value {
+        "shadow" => Mode::Shadow,
+        _ => Mode::Enforce,
+    }
+}

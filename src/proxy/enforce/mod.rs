@@ -1,0 +1,59 @@
+//! Step 6: the policies of a request, in their fixed order. Each is a file below, around a decision of `policy`, and
+//! one line in [`all`]. Connection limits came before, at accept.
+
+mod limits;
+
+use http::request::Parts;
+use hyper::body::{Body, Incoming};
+
+use crate::base::outcome::Outcome;
+use crate::base::policy::PolicyKind;
+use crate::config::model::Mode;
+use crate::proxy::context::Context;
+use crate::snapshot::{Route, Site};
+
+/// THE order in which policies are asked. The first that refuses ends the request.
+///
+/// # Errors
+/// What the request ends in.
+pub async fn all(
+    context: &mut Context,
+    site: &Site,
+    route: &Route,
+    _parts: &Parts,
+    body: &mut Option<Incoming>,
+) -> Result<(), Outcome> {
+    limits::check(context, site, route)?;
+    body_length(route, body.as_ref())
+}
+
+/// What it means that a policy refuses: in shadow the request is marked, counted and let through.
+///
+/// # Errors
+/// `outcome`, where the policy is enforced.
+pub fn settle(
+    context: &mut Context,
+    site: &Site,
+    kind: PolicyKind,
+    mode: Mode,
+    outcome: Outcome,
+) -> Result<(), Outcome> {
+    match mode {
+        Mode::Enforce => Err(outcome),
+        Mode::Shadow => {
+            // A policy with several rules refuses a request once.
+            if context.would_block.set(kind) {
+                site.would_block.count(kind);
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Refuses a body that says it is too long before any of it is read (RFC 9110 section 15.5.14).
+fn body_length(route: &Route, body: Option<&impl Body>) -> Result<(), Outcome> {
+    match (route.max_body, body) {
+        (Some(max), Some(body)) if body.size_hint().lower() > max => Err(Outcome::BodyTooLarge),
+        _ => Ok(()),
+    }
+}
