@@ -17,7 +17,7 @@ pub use discovery::Resolution;
 pub use dns::{Cloudflare, Dns, DnsProvider, Exec, Rfc2136, Route53, SecretSource, TsigAlgorithm};
 pub use docker::{Docker, DockerSocket};
 pub use health::{BodyCheck, Check, Eject, Health, HttpCheck, PANIC_DEFAULT, Statuses};
-pub use policy::Mode;
+pub use policy::{Limit, LimitKey, Mode};
 pub use server::{Limits, Log, Timeouts};
 pub use service::{
     Backend, Balance, Branch, Discover, Http, InternalTrust, Key, ProxyHeader, SameSite, Service, Source,
@@ -300,32 +300,6 @@ pub enum Action {
     Redirect { to: String, status: u16 },
     /// A fixed answer.
     Respond { status: u16, body: String, content_type: String },
-}
-
-/// A rate limit.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limit {
-    /// As written, e.g. `100 per 10s by client-ip`.
-    pub text: Arc<str>,
-    /// How much in how long.
-    pub rate: Rate,
-    /// Extra requests allowed at once; default: the count of the rate.
-    pub burst: u32,
-    /// What a bucket is kept for.
-    pub key: LimitKey,
-    /// Whether it refuses.
-    pub mode: Mode,
-    /// Where it stands.
-    pub origin: Origin,
-}
-
-/// What a bucket is kept for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum LimitKey {
-    /// Each client address (v6: its /64).
-    ClientIp,
-    /// One bucket for the whole site or route.
-    Site,
 }
 
 /// Change of the path before it is sent on.

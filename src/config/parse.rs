@@ -212,7 +212,7 @@ impl<'a> Context<'a> {
         };
         let max = match setting.kind {
             Kind::Texts(max) | Kind::Addresses(max) | Kind::Networks(max) | Kind::Tables(_, max) => max,
-            Kind::ShortOrTables(_, _, max, _) | Kind::Statuses(max, ..) => max,
+            Kind::ShortOrTables(_, _, max, _) | Kind::Statuses(max, ..) | Kind::TextOrTexts(_, max) => max,
             _ => usize::MAX,
         };
         if array.len() > max {

@@ -107,6 +107,10 @@ fn kind(kind: &Kind) -> Value {
         }
         Kind::Word(words) => json!({ "enum": words }),
         Kind::Text(max) => json!({ "type": "string", "maxLength": max }),
+        Kind::TextOrTexts(_, max) => {
+            let many = json!({ "type": "array", "maxItems": max, "items": { "type": "string" } });
+            json!({ "anyOf": [{ "type": "string" }, many] })
+        }
         Kind::Texts(max) | Kind::Addresses(max) | Kind::Networks(max) => {
             json!({ "type": "array", "maxItems": max, "items": { "type": "string" } })
         }

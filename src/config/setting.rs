@@ -14,6 +14,7 @@ mod tls;
 mod traffic;
 
 pub use acme::{ACME_NAMES_MAX, ALLOW_MAX, DIRECTORIES_MAX};
+pub use policy::LIMIT_KEYS_MAX;
 pub use service::BALANCE_WORDS;
 
 use crate::base::unit::{print_duration, print_size};
@@ -164,6 +165,8 @@ pub enum Kind {
     Text(usize),
     /// At most so many texts.
     Texts(usize),
+    /// A text, described by the words, or an array of at most so many.
+    TextOrTexts(&'static str, usize),
     /// An IP address and port, or the word.
     AddressOr(&'static str),
     /// At most so many IP addresses with port.
@@ -228,6 +231,7 @@ impl Kind {
             Kind::Word(words) => one_of(words),
             Kind::Text(max) => format!("a text of at most {max} bytes"),
             Kind::Texts(max) => format!("an array of at most {max} texts"),
+            Kind::TextOrTexts(what, max) => format!("{what}, or an array of at most {max} of these"),
             Kind::AddressOr(word) => {
                 format!("an IP address with a port like \"127.0.0.1:9180\", or \"{word}\"")
             }
@@ -430,8 +434,7 @@ static LIMITS: Section = Section {
         row("uri", Kind::Size(256, 256 * KIB), Value(r#""8KiB""#), "Bytes of a request target (414)."),
         row("h2_streams", Kind::Count(1, 10_000), Value("128"), "Concurrent streams of an HTTP/2 connection."),
         row("h2_resets", Kind::Count(1, 100_000), Value("1000"), "Resets pending on an HTTP/2 connection before it is closed."),
-        row("h2_reset_rate", Kind::Count(1, 1_000_000), Value("100"), "Streams an HTTP/2 client may reset in a second, in the long run, and `h2_streams` more at once; those that were open for more than a second do not count. Beyond, its connection is closed."),
-        row("flood_delay", Kind::Duration(0, 30 * SECOND), Value(r#""2s""#), "The longest that new connections of an address (IPv6: /64) wait before their TLS handshake because others of it were closed for floods: 250 ms longer for each, forgotten within five times as long; `\"0s\"`: no wait."),
+        row("h2_reset_rate", Kind::Count(1, 1_000_000), Value("100"), "Streams an HTTP/2 client may reset in a second, in the long run; five times as many at once. Beyond, its connection is closed."),
         row("body_rate", Kind::Size(0, MIB), Value(r#""100B""#), "Bytes of a request body that must arrive in a second, on average over the time it is waited for, once that is as long as `timeouts.body` (408); `\"0B\"`: any. gRPC is exempt."),
         row("write_rate", Kind::Size(0, MIB), Value(r#""100B""#), "Bytes of an answer that a client must take in a second, on average over the time it is waited for, once that is as long as `timeouts.write`; `\"0B\"`: any."),
         row("handshakes", Kind::Count(16, 1_000_000), Value("1024"), "TLS handshakes of one worker that wait for their client (the oldest gives way), and again as many that wait for their turn (the newest is refused)."),

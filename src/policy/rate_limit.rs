@@ -1,20 +1,28 @@
-//! Rate limits: so many requests in so long, per client or for all together.
+//! Rate limits: so many requests in so long, per client, key, user or for all together.
 //!
-//! GCRA by `governor`: a bucket of `burst` requests that refills evenly at the rate's pace. All buckets of the process
+//! GCRA by `governor`: a bucket of `burst` units that refills evenly at the rate's pace. All buckets of the process
 //! live in one bounded [`Table`], which also outlives reloads: a [`Limiter`] compiled again with the same id goes on
-//! with the buckets it had. Give it an id made from the site, the route and the limit's text, so that a changed limit
+//! with the buckets it had. Give it an id made from whose the buckets are and the limit's text, so that a changed limit
 //! begins afresh.
 //!
+//! A limit with `statuses` counts answers: a request is let in while its bucket has room, without a debit, and what it
+//! owes is taken when its status is known ([`settle`]). Requests in flight at once may so pass the limit by as many as
+//! they are.
+//!
 //! What clients are told follows draft-ietf-httpapi-ratelimit-headers: `RateLimit-Policy` and `RateLimit` on every
-//! answer, `Retry-After` (RFC 9110 section 10.2.3) on refusals.
+//! answer, `Retry-After` (RFC 9110 section 10.2.3) on refusals. Limits in shadow tell nothing, and those with `statuses`
+//! only that they refuse.
 
+mod key;
 mod table;
 
 #[cfg(test)]
 mod tests;
 
-pub use table::Table;
+pub use key::Facts;
+pub use table::{Fingerprint, Table};
 
+use std::hash::Hasher;
 use std::io::Write;
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -27,9 +35,9 @@ use governor::state::StateStore;
 use governor::{Quota, RateLimiter};
 use http::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 
-use crate::base::address::ClientKey;
 use crate::base::unit::Rate;
-use crate::config::model::{Limit, LimitKey, Mode};
+use crate::config::model::{Limit, Mode, Statuses};
+use key::Keys;
 use table::Frame;
 
 /// The longest time between two refills of one request: 36 years. Longer ones are cut to it.
@@ -41,12 +49,19 @@ const FILL_NS_MAX: u64 = 1 << 62;
 const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
+/// What a client hears a limit called that has no name.
+const NAME: &str = "default";
+
 /// One compiled limit.
 pub struct Limiter<C: Clock = MonotonicClock> {
-    governor: RateLimiter<ClientKey, Buckets<C>, C, StateInformationMiddleware>,
-    key: LimitKey,
+    governor: RateLimiter<Look, Buckets<C>, C, StateInformationMiddleware>,
+    table: Arc<Table<C>>,
+    keys: Keys,
+    id: u64,
     burst: u32,
+    cost: NonZeroU32,
     interval: Duration,
+    name: Arc<str>,
     policy: HeaderValue,
 }
 
@@ -56,6 +71,8 @@ pub struct Rule<C: Clock = MonotonicClock> {
     pub limiter: Arc<Limiter<C>>,
     /// Whether it refuses.
     pub mode: Mode,
+    /// Which answers count; `None`: every request.
+    pub statuses: Option<Statuses>,
 }
 
 /// What several limits say about one request together.
@@ -66,6 +83,27 @@ pub struct Round {
     pub told: Option<(usize, Verdict)>,
     /// Whether a limit in shadow would have refused.
     pub would_block: bool,
+    /// What is to be taken when the status is known.
+    owed: [Option<Owed>; OWED_MAX],
+}
+
+/// Limits with `statuses` that one request can meet: two of its site and two of its route.
+const OWED_MAX: usize = 4;
+
+/// A debit that waits for a status, and the position of its limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Owed {
+    position: usize,
+    bucket: Fingerprint,
+}
+
+/// Which limits are asked: what a request is counted under may be known only after authentication.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// Those that need no user.
+    Before,
+    /// Those that do.
+    After,
 }
 
 /// What a limit says about one request.
@@ -73,14 +111,23 @@ pub struct Round {
 pub struct Verdict {
     /// Whether the request may pass.
     pub allowed: bool,
-    /// Requests that a full bucket holds.
+    /// Units that a full bucket holds.
     pub limit: u32,
-    /// Requests left in the bucket after this one.
+    /// Units left in the bucket after this request.
     pub remaining: u32,
+    /// Units that a request takes.
+    pub cost: u32,
     /// Time until the bucket is full again, rounded up to whole refills.
     pub reset: Duration,
-    /// Time until the next request would be allowed; zero where this one was.
+    /// Time until such a request would be allowed; zero where this one was.
     pub retry_after: Duration,
+}
+
+impl Verdict {
+    /// Requests like this one that are left.
+    fn requests(&self) -> u32 {
+        self.remaining / self.cost.max(1)
+    }
 }
 
 impl<C: Clock + Clone> Limiter<C> {
@@ -96,45 +143,70 @@ impl<C: Clock + Clone> Limiter<C> {
             start_ns: table.now_ns(),
             ahead_ns_max: u64::try_from(fill.as_nanos()).unwrap_or(u64::MAX),
         };
-        let buckets = Buckets { table: Arc::clone(table), limiter: id, frame };
-        let policy = format!("\"default\";q={burst};w={}", seconds_up(fill).max(1));
+        let buckets = Buckets { table: Arc::clone(table), frame };
+        let name = limit.name.clone().unwrap_or(Arc::from(NAME));
+        let policy = format!("\"{name}\";q={burst};w={}", seconds_up(fill).max(1));
         Limiter {
             governor: RateLimiter::new(quota, buckets, table.clock().clone()),
-            key: limit.key,
+            table: Arc::clone(table),
+            keys: Keys::compile(&limit.keys),
+            id,
             burst: burst.get(),
+            cost: NonZeroU32::new(limit.cost.min(burst.get())).unwrap_or(NonZeroU32::MIN),
             interval,
+            name,
             // Only digits and legal characters; the fallback is never taken.
             policy: HeaderValue::try_from(policy).unwrap_or(HeaderValue::from_static("\"default\"")),
         }
     }
 
-    /// Takes one request out of the client's bucket, if there is one left.
-    pub fn check(&self, client: ClientKey) -> Verdict {
-        let key = match self.key {
-            LimitKey::ClientIp => client,
-            LimitKey::Site => ClientKey(0),
-        };
-        match self.governor.check_key(&key) {
-            Ok(state) => {
+    /// Whether it can be asked only once it is known who was authenticated.
+    pub fn needs_user(&self) -> bool {
+        self.keys.need_user()
+    }
+
+    /// The bucket that a request is counted in.
+    pub fn bucket(&self, facts: &Facts<'_>) -> Fingerprint {
+        self.table.fingerprint(|hasher| {
+            hasher.write_u64(self.id);
+            self.keys.hash(facts, hasher);
+        })
+    }
+
+    /// Takes one request out of a bucket, if there is as much left.
+    pub fn check(&self, bucket: Fingerprint) -> Verdict {
+        self.look(Look { bucket, debit: true })
+    }
+
+    /// Says what [`Limiter::check`] would say, and takes nothing.
+    pub fn peek(&self, bucket: Fingerprint) -> Verdict {
+        self.look(Look { bucket, debit: false })
+    }
+
+    fn look(&self, look: Look) -> Verdict {
+        let decided = self.governor.check_key_n(&look, self.cost);
+        let (limit, cost) = (self.burst, self.cost.get());
+        match decided {
+            Ok(Ok(state)) => {
                 let remaining = state.remaining_burst_capacity().min(self.burst);
-                Verdict {
-                    allowed: true,
-                    limit: self.burst,
-                    remaining,
-                    reset: self.interval.saturating_mul(self.burst.saturating_sub(remaining)),
-                    retry_after: Duration::ZERO,
-                }
+                let reset = self.interval.saturating_mul(self.burst.saturating_sub(remaining));
+                Verdict { allowed: true, limit, remaining, cost, reset, retry_after: Duration::ZERO }
             }
-            Err(until) => {
+            Ok(Err(until)) => {
                 let wait = until.wait_time_from(self.governor.clock().now());
-                Verdict {
-                    allowed: false,
-                    limit: self.burst,
-                    remaining: 0,
-                    reset: wait.saturating_add(self.interval.saturating_mul(self.burst.saturating_sub(1))),
-                    retry_after: wait,
-                }
+                let reset =
+                    wait.saturating_add(self.interval.saturating_mul(self.burst.saturating_sub(cost)));
+                Verdict { allowed: false, limit, remaining: 0, cost, reset, retry_after: wait }
             }
+            // A request never costs more than a full bucket holds: never so.
+            Err(_) => Verdict {
+                allowed: true,
+                limit,
+                remaining: 0,
+                cost,
+                reset: Duration::ZERO,
+                retry_after: Duration::ZERO,
+            },
         }
     }
 
@@ -142,7 +214,7 @@ impl<C: Clock + Clone> Limiter<C> {
     pub fn write_headers(&self, verdict: &Verdict, headers: &mut HeaderMap) {
         headers.insert(RATELIMIT_POLICY, self.policy.clone());
         let (left, reset) = (verdict.remaining, seconds_up(verdict.reset));
-        if let Some(value) = rendered(left, reset) {
+        if let Some(value) = rendered(&self.name, left, reset) {
             headers.insert(RATELIMIT, value);
         }
         if !verdict.allowed {
@@ -151,28 +223,73 @@ impl<C: Clock + Clone> Limiter<C> {
     }
 }
 
-/// Asks several limits in turn. The first that refuses ends the round: the ones after it are not debited. One in shadow
-/// is debited and never ends it.
+impl Round {
+    /// Whether a limit that is enforced refuses.
+    pub fn refused(&self) -> bool {
+        self.told.is_some_and(|(_, verdict)| !verdict.allowed)
+    }
+
+    /// Whether something is to be taken when the status is known.
+    pub fn owes(&self) -> bool {
+        self.owed.first().is_some_and(Option::is_some)
+    }
+
+    fn owe(&mut self, owed: Owed) {
+        if let Some(place) = self.owed.iter_mut().find(|place| place.is_none()) {
+            *place = Some(owed);
+        }
+    }
+
+    fn hear(&mut self, position: usize, verdict: Verdict) {
+        let tightest = self.told.is_none_or(|(_, so_far)| verdict.requests() < so_far.requests());
+        if tightest || !verdict.allowed {
+            self.told = Some((position, verdict));
+        }
+    }
+}
+
+/// Asks several limits in turn, and adds what they say to what those before said. The first that refuses ends the round:
+/// the ones after it are not debited. One in shadow is debited and never ends it.
 pub fn check_all<'a, C: Clock + Clone + 'a>(
     rules: impl IntoIterator<Item = &'a Rule<C>>,
-    client: ClientKey,
-) -> Round {
-    let mut round = Round::default();
-    for (position, rule) in rules.into_iter().enumerate() {
-        let verdict = rule.limiter.check(client);
+    facts: &Facts<'_>,
+    when: When,
+    round: &mut Round,
+) {
+    let asked = rules.into_iter().enumerate();
+    for (position, rule) in asked.filter(|(_, rule)| rule.limiter.needs_user() == (when == When::After)) {
+        let bucket = rule.limiter.bucket(facts);
+        let verdict = match &rule.statuses {
+            None => rule.limiter.check(bucket),
+            Some(_) => rule.limiter.peek(bucket),
+        };
+        if rule.statuses.is_some() {
+            round.owe(Owed { position, bucket });
+        }
         if rule.mode == Mode::Shadow {
             round.would_block |= !verdict.allowed;
-            continue;
+        } else if rule.statuses.is_none() || !verdict.allowed {
+            round.hear(position, verdict);
         }
-        let tightest = round.told.is_none_or(|(_, so_far)| verdict.remaining < so_far.remaining);
-        if tightest || !verdict.allowed {
-            round.told = Some((position, verdict));
-        }
-        if !verdict.allowed {
+        if round.refused() {
             break;
         }
     }
-    round
+}
+
+/// The status of the answer is known: takes what is owed for it. `rules` are those that were asked, in their order.
+pub fn settle<'a, C: Clock + Clone + 'a>(
+    rules: impl Iterator<Item = &'a Rule<C>> + Clone,
+    round: &mut Round,
+    status: u16,
+) {
+    for owed in round.owed.iter_mut().map_while(Option::take) {
+        let Some(rule) = rules.clone().nth(owed.position) else { continue };
+        if rule.statuses.as_ref().is_some_and(|statuses| statuses.contains(status)) {
+            // What a bucket no longer has is not taken: it is empty, which is all it can be.
+            rule.limiter.check(owed.bucket);
+        }
+    }
 }
 
 /// Nanoseconds between two refills, and the size of the bucket; both within what can be added without overflow.
@@ -189,33 +306,42 @@ fn seconds_up(duration: Duration) -> u64 {
 }
 
 /// `"default";r=37;t=12`, put together on the stack; the one allocation is the value's own.
-fn rendered(left: u32, reset: u64) -> Option<HeaderValue> {
-    // `"default";r=` + 10 digits + `;t=` + 20 digits.
-    let mut buffer = [0u8; 64];
+fn rendered(name: &str, left: u32, reset: u64) -> Option<HeaderValue> {
+    // A name of 64 bytes in quotes, `;r=` + 10 digits, `;t=` + 20 digits.
+    let mut buffer = [0u8; 112];
     let room = buffer.len();
     let mut rest: &mut [u8] = &mut buffer;
     let (mut left_text, mut reset_text) = (itoa::Buffer::new(), itoa::Buffer::new());
-    for part in ["\"default\";r=", left_text.format(left), ";t=", reset_text.format(reset)] {
+    for part in ["\"", name, "\";r=", left_text.format(left), ";t=", reset_text.format(reset)] {
         rest.write_all(part.as_bytes()).ok()?;
     }
     let used = room - rest.len();
     HeaderValue::from_bytes(buffer.get(..used)?).ok()
 }
 
+/// A look into a bucket, with or without a debit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Look {
+    bucket: Fingerprint,
+    debit: bool,
+}
+
 /// One limiter's view of the table, as governor wants it.
 struct Buckets<C: Clock> {
     table: Arc<Table<C>>,
-    limiter: u64,
     frame: Frame,
 }
 
 impl<C: Clock> StateStore for Buckets<C> {
-    type Key = ClientKey;
+    type Key = Look;
 
-    fn measure_and_replace<T, F, E>(&self, key: &ClientKey, decide: F) -> Result<T, E>
+    fn measure_and_replace<T, F, E>(&self, look: &Look, decide: F) -> Result<T, E>
     where
         F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
     {
-        self.table.update(self.limiter, key, self.frame, decide)
+        match look.debit {
+            true => self.table.update(look.bucket, self.frame, decide),
+            false => self.table.peek(look.bucket, self.frame, decide),
+        }
     }
 }

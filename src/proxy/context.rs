@@ -21,7 +21,7 @@ use crate::net::proxy_protocol;
 use crate::net::stream::{Allowance, Guarded, Phase, Progress, Stream};
 use crate::net::timer::Timer;
 use crate::policy::connection_limit::Permit;
-use crate::policy::rate_limit::Verdict;
+use crate::policy::rate_limit::Round;
 use crate::policy::site_limit::Place;
 use crate::proxy::backlog::Backlog;
 use crate::proxy::body::Upload;
@@ -80,8 +80,6 @@ pub struct Connection {
     pub closing: Cell<bool>,
     /// HTTP/2: streams given up because the client took nothing of them.
     pub stalls: Cell<u32>,
-    /// HTTP/2: when the client last reset a stream that it had opened a moment before.
-    pub reset_at: Cell<Option<Millis>>,
     /// HTTP/2: bytes of answers that were offered and not taken yet, over all streams.
     pub backlog: Backlog,
     /// When it was opened.
@@ -145,7 +143,6 @@ impl Connection {
             delivery: RefCell::new(None),
             closing: Cell::new(false),
             stalls: Cell::new(0),
-            reset_at: Cell::new(None),
             backlog: Backlog::default(),
             opened: worker.wheel.now(),
             reset: Cell::new(false),
@@ -176,18 +173,6 @@ impl Connection {
         if left == 0 && self.progress.phase() == Phase::Serving {
             self.progress.enter(Phase::Idle);
         }
-    }
-
-    /// HTTP/2: whether the client was told to go because of a flood.
-    pub fn flooded(&self) -> bool {
-        self.ending.get() == Outcome::ClientFlood
-    }
-
-    /// HTTP/2: whether the client resets streams that it has just opened.
-    pub fn resets_streams(&self, now: Millis) -> bool {
-        /// What it did longer ago is forgotten.
-        const LATELY: Duration = Duration::from_secs(1);
-        self.reset_at.get().is_some_and(|at| now < at.after(LATELY))
     }
 
     /// The name in the TLS handshake, lower case.
@@ -269,8 +254,8 @@ pub struct Context {
     pub version: Version,
     /// Hexadecimal, or what a trusted proxy sent.
     pub request_id: HeaderValue,
-    /// The tightest limit (site's first, then route's) and what it said, for the answer's fields.
-    pub limit: Option<(usize, Verdict)>,
+    /// What the limits said (site's first, then route's), for the answer's fields, and what they are owed.
+    pub limits: Round,
     /// Policies in shadow that would have refused it.
     pub would_block: Marks,
     /// Which shape of error the client reads best.
@@ -336,7 +321,7 @@ impl Context {
             uri: request.uri().clone(),
             host: headers.get(header::HOST).cloned(),
             version: request.version(),
-            limit: None,
+            limits: Round::default(),
             would_block: Marks::default(),
             accept: if grpc::is_request(request) { Accept::Grpc } else { Accept::of(headers) },
             user_agent: headers.get(header::USER_AGENT).filter(|_| verbose).cloned(),

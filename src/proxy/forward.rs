@@ -20,7 +20,6 @@ use crate::base::outcome::{Blame, Outcome};
 use crate::net::timer::Timer;
 use crate::proxy::Worker;
 use crate::proxy::admit::Way;
-use crate::proxy::affinity;
 use crate::proxy::body::{RequestBody, ResponseBody, Upload};
 use crate::proxy::context::Context;
 use crate::proxy::exchange::Exchange;
@@ -29,6 +28,7 @@ use crate::proxy::fields::{self, Found};
 use crate::proxy::request::Answer;
 use crate::proxy::respond;
 use crate::proxy::upgrade::{self, StreamTunnel, Wish};
+use crate::proxy::{affinity, enforce};
 use crate::snapshot::{Route, Service};
 use crate::upstream::answer;
 use crate::upstream::capacity::Slot;
@@ -128,6 +128,7 @@ impl Forwarded {
         context.close |= context.upload.as_ref().is_some_and(|upload| upload.unasked());
         respond::finish(&mut parts.headers, &context);
         context.status = parts.status.as_u16();
+        enforce::answered(&mut context, parts.status.as_u16());
         parts.version = Version::HTTP_11;
         let body = match lease {
             Some(lease) => {

@@ -128,7 +128,7 @@ async fn answer(
     context.route = Some(route_index);
     context.series = route.series;
 
-    enforce::all(context, site, route, &parts, body).await?;
+    enforce::all(context, site, route, &parts, &path.text, body).await?;
     // Owned only where normalising changed it.
     let path = if let Cow::Owned(path) = path.text { Some(path) } else { None };
     match &route.action {

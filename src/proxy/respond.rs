@@ -14,8 +14,8 @@ use crate::policy::respond::Respond;
 use crate::proxy::body::ResponseBody;
 use crate::proxy::context::Context;
 use crate::proxy::fields::X_REQUEST_ID;
-use crate::proxy::grpc;
 use crate::proxy::request::Answer;
+use crate::proxy::{enforce, grpc};
 use crate::telemetry::metric::Counter;
 
 const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
@@ -33,6 +33,7 @@ impl Local {
     pub fn into_response(self, mut context: Box<Context>) -> Response<ResponseBody> {
         context.expect(self.outcome);
         context.status = self.status.as_u16();
+        enforce::answered(&mut context, self.status.as_u16());
         // Nobody will read the rest of the body, so nobody can find the next request behind it: say so (RFC 9112
         // section 9.6).
         context.close |= context.unread();
@@ -54,7 +55,7 @@ impl Local {
 /// What every answer gets, whoever made it: the limit's state, and the news that the connection ends.
 pub fn finish(headers: &mut HeaderMap, context: &Context) {
     if let (Some((index, verdict)), Some(site), Some(route)) =
-        (&context.limit, context.site(), context.route())
+        (&context.limits.told, context.site(), context.route())
         && let Some(rule) = site.limits.iter().chain(&route.limits).nth(*index)
     {
         rule.limiter.write_headers(verdict, headers);

@@ -10,7 +10,7 @@ use rustls::sign::CertifiedKey;
 use sha2::{Digest, Sha256};
 
 use crate::config::model::{
-    self, Certificate, HostPattern, Http, Located, Origin, TlsVersion, UntilIssued, Upstream,
+    self, Certificate, HostPattern, Http, LimitKey, Located, Origin, TlsVersion, UntilIssued, Upstream,
 };
 use crate::config::{self, Diagnostic};
 use crate::discovery::Sets;
@@ -101,7 +101,7 @@ pub fn site(input: &Input<'_>, residents: &Residents) -> Result<Arc<Site>, Vec<D
                 plain_http: model.plain_http,
                 cookies: cookies(model),
                 would_block: residents.would_block(&model.name),
-                limits: model.limits.iter().map(|l| residents.limit(&model.name, &none, l)).collect(),
+                limits: model.limits.iter().map(|l| residents.limit(model, &none, l)).collect(),
                 table,
                 routes,
                 sources,
@@ -214,7 +214,12 @@ fn route(
     Ok(Route {
         label: said.label.clone(),
         series: residents.hub.series(&site.name, &said.label),
-        limits: said.limits.iter().map(|l| residents.limit(&site.name, &said.label, l)).collect(),
+        limits: said.limits.iter().map(|l| residents.limit(site, &said.label, l)).collect(),
+        limits_by_user: site
+            .limits
+            .iter()
+            .chain(&said.limits)
+            .any(|limit| limit.keys.contains(&LimitKey::User)),
         max_body: said.max_body,
         rewrite: rewrite.transpose().map_err(refuse)?,
         request_headers: HeaderEdits::compile(&said.request_headers).map_err(refuse)?,

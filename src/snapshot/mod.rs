@@ -218,6 +218,8 @@ pub struct Route {
     pub series: SeriesId,
     /// Limits besides the site's.
     pub limits: Vec<Rule>,
+    /// Whether one of them, or of the site's, counts users.
+    pub limits_by_user: bool,
     /// Bytes a request body may have.
     pub max_body: Option<u64>,
     /// Change of the path.

@@ -10,7 +10,7 @@ use rustls::ClientConfig;
 use rustls::server::ProducesTickets;
 
 use crate::base::clock;
-use crate::config::model::{Acme, HostPattern, Http, Limit, Origin, Tls, Upstream};
+use crate::config::model::{self, Acme, HostPattern, Http, Limit, LimitKey, Origin, Tls, Upstream};
 use crate::discovery::Sets;
 use crate::policy::rate_limit::{self, Limiter, Rule};
 use crate::policy::shadow::WouldBlock;
@@ -109,8 +109,15 @@ impl Automatic {
     }
 }
 
-/// Site, route, text of the limit.
-type LimiterKey = (Arc<str>, Arc<str>, Arc<str>);
+/// Whose buckets they are (a site, or a tenant), route, text of the limit, and what one request takes.
+type LimiterKey = (Whose, Arc<str>, Arc<str>, u32);
+
+/// Whose buckets a limit has.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Whose {
+    Site(Arc<str>),
+    Tenant(Arc<str>),
+}
 
 /// Certificate and key files.
 type Pair = (PathBuf, PathBuf);
@@ -125,9 +132,8 @@ type Hash = [u8; 32];
 
 #[derive(Default)]
 struct Limiters {
-    /// By site, route (empty for the site's own) and text: the same limit keeps its buckets over a reload.
+    /// By site or tenant, route (empty for the site's own) and text: the same limit keeps its buckets over a reload.
     known: HashMap<LimiterKey, Arc<Limiter>>,
-    next: u64,
 }
 
 impl Residents {
@@ -176,17 +182,22 @@ impl Residents {
         })
     }
 
-    /// A limit of a site or route; its limiter is the same one as long as its text stays, whatever its mode.
-    pub fn limit(&self, site: &Arc<str>, route: &Arc<str>, limit: &Limit) -> Rule {
+    /// A limit of a site or route; its limiter is the same one as long as its text stays, whatever its mode. Limits of a
+    /// tenant, and limits of a site that have a name, share their buckets with those of the same text.
+    pub fn limit(&self, site: &model::Site, route: &Arc<str>, limit: &Limit) -> Rule {
+        let of_tenant = limit.keys.contains(&LimitKey::Tenant);
+        let whose =
+            if of_tenant { Whose::Tenant(site.tenant.clone()) } else { Whose::Site(site.name.clone()) };
+        let route = if of_tenant || limit.name.is_some() { Arc::from("") } else { route.clone() };
+        let key = (whose, route, limit.text.clone(), limit.cost);
         let mut limiters = lock(&self.limiters);
-        let key = (site.clone(), route.clone(), limit.text.clone());
-        if let Some(known) = limiters.known.get(&key) {
-            return Rule { limiter: known.clone(), mode: limit.mode };
-        }
-        limiters.next += 1;
-        let limiter = Arc::new(Limiter::compile(limit, &self.buckets, limiters.next));
-        limiters.known.insert(key, limiter.clone());
-        Rule { limiter, mode: limit.mode }
+        let limiter = limiters.known.get(&key).cloned().unwrap_or_else(|| {
+            let id = self.buckets.id(&(&key.0, &key.1, &key.2));
+            let limiter = Arc::new(Limiter::compile(limit, &self.buckets, id));
+            limiters.known.insert(key, limiter.clone());
+            limiter
+        });
+        Rule { limiter, mode: limit.mode, statuses: limit.statuses.clone() }
     }
 
     /// A certificate of the internal CA for these names; issued when there is none or it grows old.

@@ -58,6 +58,7 @@ mod load;
 mod multiplexed;
 mod observe;
 mod proxy_header;
+mod rates;
 mod regression;
 mod regression_control;
 mod reload;

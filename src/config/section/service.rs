@@ -25,7 +25,9 @@ use crate::config::model::{
 use crate::config::parse::{Context, Table};
 use crate::config::setting::Id;
 pub use backend::{containers, source_file};
+pub(super) use balance::name;
 pub use balance::warn_of_shared_cookies;
+pub(super) use eject::{print_statuses, statuses};
 pub use target::Target;
 pub use upstream::located_path;
 

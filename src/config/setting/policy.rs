@@ -11,6 +11,14 @@ pub(super) const MODE: Setting = row(
     "`\"shadow\"`: what would have been refused is let through, counted and marked in the access log (`would_block`).",
 );
 
+/// Keys of one limit.
+pub const LIMIT_KEYS_MAX: usize = 4;
+/// What `by` may say.
+const BY: Kind = Kind::TextOrTexts(
+    "\"client-ip\", \"client-net\", \"header:X-Api-Key\", \"cookie:session\", \"path\", \"method\", \"user\", \"site\" or \"tenant\"",
+    LIMIT_KEYS_MAX,
+);
+
 #[rustfmt::skip]
 pub(super) static LIMIT: Section = Section {
     id: Id::Limit,
@@ -18,8 +26,11 @@ pub(super) static LIMIT: Section = Section {
     doc: "A rate limit, in the long form. Requests above it are answered with 429.",
     settings: &[
         row("rate", Kind::Text(64), Required, "How many in how long, like `\"100 per 10s\"`; at most 10,000,000 per `\"1d\"`."),
-        row("by", Kind::Word(&["client-ip", "site"]), Value(r#""client-ip""#), "What is counted on its own: each client address (IPv6: each /64), or the whole site (or route)."),
+        row("by", BY, Value(r#""client-ip""#), "What is counted on its own: each client address (IPv6: each /64), each neighbourhood (/24, IPv6: /48), each value of a header field or cookie, path, method, authenticated user, or a combination of these; or the whole site (or route), or all sites of the tenant."),
         row("burst", Kind::Count(1, 10_000_000), Words("the count of the rate"), "Requests allowed at once."),
+        row("cost", Kind::Count(1, 10_000_000), Value("1"), "How much of the limit one request takes."),
+        row("statuses", Kind::Statuses(16, 100, 599), Words("every request, before it is answered"), "Count only answers with these statuses, like `[401, 403]`."),
+        row("name", Kind::Text(64), Value(r#""default""#), "What clients hear it called in `RateLimit-Policy`. Limits of one site with the same name, rate and keys share their buckets."),
         MODE,
     ],
 };

@@ -31,14 +31,12 @@
 //! So every request allowed is debited somewhere, except for at most one per thread at such an event. Nothing here
 //! panics or waits.
 
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use governor::clock::{Clock, MonotonicClock, Reference};
 use governor::nanos::Nanos;
-
-use crate::base::address::ClientKey;
 
 /// Places in a set.
 const WAYS: usize = 8;
@@ -77,6 +75,11 @@ struct Place<'a> {
     fingerprint: &'a AtomicU64,
     tat: &'a AtomicU64,
 }
+
+/// The hash by which a bucket is known. 64 bits for a few million keys: two of them meet once in millions of years of
+/// restarts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Fingerprint(u64);
 
 /// What a limiter knows about its own times.
 #[derive(Clone, Copy)]
@@ -124,17 +127,38 @@ impl<C: Clock> Table<C> {
         self.clock.now().duration_since(self.epoch).as_u64()
     }
 
+    /// The fingerprint of what `feed` gives to the hash, under a seed of this process.
+    pub fn fingerprint(&self, feed: impl FnOnce(&mut DefaultHasher)) -> Fingerprint {
+        let mut hasher = self.seed.build_hasher();
+        feed(&mut hasher);
+        Fingerprint(hasher.finish().max(FREE + 1))
+    }
+
+    /// A number for a name, under the same seed: the same one as long as the process lives.
+    pub fn id(&self, name: &impl Hash) -> u64 {
+        self.seed.hash_one(name)
+    }
+
+    /// Decides by `decide` as [`Table::update`] does, and keeps nothing. Takes no memory either.
+    pub(super) fn peek<T, E>(
+        &self,
+        Fingerprint(fingerprint): Fingerprint,
+        frame: Frame,
+        decide: impl Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
+    ) -> Result<T, E> {
+        let place = self.known(fingerprint).and_then(|set| set.find(fingerprint));
+        let tat = place.map_or(0, |place| place.tat.load(Ordering::Acquire));
+        self.decided(tat, frame, decide).map(|(value, _)| value)
+    }
+
     /// Decides by `decide`, which takes the bucket's TAT in the limiter's own time and gives the next one, and keeps
     /// what it decided.
     pub(super) fn update<T, E>(
         &self,
-        limiter: u64,
-        key: &ClientKey,
+        Fingerprint(fingerprint): Fingerprint,
         frame: Frame,
         decide: impl Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
     ) -> Result<T, E> {
-        // 64 bits for a few million keys: two of them meet once in millions of years of restarts.
-        let fingerprint = self.seed.hash_one((limiter, key)).max(FREE + 1);
         if let Some(set) = self.set(fingerprint) {
             for _ in 0..ATTEMPTS_MAX {
                 let place = set.find(fingerprint).or_else(|| self.claim(set, fingerprint));
@@ -149,10 +173,19 @@ impl<C: Clock> Table<C> {
         decide(None).map(|(value, _)| value)
     }
 
+    /// The high half of the product spreads the hash over any number of sets, not only powers of two.
+    fn position(&self, fingerprint: u64) -> Option<usize> {
+        usize::try_from((u128::from(fingerprint) * self.sets as u128) >> 64).ok()
+    }
+
+    /// The set of a fingerprint, if there is one already.
+    fn known(&self, fingerprint: u64) -> Option<&Set> {
+        let set = self.position(fingerprint)?;
+        self.segments.get(set / SEGMENT_SETS)?.get()?.get(set % SEGMENT_SETS)
+    }
+
     fn set(&self, fingerprint: u64) -> Option<&Set> {
-        // The high half of the product spreads the hash over any number of sets, not only powers of two.
-        let set = (u128::from(fingerprint) * self.sets as u128) >> 64;
-        let set = usize::try_from(set).ok()?;
+        let set = self.position(fingerprint)?;
         let segment = self.segments.get(set / SEGMENT_SETS)?;
         let sets = segment.get_or_init(|| {
             let begin = set - set % SEGMENT_SETS;
@@ -215,18 +248,9 @@ impl<C: Clock> Table<C> {
             if !ours() {
                 return None;
             }
-            // A TAT before the limiter's start has passed: zero says the same.
-            let (value, next) = match decide(Some(Nanos::new(tat.saturating_sub(frame.start_ns)))) {
+            let (value, next) = match self.decided(tat, frame, &decide) {
                 Ok(allowed) => allowed,
-                Err(refused) if tat <= self.now_ns().saturating_add(frame.ahead_ns_max) => {
-                    return Some(Err(refused));
-                }
-                // No bucket of this limiter can be that far ahead: somebody else's debit, or a larger limit that an
-                // operator has since lowered.
-                Err(_) => match decide(None) {
-                    Ok(allowed) => allowed,
-                    Err(refused) => return Some(Err(refused)),
-                },
+                Err(refused) => return Some(Err(refused)),
             };
             let next = next.as_u64().saturating_add(frame.start_ns);
             match place.tat.compare_exchange_weak(tat, next, Ordering::SeqCst, Ordering::Acquire) {
@@ -236,7 +260,27 @@ impl<C: Clock> Table<C> {
         }
     }
 
-    #[cfg(test)]
+    fn decided<T, E>(
+        &self,
+        tat: u64,
+        frame: Frame,
+        decide: impl Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
+    ) -> Result<(T, Nanos), E> {
+        // A TAT before the limiter's start has passed: zero says the same.
+        match decide(Some(Nanos::new(tat.saturating_sub(frame.start_ns)))) {
+            // No bucket of this limiter can be that far ahead: somebody else's debit, or a larger limit that an
+            // operator has since lowered.
+            Err(_) if tat > self.now_ns().saturating_add(frame.ahead_ns_max) => decide(None),
+            decided => decided,
+        }
+    }
+
+    /// Memory taken so far for buckets, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.segments_allocated() * SEGMENT_SETS * size_of::<Set>()
+    }
+
+    /// Walks the whole table: not for requests.
     pub(super) fn segments_allocated(&self) -> usize {
         self.segments.iter().filter(|segment| segment.get().is_some()).count()
     }

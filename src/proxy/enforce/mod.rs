@@ -3,12 +3,15 @@
 
 mod limits;
 
+pub use limits::answered;
+
 use http::request::Parts;
 use hyper::body::{Body, Incoming};
 
 use crate::base::outcome::Outcome;
 use crate::base::policy::PolicyKind;
 use crate::config::model::Mode;
+use crate::policy::rate_limit::When;
 use crate::proxy::context::Context;
 use crate::snapshot::{Route, Site};
 
@@ -20,10 +23,12 @@ pub async fn all(
     context: &mut Context,
     site: &Site,
     route: &Route,
-    _parts: &Parts,
+    parts: &Parts,
+    path: &str,
     body: &mut Option<Incoming>,
 ) -> Result<(), Outcome> {
-    limits::check(context, site, route)?;
+    limits::check(context, site, route, parts, path, When::Before)?;
+    limits::check(context, site, route, parts, path, When::After)?;
     body_length(route, body.as_ref())
 }
 

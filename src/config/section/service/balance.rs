@@ -199,7 +199,7 @@ pub(super) fn print_key(key: &Key) -> String {
 }
 
 /// The name of a field or a cookie: both are tokens (RFC 9110 section 5.6.2, RFC 6265 section 4.1.1).
-pub(super) fn name<'t>(
+pub(in crate::config::section) fn name<'t>(
     context: &mut Context<'_>,
     value: &Value<'_>,
     text: &'t str,

@@ -49,7 +49,7 @@ fn read_eject(
         consecutive: count_or_off(context, &table, "consecutive", usual.consecutive),
         error_rate: context.percent_or(&table, "error_rate", &none).value,
         latency: count_or_off(context, &table, "latency", usual.latency),
-        status: statuses(context, &table),
+        status: statuses(context, &table, "status"),
         window: context.duration(&table, "window", None).value,
         min_requests: u32::try_from(context.count(&table, "min_requests")).unwrap_or(u32::MAX),
         time: context.duration(&table, "time", None).value,
@@ -86,13 +86,17 @@ fn count_or_off(
     }
 }
 
-/// `status`: numbers and ranges.
-pub(super) fn statuses(context: &mut Context<'_>, table: &Table<'_>) -> Statuses {
+/// Numbers and ranges, of the setting `name`.
+pub(in crate::config::section) fn statuses(
+    context: &mut Context<'_>,
+    table: &Table<'_>,
+    name: &str,
+) -> Statuses {
     let default = || {
-        let text = table.default_text("status").trim_matches(['[', ']']);
+        let text = table.default_text(name).trim_matches(['[', ']']);
         Statuses(range(text.trim_matches('"')).into_iter().collect())
     };
-    let Some((setting, value)) = table.get("status") else { return default() };
+    let Some((setting, value)) = table.get(name) else { return default() };
     let Some(entries) = context.array(setting, value) else { return default() };
     let Kind::Statuses(_, low, high) = setting.kind else { return default() };
     let mut found = Vec::with_capacity(entries.len());
@@ -101,7 +105,7 @@ pub(super) fn statuses(context: &mut Context<'_>, table: &Table<'_>) -> Statuses
         let text = number.or_else(|| entry.get_ref().as_str().map(str::to_owned));
         let Some(text) = text else {
             context.wrong_type(
-                "an entry of `status`",
+                &format!("an entry of `{name}`"),
                 "a status like 304, or a range like \"200-299\"",
                 entry,
             );
@@ -111,7 +115,7 @@ pub(super) fn statuses(context: &mut Context<'_>, table: &Table<'_>) -> Statuses
             Some(range) => found.push(range),
             None => {
                 let message = format!(
-                    "`status`: `{}` is no status and no range of them",
+                    "`{name}`: `{}` is no status and no range of them",
                     crate::config::parse::quoted(&text)
                 );
                 let help =
@@ -121,7 +125,7 @@ pub(super) fn statuses(context: &mut Context<'_>, table: &Table<'_>) -> Statuses
         }
     }
     if entries.is_empty() && !default().0.is_empty() {
-        let help = format!("name at least one status, like {}", table.default_text("status"));
+        let help = format!("name at least one status, like {}", table.default_text(name));
         context.error("missing", value.span(), "`status` is empty: no answer would be a good one", help);
     }
     Statuses(found)
@@ -136,7 +140,7 @@ fn range(text: &str) -> Option<(u16, u16)> {
 }
 
 /// Statuses as TOML writes them.
-pub(super) fn print_statuses(statuses: &Statuses) -> String {
+pub(in crate::config::section) fn print_statuses(statuses: &Statuses) -> String {
     let one = |(low, high): &(u16, u16)| match low == high {
         true => low.to_string(),
         false => format!("\"{low}-{high}\""),

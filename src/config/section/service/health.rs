@@ -120,7 +120,7 @@ fn http_check(
         }
     };
     let head = context.word(table, "method", None).value == "HEAD";
-    let status = eject::statuses(context, table);
+    let status = eject::statuses(context, table, "status");
     let body = table.get("body").and_then(|(setting, value)| body(context, setting, value));
     if head && body.is_some() {
         context.error(
