@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::base::address::{ClientKey, truncated};
-use crate::base::record::Privacy;
+use crate::base::address::ClientKey;
 use crate::net::{bind, proxy_protocol};
 use crate::policy::connection_limit::{Permit, Refusal};
 use crate::proxy::shed::Shed;
@@ -91,12 +90,7 @@ fn permit(worker: &Worker, client: SocketAddr, trusted: bool) -> Option<Permit> 
         Err(Refusal::Total) => Shed::TotalCap,
         Err(Refusal::Descriptors) => Shed::Descriptors,
     };
-    // The process log is no place for more of a client than the access log shows.
-    let shown = match worker.snapshot().server.log.privacy {
-        Privacy::Strict => truncated(client.ip()),
-        Privacy::Full => client.ip().to_canonical(),
-    };
-    worker.shed(why, Some(&shown));
+    worker.shed_client(why, client.ip());
     None
 }
 

@@ -80,6 +80,8 @@ pub struct Connection {
     pub closing: Cell<bool>,
     /// HTTP/2: streams given up because the client took nothing of them.
     pub stalls: Cell<u32>,
+    /// HTTP/2: when the client last reset a stream that it had opened a moment before.
+    pub reset_at: Cell<Option<Millis>>,
     /// HTTP/2: bytes of answers that were offered and not taken yet, over all streams.
     pub backlog: Backlog,
     /// When it was opened.
@@ -143,6 +145,7 @@ impl Connection {
             delivery: RefCell::new(None),
             closing: Cell::new(false),
             stalls: Cell::new(0),
+            reset_at: Cell::new(None),
             backlog: Backlog::default(),
             opened: worker.wheel.now(),
             reset: Cell::new(false),
@@ -173,6 +176,18 @@ impl Connection {
         if left == 0 && self.progress.phase() == Phase::Serving {
             self.progress.enter(Phase::Idle);
         }
+    }
+
+    /// HTTP/2: whether the client was told to go because of a flood.
+    pub fn flooded(&self) -> bool {
+        self.ending.get() == Outcome::ClientFlood
+    }
+
+    /// HTTP/2: whether the client resets streams that it has just opened.
+    pub fn resets_streams(&self, now: Millis) -> bool {
+        /// What it did longer ago is forgotten.
+        const LATELY: Duration = Duration::from_secs(1);
+        self.reset_at.get().is_some_and(|at| now < at.after(LATELY))
     }
 
     /// The name in the TLS handshake, lower case.

@@ -5,7 +5,7 @@
 //! CVE-2023-44487, CVE-2025-8671). [`Frames`] reads the nine bytes before each frame's payload and keeps a budget for
 //! each kind; nothing else is parsed here. [`Watch`] puts it between socket and hyper. Whoever exceeds a budget is told
 //! so with GOAWAY (RFC 9113 section 6.8, `ENHANCE_YOUR_CALM`) and not listened to any more; what is in flight ends with
-//! the connection.
+//! the connection, and the client's next ones [wait](crate::proxy::penalty).
 
 use std::io;
 use std::pin::Pin;
@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::base::address::ClientKey;
 use crate::base::clock::Millis;
 use crate::base::outcome::Outcome;
 use crate::net::timer::Timer;
@@ -112,8 +113,45 @@ const BUDGETS: [Budget; KINDS] = [
 ];
 const KINDS: usize = 8;
 
-/// Resets a client may send at once are this many times what it may send in a second.
-const RESET_BURST: u64 = 5;
+/// A stream that was open this long was no rapid reset, whatever ends it: its request was asked for in earnest, and
+/// a client whose deadline passes cancels all that it has.
+const YOUNG: u64 = 1_000;
+
+/// What a client may reset.
+#[derive(Debug, Clone, Copy)]
+pub struct Resets {
+    /// Young streams in a second, in the long run.
+    pub per_second: u32,
+    /// Streams that it may have open: so many may be cancelled at one moment, and a second's worth more.
+    pub open: u32,
+}
+
+impl Resets {
+    fn burst(self) -> u64 {
+        u64::from(self.per_second).saturating_add(u64::from(self.open))
+    }
+}
+
+/// Tells young streams from old ones without keeping a time for each.
+struct Ages {
+    /// Streams up to this one were opened more than [`YOUNG`] ago.
+    old: u32,
+    /// Streams up to this one were opened before `at`.
+    seen: u32,
+    at: Millis,
+}
+
+impl Ages {
+    /// Called before a stream is opened or judged. `last`: the last one opened so far.
+    fn turn(&mut self, last: u32, now: Millis) {
+        let passed = now.0.saturating_sub(self.at.0);
+        if passed >= YOUNG {
+            // Had a stream been opened after the first `YOUNG`, this would have been called then.
+            self.old = if passed >= 2 * YOUNG { last } else { self.seen };
+            (self.seen, self.at) = (last, now);
+        }
+    }
+}
 
 /// What is left of a budget, in thousandths of a frame.
 #[derive(Debug, Clone, Copy)]
@@ -177,19 +215,24 @@ pub struct Frames {
     place: Place,
     /// The highest stream the client opened (RFC 9113 section 5.1.1).
     last_stream: u32,
-    resets_per_second: u64,
+    ages: Ages,
+    resets: Resets,
+    /// When a young stream was last reset.
+    reset_at: Option<Millis>,
     left: [Left; KINDS],
     /// Bytes sent when window updates last earned something.
     sent: u64,
 }
 
 impl Frames {
-    /// At the beginning of a connection. `resets_per_second`: RST_STREAM frames allowed, in the long run.
-    pub fn new(now: Millis, resets_per_second: u32) -> Frames {
+    /// At the beginning of a connection.
+    pub fn new(now: Millis, resets: Resets) -> Frames {
         let mut frames = Frames {
             place: Place { skip: PREFACE as u64, ..Place::default() },
             last_stream: 0,
-            resets_per_second: u64::from(resets_per_second),
+            ages: Ages { old: 0, seen: 0, at: now },
+            resets,
+            reset_at: None,
             left: [Left { thousandths: 0, at: now }; KINDS],
             sent: 0,
         };
@@ -233,11 +276,19 @@ impl Frames {
         let counted = match kind {
             0x0 if length == 0 && flags & END_STREAM == 0 => Flood::EmptyData,
             0x1 => {
+                self.ages.turn(self.last_stream, now);
                 self.last_stream = self.last_stream.max(stream);
                 return Ok(());
             }
             0x2 => Flood::Priorities,
-            0x3 => Flood::Resets,
+            0x3 => {
+                self.ages.turn(self.last_stream, now);
+                if stream <= self.ages.old {
+                    return Ok(());
+                }
+                self.reset_at = Some(now);
+                Flood::Resets
+            }
             0x4 if flags & ACK == 0 => Flood::Settings,
             0x6 if flags & ACK == 0 => Flood::Pings,
             0x8 => {
@@ -291,8 +342,8 @@ impl Frames {
     fn resolved(&self, budget: &Budget) -> Budget {
         match budget.flood {
             Flood::Resets => Budget {
-                burst: self.resets_per_second.saturating_mul(RESET_BURST),
-                per_second: self.resets_per_second,
+                burst: self.resets.burst(),
+                per_second: u64::from(self.resets.per_second),
                 ..*budget
             },
             _ => *budget,
@@ -330,15 +381,10 @@ struct Ending {
 
 impl Watch {
     /// Watches a stream.
-    pub fn new(
-        io: Watched,
-        worker: &Rc<Worker>,
-        connection: &Rc<Connection>,
-        resets_per_second: u32,
-    ) -> Watch {
+    pub fn new(io: Watched, worker: &Rc<Worker>, connection: &Rc<Connection>, resets: Resets) -> Watch {
         Watch {
             io,
-            frames: Frames::new(worker.wheel.now(), resets_per_second),
+            frames: Frames::new(worker.wheel.now(), resets),
             written: Place::default(),
             ending: None,
             worker: worker.clone(),
@@ -352,6 +398,12 @@ impl Watch {
         self.worker.shard.outcome_only(Outcome::ClientFlood);
         self.connection.ending.set(Outcome::ClientFlood);
         tracing::debug!(client = %self.connection.client.ip(), "HTTP/2 connection closed: {flood:?}");
+        // A trusted proxy brings many clients. Streams are left unread by whoever loses its network, too, and slowly.
+        if !self.connection.trusted && flood != Flood::Stalls {
+            let client = ClientKey::of(self.connection.client.ip());
+            let max = self.worker.snapshot().server.limits.flood_delay;
+            self.worker.penalties.flooded(client, self.worker.wheel.now(), max);
+        }
         let patience = self.worker.wheel.timer();
         patience.set(WASTE_TIME);
         let goodbye = goaway(self.frames.last_stream(), flood.words());
@@ -410,7 +462,9 @@ impl AsyncRead for Watch {
                 ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
                 let fresh = buf.filled().get(before..).unwrap_or_default();
                 let sent = this.connection.progress.bytes_out();
-                match this.frames.read(fresh, this.worker.wheel.now(), sent) {
+                let read = this.frames.read(fresh, this.worker.wheel.now(), sent);
+                this.connection.reset_at.set(this.frames.reset_at);
+                match read {
                     Ok(()) => return Poll::Ready(Ok(())),
                     Err(flood) => this.refuse(flood),
                 }
@@ -470,8 +524,10 @@ mod tests {
         out
     }
 
+    const RESETS: Resets = Resets { per_second: 100, open: 128 };
+
     fn fresh() -> Frames {
-        let mut frames = Frames::new(Millis(0), 100);
+        let mut frames = Frames::new(Millis(0), RESETS);
         frames.read(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Millis(0), 0).unwrap();
         frames
     }
@@ -491,7 +547,7 @@ mod tests {
     #[test]
     fn each_kind_has_its_budget_and_time_gives_it_back() {
         for (bytes, flood, burst, per_second) in [
-            (frame(3, 0, 1, &[0; 4]), Flood::Resets, 500, 100),
+            (frame(3, 0, 1, &[0; 4]), Flood::Resets, 228, 100),
             (frame(6, 0, 0, &[0; 8]), Flood::Pings, 200, 20),
             (frame(4, 0, 0, &[]), Flood::Settings, 50, 2),
             (frame(0, 0, 1, &[]), Flood::EmptyData, 200, 20),
@@ -508,6 +564,33 @@ mod tests {
             assert!(frames.read(&frame(1, 5, 7, &[0x82]), Millis(0), 0).is_ok(), "requests are not counted");
             assert_eq!(frames.last_stream(), 7);
         }
+    }
+
+    #[test]
+    fn streams_that_were_open_for_long_are_cancelled_for_free() {
+        let mut frames = fresh();
+        let reset = |stream| frame(3, 0, stream, &[0; 4]);
+        // A client whose every request meets its deadline of 1.5 s, and then asks again: 128 at once.
+        let mut next = 1;
+        for round in 0..20u64 {
+            for stream in (next..next + 256).step_by(2) {
+                frames.read(&frame(1, 5, stream, &[0x82]), Millis(round * 1_500), 0).unwrap();
+            }
+            for stream in (next..next + 256).step_by(2) {
+                frames.read(&reset(stream), Millis(round * 1_500 + 1_500), 0).unwrap();
+            }
+            next += 256;
+        }
+        // The same at once, or within the second, is a flood; so are streams that were never opened.
+        for late in [0, 900] {
+            let mut frames = fresh();
+            let floods = (0..600u32).find_map(|n| {
+                frames.read(&frame(1, 5, 2 * n + 1, &[0x82]), Millis(0), 0).unwrap();
+                frames.read(&reset(2 * n + 1), Millis(if n == 0 { 0 } else { late }), 0).err().map(|_| n)
+            });
+            assert!(floods.is_some_and(|n| (228..320).contains(&n)), "{late}: {floods:?}");
+        }
+        assert!(until(&mut fresh(), &reset(7), 5_000).1.is_some());
     }
 
     #[test]
@@ -555,10 +638,10 @@ mod tests {
                 bytes.extend(frame(0, 0, 2 * stream + 1, &[7; 50]));
             }
             bytes.extend(frame(6, 0, 0, &[0; 8]).repeat(250));
-            let mut whole = Frames::new(Millis(0), 100);
+            let mut whole = Frames::new(Millis(0), RESETS);
             prop_assert_eq!(whole.read(&bytes, Millis(0), 0), Err(Flood::Pings));
             let (mut pieces, mut border, mut rest, mut found) =
-                (Frames::new(Millis(0), 100), Place::default(), &bytes[..], Ok(()));
+                (Frames::new(Millis(0), RESETS), Place::default(), &bytes[..], Ok(()));
             for cut in cuts.iter().cycle() {
                 if rest.is_empty() || found.is_err() {
                     break;
@@ -576,7 +659,8 @@ mod tests {
 
         #[test]
         fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..400), now in any::<u64>(), sent in any::<u64>()) {
-            let _ = Frames::new(Millis(0), u32::MAX).read(&bytes, Millis(now), sent);
+            let resets = Resets { per_second: u32::MAX, open: u32::MAX };
+            let _ = Frames::new(Millis(0), resets).read(&bytes, Millis(now), sent);
         }
     }
 }

@@ -3,6 +3,7 @@
 mod failure;
 
 use std::io;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::{LazyConfigAcceptor, StartHandshake, TlsStream, server};
 
+use crate::base::address::ClientKey;
 use crate::base::outcome::Outcome;
 use crate::net::stream::Stream;
 use crate::policy::site_limit::Place;
@@ -31,6 +33,9 @@ use crate::tls::policy::Policy;
 pub async fn run(worker: &Rc<Worker>, accepted: Accepted) {
     let Accepted { tcp, client, trusted, port, local, permit } = accepted;
     let server = worker.snapshot().server.clone();
+    if !trusted {
+        wait_after_floods(worker, client.ip(), server.limits.flood_delay).await;
+    }
     let Ok(ticket) = worker.turnstile.enter(server.limits.handshakes) else {
         return worker.shed(Shed::HandshakeQueue, None);
     };
@@ -76,6 +81,16 @@ pub async fn run(worker: &Rc<Worker>, accepted: Accepted) {
         permit: Some(permit),
     };
     serve::run(worker, stream, intro).await;
+}
+
+/// A client whose connections ended in floods begins its new ones a moment later. Nothing is read meanwhile, so that this
+/// costs no more than the socket, which counts under the client's cap.
+async fn wait_after_floods(worker: &Worker, client: IpAddr, max: Duration) {
+    let Some(wait) = worker.penalties.wait(ClientKey::of(client), worker.wheel.now(), max) else { return };
+    worker.shed_client(Shed::Flooded, client);
+    let timer = worker.wheel.timer();
+    timer.set(wait);
+    std::future::poll_fn(|cx| timer.poll_expired(cx)).await;
 }
 
 /// The certificate that the client proved to hold, where it was asked for one.

@@ -39,6 +39,7 @@ pub mod handshake;
 pub mod keep;
 pub mod multiplexed;
 pub mod normalize;
+pub mod penalty;
 pub mod record;
 pub mod request;
 pub mod reset;
@@ -60,6 +61,7 @@ use crate::net::timer::Wheel;
 use crate::policy::connection_limit::Connections;
 use crate::proxy::body::RequestBody;
 use crate::proxy::context::Connection;
+use crate::proxy::penalty::Penalties;
 use crate::proxy::turnstile::Turnstile;
 use crate::snapshot::cell::{Held, Reader};
 use crate::telemetry::access::Sink;
@@ -90,6 +92,8 @@ pub struct Worker {
     pub challenges: Arc<Challenges>,
     /// TLS handshakes in flight.
     pub turnstile: Rc<Turnstile>,
+    /// Clients that flooded lately.
+    pub penalties: Penalties,
     told: shed::Told,
     /// Services at which somebody on this worker waits.
     lines: RefCell<Vec<(Arc<str>, Arc<Ledger>)>>,
@@ -139,6 +143,7 @@ impl Worker {
             connections: parts.connections,
             challenges: parts.challenges,
             turnstile: Rc::new(Turnstile::new()),
+            penalties: Penalties::default(),
             told: shed::Told::default(),
             lines: RefCell::default(),
             handshakes_shown: Cell::default(),

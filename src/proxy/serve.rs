@@ -1,5 +1,6 @@
 //! Step 3: one connection, many requests. hyper speaks the protocol; what it has no deadline for is watched here.
 
+use std::convert::Infallible;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context as Task, Poll};
@@ -18,9 +19,10 @@ use crate::net::stream::{Allowance, Guarded, Overdue, Phase, Stream};
 use crate::proxy::accept::Accepted;
 use crate::proxy::body::ResponseBody;
 use crate::proxy::context::{Connection, Introduction, Watch, Watched};
-use crate::proxy::frames;
+use crate::proxy::frames::{self, Resets};
 use crate::proxy::guard::{Guard, Limits};
 use crate::proxy::{Worker, record, request, respond, upgrade};
+use crate::telemetry::metric::Counter;
 
 /// hyper's own default, kept on the stack; a higher limit moves it to the heap.
 const FIELDS_ON_STACK: usize = 100;
@@ -60,7 +62,9 @@ pub async fn run(worker: &Rc<Worker>, stream: Stream, intro: Introduction) {
     if http2 {
         let executor = LocalExecutor { worker: worker.clone(), connection: connection.clone() };
         let builder = h2_builder(server, executor);
-        let io = frames::Watch::new(io, worker, &connection, server.limits.h2_reset_rate);
+        let limits = &server.limits;
+        let resets = Resets { per_second: limits.h2_reset_rate, open: limits.h2_streams };
+        let io = frames::Watch::new(io, worker, &connection, resets);
         drop(snapshot);
         Box::pin(drive_h2(builder.serve_connection(TokioIo::new(io), handler), &connection)).await;
     } else {
@@ -137,6 +141,10 @@ where
         tokio::task::spawn_local(async move {
             let mut future = std::pin::pin!(future);
             std::future::poll_fn(|cx| {
+                // Nothing more is done for whoever was told to go, however much of it was read before.
+                if connection.flooded() {
+                    return Poll::Ready(());
+                }
                 connection.delivery.replace(Some(delivery.clone()));
                 let polled = future.as_mut().poll(cx);
                 connection.delivery.replace(None);
@@ -155,12 +163,36 @@ struct Handler {
 
 impl Service<Request<Incoming>> for Handler {
     type Response = Response<ResponseBody>;
-    type Error = std::convert::Infallible;
+    type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>>>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
+        if self.connection.resets_streams(self.worker.wheel.now()) {
+            return Box::pin(in_turn(self.worker.clone(), self.connection.clone(), request));
+        }
         Box::pin(request::handle(&self.worker, &self.connection, request))
     }
+}
+
+/// The request of a client that opens streams and resets them at once: the reset was most often read with it, and hyper
+/// looks for it when this first yields. So nothing is done for the request, and nothing allocated, before its turn.
+async fn in_turn(
+    worker: Rc<Worker>,
+    connection: Rc<Connection>,
+    request: Request<Incoming>,
+) -> Result<Response<ResponseBody>, Infallible> {
+    /// Counts a request that did not live to its turn.
+    struct Early<'a>(&'a Worker);
+    impl Drop for Early<'_> {
+        fn drop(&mut self) {
+            self.0.shard.add(Counter::RequestsResetEarly, 1);
+        }
+    }
+    let early = Early(&worker);
+    tokio::task::yield_now().await;
+    std::mem::forget(early);
+    // Boxed: until here it must not take the room of what follows.
+    Box::pin(request::handle(&worker, &connection, request)).await
 }
 
 /// How driving a connection ended.

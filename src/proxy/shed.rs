@@ -2,9 +2,12 @@
 
 use std::cell::Cell;
 use std::fmt::Display;
+use std::net::IpAddr;
 
+use crate::base::address::truncated;
 use crate::base::clock;
 use crate::base::outcome::Outcome;
+use crate::base::record::Privacy;
 use crate::proxy::Worker;
 use crate::snapshot::Site;
 use crate::telemetry::metric::Counter;
@@ -29,10 +32,13 @@ pub enum Shed {
     HandshakeOldest,
     /// No descriptor was left for a connection to a backend.
     Backend,
+    /// Connections of the same client were closed for floods: this one waits.
+    Flooded,
 }
 
 /// Reasons told apart: those above, then the outcomes of refused certificates.
-const REASONS: usize = 8 + Outcome::ALL.len();
+const REASONS: usize = SHEDS + Outcome::ALL.len();
+const SHEDS: usize = 9;
 /// Seconds between two lines of one worker about one reason.
 const TELL_EVERY: u64 = 10;
 
@@ -48,6 +54,7 @@ impl Shed {
             Shed::HandshakeQueue => Counter::RefusedHandshakeQueue,
             Shed::HandshakeOldest => Counter::HandshakeOldest,
             Shed::Backend => Counter::UpstreamDescriptors,
+            Shed::Flooded => Counter::FloodDelayed,
         }
     }
 
@@ -76,6 +83,9 @@ impl Shed {
             }
             Shed::Backend => {
                 "connections have taken all file descriptors but the reserve, and none is left for a backend. Raise the limit of open files (LimitNOFILE=, `ulimit -n`)"
+            }
+            Shed::Flooded => {
+                "connections of a client were closed for HTTP/2 floods; its new ones wait before their handshake (`flood_delay` in [server.limits])"
             }
         }
     }
@@ -114,15 +124,26 @@ impl Worker {
         let (worker, whom) = (self.id, whom.map(ToString::to_string).unwrap_or_default());
         match why {
             Shed::SiteCap => tracing::warn!(worker, site = whom, "{}{more}", why.sentence()),
-            Shed::ClientCap => tracing::warn!(worker, client = whom, "{}{more}", why.sentence()),
+            Shed::ClientCap | Shed::Flooded => {
+                tracing::warn!(worker, client = whom, "{}{more}", why.sentence())
+            }
             _ => tracing::warn!(worker, "{}{more}", why.sentence()),
         }
+    }
+
+    /// Counts and tells something about a client. The process log is no place for more of it than the access log shows.
+    pub fn shed_client(&self, why: Shed, client: IpAddr) {
+        let shown = match self.snapshot().server.log.privacy {
+            Privacy::Strict => truncated(client),
+            Privacy::Full => client.to_canonical(),
+        };
+        self.shed(why, Some(&shown));
     }
 
     /// Counts the outcome of a client's certificate that a handshake refused, and tells it if that was not done lately.
     pub fn refuse_certificate(&self, site: &Site, outcome: Outcome) {
         self.shard.outcome_only(outcome);
-        if let Some(more) = self.told.due(8 + outcome.index()) {
+        if let Some(more) = self.told.due(SHEDS + outcome.index()) {
             let (worker, site, code) = (self.id, &*site.name, outcome.code());
             tracing::info!(
                 worker,

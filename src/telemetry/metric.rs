@@ -74,6 +74,8 @@ metrics! {
     Handshakes = "tidegate_tls_handshakes_total", Counter, ["version", "kind"], "TLS handshakes completed with clients.";
     HandshakeFailures = "tidegate_tls_handshake_failures_total", Counter, ["reason"], "TLS handshakes with clients that failed.";
     Floods = "tidegate_floods_total", Counter, ["reason"], "HTTP/2 connections closed because of a flood, by what there was too much of.";
+    FloodDelays = "tidegate_flood_delays_total", Counter, [], "Client connections that waited before their TLS handshake because others of the same address were closed for floods.";
+    ResetEarly = "tidegate_requests_reset_early_total", Counter, [], "HTTP/2 requests that their clients reset before anything was done for them; they stand in no other count.";
     HandshakesActive = "tidegate_tls_handshakes_active", Gauge, ["waiting"], "TLS handshakes in flight, by what they wait for: their client, or a turn of the processor.";
     ClientCerts = "tidegate_client_certificates_total", Counter, ["result"], "Connections to sites that ask for client certificates, by whether one was shown; refused ones are failed handshakes.";
     ClientCrl = "tidegate_client_crl_next_update_timestamp_seconds", Gauge, ["site"], "When the first of the site's revocation lists is past its date, in seconds since 1970.";
@@ -204,6 +206,8 @@ cells! {
         FloodContinuations = Floods ["continuations"];
         FloodUnknown = Floods ["unknown-frames"];
         FloodStalls = Floods ["stalls"];
+        FloodDelayed = FloodDelays [];
+        RequestsResetEarly = ResetEarly [];
         HandshakeOldest = HandshakeFailures ["gave-way"];
         HandshakeSilent = HandshakeFailures ["no-bytes"];
         HandshakeAbandoned = HandshakeFailures ["abandoned"];

@@ -72,12 +72,22 @@ async fn shop() -> (Origin, Proxy) {
     (origin, proxy)
 }
 
+/// A stream that is opened and reset at once.
+fn reset(n: u32) -> Vec<u8> {
+    [get(2 * n + 1), frame(RESET, 0, 2 * n + 1, &8u32.to_be_bytes())].concat()
+}
+
 #[tokio::test]
 async fn each_flood_of_frames_ends_its_connection_with_a_reason() {
-    let (_origin, proxy) = shop().await;
-    let resets = |n: u32| [get(2 * n + 1), frame(RESET, 0, 2 * n + 1, &8u32.to_be_bytes())].concat();
+    let origin = Origin::saying("ok").await;
+    // All of them come from one address here.
+    let proxy = Proxy::builder()
+        .set("server.limits.flood_delay", "\"0s\"")
+        .site(SITE, &origin.backends())
+        .start()
+        .await;
     let floods: [(&str, Vec<u8>, &str); 7] = [
-        ("resets", (0..600).flat_map(resets).collect(), "reset"),
+        ("resets", (0..600).flat_map(reset).collect(), "reset"),
         ("pings", frame(PING, 0, 0, &[0; 8]).repeat(300), "PING"),
         ("settings", frame(SETTINGS, 0, 0, &[]).repeat(100), "SETTINGS"),
         ("empty-data", [post(1), frame(DATA, 0, 1, &[]).repeat(300)].concat(), "empty DATA"),
@@ -96,6 +106,61 @@ async fn each_flood_of_frames_ends_its_connection_with_a_reason() {
     }
     let ended = proxy.metrics().await.sum("tidegate_outcomes_total", &[("outcome", "CLIENT-FLOOD")]);
     assert!(ended >= 7.0, "{ended}");
+}
+
+#[tokio::test]
+async fn of_a_rapid_reset_next_to_nothing_reaches_the_backend() {
+    let (origin, proxy) = shop().await;
+    let mut wire = raw_h2(&proxy).await;
+    let _ = wire.try_send(&(0..3_000).flat_map(reset).collect::<Vec<u8>>()).await;
+    let (code, _) = goaway(wire, "the goodbye").await;
+    assert_eq!(code, ENHANCE_YOUR_CALM);
+    assert_eq!(proxy.get(SITE, "/").await.status, 200, "others are served");
+    // A stream whose reset came in a later piece than its head may have begun: one for each piece at most.
+    assert!(origin.count() < 50, "{} requests reached the backend", origin.count());
+}
+
+#[tokio::test]
+async fn a_client_that_cancels_some_gets_all_that_it_still_wants() {
+    let (origin, proxy) = shop().await;
+    let mut wire = raw_h2(&proxy).await;
+    // Fifty are cancelled at once, the one behind them is not.
+    wire.send([(0..50).flat_map(reset).collect::<Vec<u8>>(), get(101)].concat()).await;
+    within("the answer", async {
+        loop {
+            let header = wire.exactly(9).await.unwrap();
+            wire.exactly(usize::from(header[1]) * 256 + usize::from(header[2])).await.unwrap();
+            if header[3] == HEADERS && header[8] == 101 {
+                break;
+            }
+        }
+    })
+    .await;
+    assert!(origin.count() >= 1);
+    let metrics = proxy.metrics().await;
+    assert_eq!(metrics.sum("tidegate_floods_total", &[]), 0.0);
+    assert!(metrics.sum("tidegate_requests_reset_early_total", &[]) >= 25.0, "nothing was done for most");
+}
+
+#[tokio::test]
+async fn who_floods_waits_and_is_served_then() {
+    let (_origin, proxy) = shop().await;
+    let mut before = proxy.h2(SITE).await;
+    assert_eq!(before.get("/").await.status, 200);
+    for _ in 0..2 {
+        let mut wire = raw_h2(&proxy).await;
+        let _ = wire.try_send(frame(PING, 0, 0, &[0; 8]).repeat(300)).await;
+        goaway(wire, "the goodbye").await;
+    }
+    // The first flood comes from nobody who is known, the second had to wait.
+    let waited = async |at_least: f64| {
+        let waited = proxy.metrics().await.sum("tidegate_flood_delays_total", &[]);
+        assert!(waited >= at_least, "{waited} connections waited");
+    };
+    waited(1.0).await;
+    assert_eq!(proxy.get(SITE, "/").await.status, 200, "the next connection from there is served");
+    waited(2.0).await;
+    assert_eq!(before.get("/").await.status, 200, "one that is open feels nothing");
 }
 
 #[tokio::test]

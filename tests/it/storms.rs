@@ -160,7 +160,7 @@ async fn storms_of_frames_leave_the_honest_client_served_and_memory_flat() {
     let big =
         [frame(HEADERS, 0, 1, &head(0x82)), frame(CONTINUATION, 0, 1, &[0x40; 16_000]).repeat(20)].concat();
     let storms: [(&str, Vec<u8>, Vec<u8>); 6] = [
-        ("rapid reset", vec![], resets),
+        ("rapid reset", vec![], resets.clone()),
         ("CONTINUATION", big, frame(CONTINUATION, 0, 1, &[0; 64])),
         ("PING", vec![], frame(PING, 0, 0, &[0; 8]).repeat(500)),
         ("SETTINGS", vec![], frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 255, 255]).repeat(500)),
@@ -170,8 +170,14 @@ async fn storms_of_frames_leave_the_honest_client_served_and_memory_flat() {
     for (what, first, bytes) in storms {
         storm(what, &proxy, move |attack| pour(attack, first.clone(), bytes.clone())).await;
     }
-    let floods = proxy.metrics().await.sum("tidegate_floods_total", &[]);
+    let metrics = proxy.metrics().await;
+    let floods = metrics.sum("tidegate_floods_total", &[]);
     assert!(floods >= 4.0, "{floods}");
+    assert!(metrics.sum("tidegate_flood_delays_total", &[]) >= 4.0, "who floods waits");
+    // Attackers that each come from another address wait for nothing.
+    let elsewhere = one_worker(|builder| builder.set("server.limits.flood_delay", "\"0s\"")).await;
+    storm("rapid reset, no delay", &elsewhere, move |attack| pour(attack, vec![], resets.clone())).await;
+    assert_eq!(elsewhere.metrics().await.sum("tidegate_flood_delays_total", &[]), 0.0);
 }
 
 /// A request for a mebibyte over HTTP/2.

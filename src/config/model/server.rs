@@ -44,8 +44,10 @@ pub struct Limits {
     pub h2_streams: u32,
     /// `h2_resets`: resets pending on an HTTP/2 connection before it is closed. 1,000.
     pub h2_resets: usize,
-    /// `h2_reset_rate`: streams a client may reset in a second, in the long run; five times as many at once. 100.
+    /// `h2_reset_rate`: young streams a client may reset in a second, in the long run; `h2_streams` more at once. 100.
     pub h2_reset_rate: u32,
+    /// `flood_delay`: the longest that new connections of a client wait whose connections ended in floods. 0 = no wait. 2 s.
+    pub flood_delay: Duration,
     /// `body_rate`: bytes of a request body that must arrive in a second while it is waited for. 0 = any. 100.
     pub body_rate: u64,
     /// `write_rate`: bytes of an answer that a client must take in a second while it is waited for. 0 = any. 100.

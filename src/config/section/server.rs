@@ -308,6 +308,7 @@ fn limits(context: &mut Context<'_>, server: &Table<'_>) -> Limits {
         h2_streams: narrow(context.count(&table, "h2_streams")),
         h2_resets: wide(context.count(&table, "h2_resets")),
         h2_reset_rate: narrow(context.count(&table, "h2_reset_rate")),
+        flood_delay: context.duration(&table, "flood_delay", None).value,
         body_rate: context.size(&table, "body_rate"),
         write_rate: context.size(&table, "write_rate"),
         handshakes: wide(context.count(&table, "handshakes")),
