@@ -30,8 +30,13 @@ pub async fn serve(listener: UnixListener, backend: Rc<dyn Backend>) -> io::Resu
 
 async fn route<B>(request: Request<B>, backend: Rc<dyn Backend>) -> Answer {
     let allowed = match request.uri().path() {
-        "/status" | "/config" | "/deployments" | "/certs" | "/certs/plan" | "/certs/events" => Method::GET,
-        "/reload" | "/deploy" | "/certs/renew" | "/certs/issue" | "/certs/reread" => Method::POST,
+        "/observe" if request.method() == Method::POST => Method::POST,
+        "/status" | "/config" | "/deployments" | "/certs" | "/certs/plan" | "/certs/events" | "/observe" => {
+            Method::GET
+        }
+        "/observe/end" | "/reload" | "/deploy" | "/certs/renew" | "/certs/issue" | "/certs/reread" => {
+            Method::POST
+        }
         path => return not_found(path),
     };
     // RFC 9110 section 9.3.2: HEAD is answered like GET, without the body.
@@ -48,6 +53,9 @@ async fn route<B>(request: Request<B>, backend: Rc<dyn Backend>) -> Answer {
         "/certs/renew" => renew(request.uri().query(), &*backend),
         "/certs/issue" => issue(request.uri().query(), &*backend),
         "/deploy" => deploy(request.uri().query(), &*backend).await,
+        "/observe" if allowed == Method::POST => observe(request.uri().query(), &*backend),
+        "/observe" => json(StatusCode::OK, &backend.observation()),
+        "/observe/end" => said(backend.end_observation().await),
         "/deployments" => json(StatusCode::OK, &backend.deployments()),
         "/certs/reread" => finish(backend.reread()).await,
         _ => finish(backend.reload()).await,
@@ -117,10 +125,31 @@ async fn deploy(query: Option<&str>, backend: &dyn Backend) -> Answer {
     }
 }
 
+/// Names have no character that a query would have to encode.
+fn observe(query: Option<&str>, backend: &dyn Backend) -> Answer {
+    let query = query.unwrap_or_default();
+    let (seconds, site) = match query.split_once("&site=") {
+        Some((seconds, site)) => (seconds, Some(site)),
+        None => (query, None),
+    };
+    let Some(seconds) = seconds.strip_prefix("seconds=").and_then(|seconds| seconds.parse().ok()) else {
+        let text = "say for how long, and perhaps of which site: POST /observe?seconds=N&site=NAME";
+        return json(StatusCode::BAD_REQUEST, &problem(text));
+    };
+    said(backend.observe(site, Duration::from_secs(seconds)))
+}
+
+fn said(answered: Result<Value, String>) -> Answer {
+    match answered {
+        Ok(answer) => json(StatusCode::OK, &answer),
+        Err(why) => json(StatusCode::CONFLICT, &problem(&why)),
+    }
+}
+
 fn not_found(path: &str) -> Answer {
     let text = format!(
-        "there is no {path}: the admin API has GET /status, GET /config, GET /certs, GET /certs/plan, GET /certs/events, GET /deployments, \
-         POST /reload, POST /deploy?what=NAME&to=ADDRESSES&timeout_ms=MS&drain_ms=MS, POST /certs/renew?site=NAME, POST /certs/issue?names=NAMES&valid=SECONDS and POST /certs/reread"
+        "there is no {path}: the admin API has GET /status, GET /config, GET /certs, GET /certs/plan, GET /certs/events, GET /deployments, GET /observe, \
+         POST /reload, POST /deploy?what=NAME&to=ADDRESSES&timeout_ms=MS&drain_ms=MS, POST /certs/renew?site=NAME, POST /certs/issue?names=NAMES&valid=SECONDS, POST /observe?seconds=N&site=NAME, POST /observe/end and POST /certs/reread"
     );
     json(StatusCode::NOT_FOUND, &problem(&text))
 }

@@ -18,6 +18,9 @@
 //! | `POST /certs/issue?names=NAMES&valid=SECONDS` | [`Backend::issue`] |
 //! | `POST /deploy?what=NAME&to=ADDRESSES&timeout_ms=MS&drain_ms=MS[&hold_ms=MS]` | [`Backend::deploy`] |
 //! | `GET /deployments` | [`Backend::deployments`] |
+//! | `POST /observe?seconds=N[&site=NAME]` | [`Backend::observe`] |
+//! | `GET /observe` | [`Backend::observation`] |
+//! | `POST /observe/end` | [`Backend::end_observation`] |
 //! | `POST /certs/reread` | [`Backend::reread`] |
 
 mod api;
@@ -92,6 +95,18 @@ pub trait Backend {
 
     /// How the last deployment of each source goes or went.
     fn deployments(&self) -> serde_json::Value;
+
+    /// Begins to watch a site, or all, so that limits can be suggested.
+    ///
+    /// # Errors
+    /// A sentence: why not.
+    fn observe(&self, site: Option<&str>, time: Duration) -> Result<serde_json::Value, String>;
+
+    /// How that goes.
+    fn observation(&self) -> serde_json::Value;
+
+    /// Ends it and says what was seen; nothing of it is kept.
+    fn end_observation(&self) -> Pin<Box<dyn Future<Output = Result<serde_json::Value, String>>>>;
 
     /// Reads the certificate store again and puts in force what others wrote. Runs to its end like a reload.
     fn reread(&self) -> Pin<Box<dyn Future<Output = serde_json::Value>>>;

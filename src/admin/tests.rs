@@ -84,6 +84,21 @@ impl Backend for Fake {
         json!([{ "id": 7, "source": "a", "over": true, "phase": "done", "endpoints": [], "replaced": [] }])
     }
 
+    fn observe(&self, site: Option<&str>, time: std::time::Duration) -> Result<Value, String> {
+        if site == Some("b.example") {
+            return Err("somebody watches already".into());
+        }
+        Ok(json!({ "id": 1, "seconds": time.as_secs(), "sites": 1 }))
+    }
+
+    fn observation(&self) -> Value {
+        json!({ "running": true, "id": 1, "seconds": 1, "elapsed_seconds": 1, "over": true, "requests": 7 })
+    }
+
+    fn end_observation(&self) -> Pin<Box<dyn Future<Output = Result<Value, String>>>> {
+        Box::pin(async { Ok(json!({ "seconds": 1, "sites": [], "silent_sites": 1 })) })
+    }
+
     fn issue(&self, names: &str, valid: std::time::Duration) -> Result<Value, String> {
         Ok(json!({ "names": names, "valid": valid.as_secs() }))
     }

@@ -38,6 +38,11 @@ impl ClientKey {
             IpAddr::V6(v6) => ClientKey(u128::from(v6) & !u128::from(u64::MAX)),
         }
     }
+
+    /// The address, or the first one of the /64.
+    pub fn address(self) -> IpAddr {
+        canonical(IpAddr::V6(Ipv6Addr::from(self.0)))
+    }
 }
 
 /// A set of networks; lookups cost the length of the longest matching prefix, whatever the size of the set.
@@ -158,6 +163,8 @@ mod tests {
         assert_ne!(key("2001:db8::1"), key("2001:db8:0:1::1"));
         assert_eq!(key("192.0.2.1"), key("::ffff:192.0.2.1"));
         assert_ne!(key("192.0.2.1"), key("192.0.2.2"));
+        assert_eq!(key("192.0.2.1").address().to_string(), "192.0.2.1");
+        assert_eq!(key("2001:db8::1").address().to_string(), "2001:db8::");
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod issue;
 mod reload;
 mod run;
 mod status;
+mod suggest;
 mod table;
 mod wire;
 
@@ -76,6 +77,8 @@ enum Command {
     },
     /// Put other endpoints behind a site, once they are healthy
     Deploy(deploy::Deploy),
+    /// Watch how clients use the sites for a while, and propose limits
+    Suggest(suggest::Suggest),
     /// Show the certificate of every site: where from, until when, what is next, what went wrong
     Certs {
         #[command(flatten)]
@@ -164,6 +167,22 @@ struct Output {
     format: Format,
 }
 
+/// How to answer, with a short way to ask for JSON.
+#[derive(Debug, Args)]
+struct ShortOutput {
+    #[command(flatten)]
+    long: Output,
+    /// The same as --format json
+    #[arg(long, conflicts_with = "format")]
+    json: bool,
+}
+
+impl ShortOutput {
+    fn format(&self) -> Format {
+        if self.json { Format::Json } else { self.long.format }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
     Human,
@@ -197,6 +216,7 @@ fn dispatch(command: Command) -> Result<u8, String> {
             status::status(&target.socket()?, output.format, site.as_deref())
         }
         Command::Deploy(asked) => deploy::deploy(asked),
+        Command::Suggest(asked) => suggest::suggest(asked),
         Command::Certs { target, output, events: true, command: None } => {
             certs::events(&target.socket()?, output.format)
         }

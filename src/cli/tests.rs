@@ -29,6 +29,8 @@ fn the_command_line_is_well_formed() {
         "tidegate certs export backup.tdg --key-file backup.key --force",
         "tidegate certs export - --config a.toml",
         "tidegate certs import - --dry-run --format json",
+        "tidegate suggest shop.example --for 5m --json",
+        "tidegate suggest --end --format json",
         "tidegate config show --effective --origin",
     ] {
         assert!(parse(good).is_ok(), "{good}");
@@ -37,7 +39,13 @@ fn the_command_line_is_well_formed() {
 
 #[test]
 fn wrong_lines_exit_with_2_and_help_with_0() {
-    for bad in ["tidegate fly", "tidegate status --format xml", "tidegate status --config a --socket b"] {
+    for bad in [
+        "tidegate suggest a --end",
+        "tidegate suggest --json --format json",
+        "tidegate fly",
+        "tidegate status --format xml",
+        "tidegate status --config a --socket b",
+    ] {
         let error = parse(bad).map(|_| ()).unwrap_err();
         assert_eq!(error.exit_code(), i32::from(EXIT_USAGE), "{bad}");
     }
@@ -83,6 +91,21 @@ impl admin::Backend for Fake {
 
     fn deployments(&self) -> Value {
         json!([{ "id": 7, "source": "a", "over": true, "phase": "done", "endpoints": [], "replaced": [] }])
+    }
+
+    fn observe(&self, site: Option<&str>, time: std::time::Duration) -> Result<Value, String> {
+        if site == Some("b.example") {
+            return Err("somebody watches already".into());
+        }
+        Ok(json!({ "id": 1, "seconds": time.as_secs(), "sites": 1 }))
+    }
+
+    fn observation(&self) -> Value {
+        json!({ "running": true, "id": 1, "seconds": 1, "elapsed_seconds": 1, "over": true, "requests": 7 })
+    }
+
+    fn end_observation(&self) -> Pin<Box<dyn Future<Output = Result<Value, String>>>> {
+        Box::pin(async { Ok(json!({ "seconds": 1, "sites": [], "silent_sites": 1 })) })
     }
 
     fn issue(&self, names: &str, valid: std::time::Duration) -> Result<Value, String> {

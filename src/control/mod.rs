@@ -3,7 +3,7 @@
 //! A file changes ([`watch`]), a signal or a command arrives → [`reload`]: read, compile each site on its own, swap,
 //! report. Which version of each site serves is chosen in `choose`. Sites that are refused keep their last good version,
 //! in memory and on disk ([`last_good`]). [`discover`] finds endpoints, [`deploy`] puts others in their place; [`probe`] asks them how they are, [`eject`] compares
-//! how they answer requests; [`renew`] gets certificates and keeps
+//! how they answer requests; [`observe`] has the workers watch what limits would fit; [`renew`] gets certificates and keeps
 //! them, [`clock_guard`] sees to it that this is not done by a wrong clock; [`status`] says how everything is.
 
 mod choose;
@@ -15,6 +15,7 @@ pub mod discover;
 pub mod eject;
 mod issue;
 pub mod last_good;
+pub mod observe;
 pub mod probe;
 pub mod reload;
 mod remembered;
@@ -26,6 +27,7 @@ pub mod watch;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -62,6 +64,9 @@ pub struct Control {
     /// What the labels of containers say and is not in force yet.
     relabelled: Mutex<Option<Vec<Fragment>>>,
     deployments: Mutex<deploy::Deployments>,
+    /// What is watched for `tidegate suggest`, and how often that was begun.
+    observed: Mutex<Option<observe::Run>>,
+    watches: AtomicU64,
     /// Held while an answer of a source is taken in: of two about one source, the newer counts.
     learning: Mutex<()>,
 }
@@ -189,6 +194,8 @@ impl Control {
             watched: Mutex::new(watched),
             relabelled: Mutex::default(),
             deployments: Mutex::default(),
+            observed: Mutex::default(),
+            watches: AtomicU64::new(0),
             learning: Mutex::default(),
         })
     }

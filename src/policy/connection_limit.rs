@@ -31,6 +31,7 @@ pub struct Permit {
     counts: Arc<Counts>,
     /// `None` for a trusted proxy.
     client: Option<ClientKey>,
+    nth: u32,
     _descriptor: Descriptor,
 }
 
@@ -82,6 +83,16 @@ impl Connections {
         &self.counts.descriptors
     }
 
+    /// How many connections each client has open, in no order.
+    pub fn held(&self) -> Vec<u32> {
+        let shards = self.counts.shards.iter();
+        let held = shards.map(|shard| {
+            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            shard.values().copied().collect::<Vec<_>>()
+        });
+        held.flatten().collect()
+    }
+
     /// How many connections are open.
     pub fn open(&self) -> u32 {
         self.counts.open.load(Ordering::Relaxed)
@@ -100,8 +111,9 @@ impl Connections {
             return Err(Refusal::Client);
         }
         let descriptor = counts.open_one()?;
-        shard.insert(client, held.saturating_add(1));
-        Ok(Permit { counts: Arc::clone(counts), client: Some(client), _descriptor: descriptor })
+        let nth = held.saturating_add(1);
+        shard.insert(client, nth);
+        Ok(Permit { counts: Arc::clone(counts), client: Some(client), nth, _descriptor: descriptor })
     }
 
     /// Asks for one more connection of a trusted proxy: it brings many clients, so that no client's cap is its own.
@@ -110,12 +122,19 @@ impl Connections {
     /// [`Refusal::Total`] or [`Refusal::Descriptors`].
     pub fn try_acquire_trusted(&self) -> Result<Permit, Refusal> {
         let descriptor = self.counts.open_one()?;
-        Ok(Permit { counts: Arc::clone(&self.counts), client: None, _descriptor: descriptor })
+        Ok(Permit { counts: Arc::clone(&self.counts), client: None, nth: 0, _descriptor: descriptor })
     }
 
     #[cfg(test)]
     fn clients(&self) -> usize {
         self.counts.shards.iter().map(|shard| shard.lock().unwrap().len()).sum()
+    }
+}
+
+impl Permit {
+    /// Which it was of the connections that its client had open; 0 for a trusted proxy.
+    pub fn nth(&self) -> u32 {
+        self.nth
     }
 }
 

@@ -13,12 +13,14 @@
 //!    edits of the answer's fields are the last thing done to an answer, whoever made it.
 //! 6. [`via`]: said to a backend with the fields that Tidegate sets itself, so that the edits can take it away again.
 //!
+//! [`observe`] watches for a while what limits would fit.
 //! [`shadow`] counts what policies in shadow would have refused; [`privacy`] says what all of them keep about people.
 //!
 //! Every file has the same shape: what is compiled, `compile`, the decision, tests.
 
 pub mod connection_limit;
 pub mod header;
+pub mod observe;
 pub mod privacy;
 pub mod rate_limit;
 pub mod redirect;

@@ -51,6 +51,14 @@ pub const TABLE: &[Row] = &[
         bound: "[server] limit_entries, 16 bytes each",
     },
     Row {
+        what: "tidegate suggest",
+        keeps: "address (IPv6: its /64) of the clients of the sites that are watched, how many requests each sent, and in \
+                which 10 s most",
+        place: "memory",
+        time: "while somebody watches, an hour at most, and until it was printed, a minute at most",
+        bound: "16,384 clients for each worker and 131,072 in all, of more a part is looked at; nothing unless asked for",
+    },
+    Row {
         what: "sticky balancing",
         keeps: "nothing here; a cookie at the client names an endpoint, not the client",
         place: "the client",

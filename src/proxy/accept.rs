@@ -11,7 +11,7 @@ use crate::base::address::ClientKey;
 use crate::net::{bind, proxy_protocol};
 use crate::policy::connection_limit::{Permit, Refusal};
 use crate::proxy::shed::Shed;
-use crate::proxy::{Worker, handshake, serve};
+use crate::proxy::{Worker, handshake, observe, serve};
 use crate::telemetry::metric::{Counter, Gauge};
 
 /// What a listener speaks.
@@ -85,7 +85,10 @@ fn permit(worker: &Worker, client: SocketAddr, trusted: bool) -> Option<Permit> 
         false => worker.connections.try_acquire(ClientKey::of(client.ip())),
     };
     let why = match asked {
-        Ok(permit) => return Some(permit),
+        Ok(permit) => {
+            observe::connected(worker, permit.nth());
+            return Some(permit);
+        }
         Err(Refusal::Client) => Shed::ClientCap,
         Err(Refusal::Total) => Shed::TotalCap,
         Err(Refusal::Descriptors) => Shed::Descriptors,

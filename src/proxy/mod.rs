@@ -14,7 +14,7 @@
 //! 8. [`body`], [`backlog`] and [`upgrade`]: streaming, limits, tunnels. [`expect`], [`keep`] and [`reset`] are what bodies
 //!    need for `100-continue`, another try, and the codes of HTTP/2.
 //! 9. [`respond`]: the only place where an outcome becomes an answer; [`grpc`] is its form for gRPC.
-//! 10. [`record`]: numbers and the access record, exactly once.
+//! 10. [`record`]: numbers and the access record, exactly once; [`observe`] what `tidegate suggest` wants to know.
 //!
 //! Everything here lives on one worker's thread and is not `Send`: `Rc` and `Cell`, no locks. The control plane is
 //! met only in the snapshot.
@@ -39,6 +39,7 @@ pub mod handshake;
 pub mod keep;
 pub mod multiplexed;
 pub mod normalize;
+pub mod observe;
 pub mod penalty;
 pub mod record;
 pub mod request;
@@ -59,6 +60,7 @@ use http::HeaderValue;
 use crate::base::clock;
 use crate::net::timer::Wheel;
 use crate::policy::connection_limit::Connections;
+use crate::policy::observe::Watch;
 use crate::proxy::body::RequestBody;
 use crate::proxy::context::Connection;
 use crate::proxy::penalty::Penalties;
@@ -90,6 +92,8 @@ pub struct Worker {
     pub connections: Connections,
     /// Answers to challenges of ACME authorities, shared by all workers.
     pub challenges: Arc<Challenges>,
+    /// What is watched for `tidegate suggest`.
+    pub observed: observe::Observed,
     /// TLS handshakes in flight.
     pub turnstile: Rc<Turnstile>,
     /// Clients that flooded lately.
@@ -124,6 +128,8 @@ pub struct Parts {
     pub connections: Connections,
     /// Answers to challenges of ACME authorities.
     pub challenges: Arc<Challenges>,
+    /// Whether and what is watched.
+    pub watch: Arc<Watch>,
     /// Its view of the snapshot.
     pub reader: Reader,
     /// Random bits, different for each worker and start.
@@ -142,6 +148,7 @@ impl Worker {
             multiplexed: Multiplexed::default(),
             connections: parts.connections,
             challenges: parts.challenges,
+            observed: observe::Observed::new(parts.watch),
             turnstile: Rc::new(Turnstile::new()),
             penalties: Penalties::default(),
             told: shed::Told::default(),
@@ -212,6 +219,7 @@ impl Worker {
         // An idle worker too must let go of an old snapshot and of the endpoints in it.
         self.reader.load();
         self.sink.flush();
+        self.observed.tick(self.wheel.now());
         self.show_handshakes();
         self.look_at_lines();
         // Idle connections to backends live for a minute; a look a second is exact enough.

@@ -5,8 +5,8 @@ use http::{HeaderValue, Method, Version};
 use crate::base::clock;
 use crate::base::outcome::Outcome;
 use crate::base::policy::Marks;
-use crate::proxy::Worker;
 use crate::proxy::context::{Connection, Context};
+use crate::proxy::{Worker, observe};
 use crate::telemetry::access::Record;
 use crate::telemetry::hub::SeriesId;
 use crate::telemetry::metric::Counter;
@@ -33,6 +33,7 @@ pub fn record(context: &Context) {
     if context.endpoint.as_ref().is_some_and(|endpoint| endpoint.exposed) {
         worker.shard.add(Counter::UpstreamPlaintext, bytes_in + bytes_out);
     }
+    observe::ended(context, outcome);
     if !worker.sink.enabled() {
         return;
     }

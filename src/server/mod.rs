@@ -72,11 +72,10 @@ pub fn run(path: &Path, ready: impl FnOnce(&Started)) -> Result<(), StartError> 
     let connections = Connections::new(cap, server.max_connections_per_client, budget);
     let listeners = sockets.listeners().into_iter().chain(control_sockets.listeners()).collect();
     let started = started(&first, &cell, listeners, &residents);
-    let challenges = residents.acme.challenges.clone();
     let parts = control::Parts {
         path: std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()),
         cell: cell.clone(),
-        residents,
+        residents: residents.clone(),
         connections: connections.clone(),
         access,
         listeners: started.listeners.clone(),
@@ -91,7 +90,7 @@ pub fn run(path: &Path, ready: impl FnOnce(&Started)) -> Result<(), StartError> 
     let local = LocalSet::new();
     let mut discovery = Discovery::new(control.clone());
     runtime.block_on(local.run_until(discovery.prime()));
-    let fleet = worker::Fleet::start(sockets, sinks, &cell, &hub, &connections, &challenges)?;
+    let fleet = worker::Fleet::start(sockets, sinks, &cell, &residents, &connections)?;
     let ending = async {
         tokio::task::spawn_local(discovery.run());
         let mut ends = serve(control.clone(), control_sockets, || ready(&started)).await?;
@@ -380,6 +379,19 @@ impl admin::Backend for Handle {
 
     fn deployments(&self) -> serde_json::Value {
         self.0.deployments()
+    }
+
+    fn observe(&self, site: Option<&str>, time: Duration) -> Result<serde_json::Value, String> {
+        self.0.observe(site, time)
+    }
+
+    fn observation(&self) -> serde_json::Value {
+        self.0.observation()
+    }
+
+    fn end_observation(&self) -> std::pin::Pin<Box<dyn Future<Output = Result<serde_json::Value, String>>>> {
+        let control = self.0.clone();
+        Box::pin(async move { control.end_observation().await })
     }
 
     fn issue(&self, names: &str, valid: Duration) -> Result<serde_json::Value, String> {

@@ -21,9 +21,8 @@ use crate::proxy::{Parts, Worker};
 use crate::server::LOOK;
 use crate::snapshot::Cell;
 use crate::snapshot::cell::Reader;
+use crate::snapshot::resident::Residents;
 use crate::telemetry::access::Sink;
-use crate::telemetry::hub::Hub;
-use crate::tls::acme::Challenges;
 
 /// Threads a worker may use for what the system only offers blocking: resolving names.
 const BLOCKING_MAX: usize = 4;
@@ -99,16 +98,16 @@ impl Fleet {
         mut sockets: Sockets,
         sinks: Vec<Sink>,
         cell: &Arc<Cell>,
-        hub: &Arc<Hub>,
+        residents: &Residents,
         connections: &Connections,
-        challenges: &Arc<Challenges>,
     ) -> Result<Fleet, String> {
         let mut fleet = Fleet { threads: Vec::new(), signals: Vec::new() };
         for (id, sink) in sinks.into_iter().enumerate() {
             let listeners = sockets.take();
             let signals = Arc::new(Signals::default());
-            let (cell, hub) = (cell.clone(), hub.clone());
-            let (connections, challenges) = (connections.clone(), challenges.clone());
+            let (cell, hub) = (cell.clone(), residents.hub.clone());
+            let (connections, watch) = (connections.clone(), residents.watch.clone());
+            let challenges = residents.acme.challenges.clone();
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .max_blocking_threads(BLOCKING_MAX)
@@ -117,8 +116,8 @@ impl Fleet {
             let heard = signals.clone();
             let body = move || {
                 let reader = Reader::new(cell);
-                let parts =
-                    Parts { id, shard: hub.shard(id), sink, connections, challenges, reader, seed: seed(id) };
+                let (shard, seed) = (hub.shard(id), seed(id));
+                let parts = Parts { id, shard, sink, connections, challenges, watch, reader, seed };
                 let worker = Rc::new(Worker::new(parts));
                 LocalSet::new().block_on(&runtime, run(worker, listeners, heard));
             };

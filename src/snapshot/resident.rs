@@ -12,6 +12,7 @@ use rustls::server::ProducesTickets;
 use crate::base::clock;
 use crate::config::model::{self, Acme, HostPattern, Http, Limit, LimitKey, Origin, Tls, Upstream};
 use crate::discovery::Sets;
+use crate::policy::observe::Watch;
 use crate::policy::rate_limit::{self, Limiter, Rule};
 use crate::policy::shadow::WouldBlock;
 use crate::policy::site_limit::Places;
@@ -40,6 +41,8 @@ pub struct Residents {
     pub ca: InternalCa,
     /// Certificates from ACME authorities.
     pub acme: Automatic,
+    /// What is watched for `tidegate suggest`.
+    pub watch: Arc<Watch>,
     /// Encrypts session tickets; kept, so that a reload does not end resumption.
     pub ticketer: Arc<dyn ProducesTickets>,
     buckets: Arc<rate_limit::Table>,
@@ -168,6 +171,7 @@ impl Residents {
             sets: Sets::default(),
             ca,
             acme: Automatic::new(state),
+            watch: Arc::default(),
             ticketer: tls::server::ticketer()?,
             buckets: Arc::new(rate_limit::Table::new(limit_entries)),
             limiters: Mutex::default(),

@@ -66,6 +66,7 @@ mod request;
 mod routing;
 mod selftest;
 mod storms;
+mod suggest;
 mod tls;
 mod tls_front;
 mod tunnels;

@@ -13,6 +13,7 @@ use crate::base::policy::PolicyKind;
 use crate::config::model::Mode;
 use crate::policy::rate_limit::When;
 use crate::proxy::context::Context;
+use crate::proxy::observe;
 use crate::snapshot::{Route, Site};
 
 /// THE order in which policies are asked. The first that refuses ends the request.
@@ -27,6 +28,7 @@ pub async fn all(
     path: &str,
     body: &mut Option<Incoming>,
 ) -> Result<(), Outcome> {
+    observe::arrived(context, site);
     limits::check(context, site, route, parts, path, When::Before)?;
     limits::check(context, site, route, parts, path, When::After)?;
     body_length(route, body.as_ref())
