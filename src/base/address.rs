@@ -59,16 +59,27 @@ impl CidrSet {
         let mut set = CidrSet::default();
         for network in networks {
             set.written.push(network.to_string());
-            match network {
-                IpNet::V4(net) => {
-                    set.v4.insert(net.trunc());
-                }
-                IpNet::V6(net) => {
-                    set.v6.insert(net.trunc());
-                }
-            }
+            set.insert(network);
         }
         set
+    }
+
+    /// Builds a set that does not remember how its networks were written: for long ones.
+    pub fn unwritten(networks: impl IntoIterator<Item = IpNet>) -> CidrSet {
+        let mut set = CidrSet::default();
+        networks.into_iter().for_each(|network| set.insert(network));
+        set
+    }
+
+    fn insert(&mut self, network: IpNet) {
+        match network {
+            IpNet::V4(net) => {
+                self.v4.insert(net.trunc());
+            }
+            IpNet::V6(net) => {
+                self.v6.insert(net.trunc());
+            }
+        }
     }
 
     /// Whether the address lies in one of the networks.
@@ -81,7 +92,7 @@ impl CidrSet {
 
     /// Whether the set is empty.
     pub fn is_empty(&self) -> bool {
-        self.written.is_empty()
+        self.v4.is_empty() && self.v6.is_empty()
     }
 
     /// The networks in the order given.

@@ -8,4 +8,5 @@ pub mod outcome;
 pub mod policy;
 pub mod record;
 pub mod secret;
+pub mod trust;
 pub mod unit;

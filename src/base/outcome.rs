@@ -101,6 +101,8 @@ outcomes! {
     ClientCertRevoked = "CLIENT-CERT-REVOKED", 403, Client, false, "http_request_denied", "The client certificate was revoked.";
     ClientCertExpired = "CLIENT-CERT-EXPIRED", 403, Client, false, "http_request_denied", "The client certificate has expired or is not valid yet.";
     ClientCertInvalid = "CLIENT-CERT-INVALID", 403, Client, false, "http_request_denied", "The client certificate is damaged or meant for another purpose.";
+    AddressDenied = "ADDRESS-DENIED", 403, Client, false, "http_request_denied", "Clients with this address are not let in here.";
+    CountryDenied = "COUNTRY-DENIED", 403, Client, false, "http_request_denied", "Clients from this country are not let in here.";
     RateLimited = "RATE-LIMITED", 429, Client, true, "http_request_denied", "This client sent more requests than the limit allows.";
     ClientGone = "CLIENT-GONE", 499, Client, false, "", "The client went away before the answer was complete.";
     ClientStalled = "CLIENT-STALLED", 499, Client, false, "connection_write_timeout", "The client stopped reading the answer.";

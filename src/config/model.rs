@@ -3,6 +3,7 @@
 //! Nothing here is a runtime type: no socket, certificate or compiled regex. The parser (`parse`) makes these, each
 //! craft's `compile` reads them. Values that can still fail later (files, backends, hosts) carry their [`Origin`].
 
+mod address;
 mod discovery;
 mod dns;
 mod docker;
@@ -13,6 +14,7 @@ mod service;
 mod tls;
 mod traffic;
 
+pub use address::{Addresses, Countries, Country, NetworkList, Networks};
 pub use discovery::Resolution;
 pub use dns::{Cloudflare, Dns, DnsProvider, Exec, Rfc2136, Route53, SecretSource, TsigAlgorithm};
 pub use docker::{Docker, DockerSocket};
@@ -66,6 +68,12 @@ pub struct Server {
     pub state: PathBuf,
     /// Peers whose forwarded headers and PROXY protocol are believed.
     pub trusted_proxies: CidrSet,
+    /// `[networks]`: networks with names.
+    pub networks: Vec<NetworkList>,
+    /// Addresses that are let in, whatever site they want.
+    pub addresses: Option<Addresses>,
+    /// `country_database`, absolute.
+    pub country_database: Option<Located<PathBuf>>,
     /// Whether connections from trusted proxies begin with a PROXY protocol header.
     pub proxy_protocol: bool,
     /// What this node calls itself in `Via` to backends; `None`: it sends none.
@@ -132,6 +140,10 @@ pub struct Site {
     pub routes: Vec<Route>,
     /// `limit` of the site: one bucket per key over all its routes.
     pub limits: Vec<Limit>,
+    /// Addresses that are let in.
+    pub addresses: Option<Addresses>,
+    /// Countries that are let in.
+    pub countries: Option<Countries>,
 }
 
 /// A name a site answers to.
@@ -247,6 +259,10 @@ pub struct Route {
     pub action: Action,
     /// Limits of this route, besides the site's.
     pub limits: Vec<Limit>,
+    /// Addresses that are let in, of those that the site lets in.
+    pub addresses: Option<Addresses>,
+    /// Countries that are let in, of those that the site lets in.
+    pub countries: Option<Countries>,
     /// Change of the path before it is sent on.
     pub rewrite: Option<Rewrite>,
     /// Edits of the request's fields.

@@ -4,6 +4,7 @@
 //! from here. A setting that is not in this table does not exist; one that is in it is documented.
 
 mod acme;
+mod address;
 mod discovery;
 mod dns;
 mod docker;
@@ -85,6 +86,12 @@ pub enum Id {
     Capacity,
     /// `breaker`, as a table.
     Breaker,
+    /// One of `[networks]`.
+    Networks,
+    /// `addresses = { … }`
+    Addresses,
+    /// `countries = { … }`
+    Countries,
     /// One of `limit`, long form.
     Limit,
     /// `redirect = { … }`
@@ -333,6 +340,7 @@ static FILE: Section = Section {
         row("docker", Kind::Table(Id::Docker), Words("no engine is asked"), "The container engine whose containers are found by their labels."),
         row("acme", Kind::Table(Id::Acme), Words("no automatic certificates"), "Certificates that get and keep themselves."),
         row("dns", Kind::Table(Id::Resolution), Words("every default"), "How names in `backends` are resolved."),
+        row("networks", Kind::Named(Id::Networks), Words("none"), "Networks with names of yours."),
         row("site", Kind::Named(Id::Site), Words("none"), "The sites, by name."),
     ],
 };
@@ -370,6 +378,9 @@ pub static TABLE: &[&Section] = &[
     &traffic::RETRY,
     &traffic::CAPACITY,
     &traffic::BREAKER,
+    &address::NETWORKS,
+    &address::ADDRESSES,
+    &address::COUNTRIES,
     &policy::LIMIT,
     &REDIRECT,
     &RESPOND,
@@ -387,7 +398,9 @@ static SERVER: Section = Section {
         fixed("workers", Kind::CountOr("auto", 1, 1024), Value(r#""auto""#), "Worker threads; `\"auto\"` is one per core."),
         fixed("state", Kind::Path, Value(r#""/var/lib/tidegate""#), "Folder for certificates and the last good version of each site."),
         row("include", Kind::Texts(64), Value(r#"["sites/*.toml"]"#), "Files with sites. `*` may stand in the last part; files are taken in the order of their names, hidden ones are skipped, a missing folder is fine."),
-        row("trusted_proxies", Kind::Networks(10_000), Value("[]"), "Networks whose forwarded headers (and PROXY protocol) are believed."),
+        row("trusted_proxies", Kind::Networks(10_000), Value("[]"), "Networks whose forwarded headers (and PROXY protocol) are believed; also names: `\"cloudflare\"`, `\"fastly\"`, `\"google-lb\"`, `\"private\"`, `\"loopback\"`, or of `[networks]` without a `file`."),
+        row("addresses", Kind::Table(Id::Addresses), Words("all are let in"), "Which client addresses are let in, whatever they want. The others are refused as soon as their address is known."),
+        row("country_database", Kind::Path, Words("none"), "A database in MaxMind's format (`.mmdb`) that knows the countries of addresses. Read again when it changes."),
         row("proxy_protocol", Kind::Flag, Value("false"), "Connections from trusted proxies begin with a PROXY protocol header, v1 or v2."),
         row("via", Kind::Text(64), Value(r#""tidegate""#), "What this node calls itself in the `Via` field of requests to backends (RFC 9110 section 7.6.3); `\"off\"`: the field is not sent, and loops are not seen."),
         row("drain", Kind::Duration(0, HOUR), Value(r#""30s""#), "How long a graceful stop waits for what is in flight."),

@@ -53,6 +53,7 @@ pub(super) fn build(
         diagnostics: loaded.diagnostics.clone(),
         next_age: state.next_age,
     };
+    built.diagnostics.extend(residents.lists.refresh(server));
     let reasons = Reasons::new(&loaded.diagnostics);
     for entry in &loaded.sites {
         let age = state.age(&entry.name).unwrap_or_else(|| {

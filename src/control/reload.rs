@@ -16,6 +16,7 @@ use crate::control::choose::{self, Built, build, told};
 use crate::control::last_good::{self, Store};
 use crate::control::{Control, Known, State, View, Watched, lock, remembered, renew};
 use crate::net::descriptors::Budget;
+use crate::snapshot::lists;
 use crate::snapshot::resident::Residents;
 use crate::snapshot::{Site, Snapshot, Source, compile};
 use crate::telemetry::hub::ReloadResult;
@@ -414,6 +415,11 @@ fn log(report: &Report, reason: &str) {
     }
     if more > 0 {
         tracing::error!("… and {more} more errors: `tidegate check` shows all");
+    }
+    // What stays as it was although a file says otherwise: nobody would know but from here.
+    let kept = report.diagnostics.iter().filter(|diagnostic| diagnostic.code == lists::CODE);
+    for diagnostic in kept.take(LINES_MAX) {
+        tracing::warn!("{}{}", told(diagnostic), help(diagnostic));
     }
     for setting in &report.restart_needed {
         tracing::warn!("`{setting}` changed but needs a restart; the old value stays in force");

@@ -4,21 +4,25 @@
 //!
 //! 1. [`connection_limit`]: at accept, before a byte is read, because refusing is cheapest there; [`site_limit`]: as
 //!    soon as the TLS handshake has named a site, before any cryptography.
-//! 2. [`rate_limit`]: as soon as the route is known: first the site's limits, then the route's. Before anything that
+//! 2. [`address`] and [`country`]: as soon as the client's address is known; they cost a lookup and take no turn of a
+//!    limit from anybody.
+//! 3. [`rate_limit`]: as soon as the route is known: first the site's limits, then the route's. Before anything that
 //!    costs more than a table lookup.
-//! 3. [`redirect`] and [`respond`]: answers that need no backend end the request here, after the limits, so that they
+//! 4. [`redirect`] and [`respond`]: answers that need no backend end the request here, after the limits, so that they
 //!    are limited too.
-//! 4. [`rewrite`]: the path is changed last before sending, so that every decision above saw what the client asked for.
-//! 5. [`header`]: edits of the request's fields follow the fields that Tidegate sets itself and can overrule them;
+//! 5. [`rewrite`]: the path is changed last before sending, so that every decision above saw what the client asked for.
+//! 6. [`header`]: edits of the request's fields follow the fields that Tidegate sets itself and can overrule them;
 //!    edits of the answer's fields are the last thing done to an answer, whoever made it.
-//! 6. [`via`]: said to a backend with the fields that Tidegate sets itself, so that the edits can take it away again.
+//! 7. [`via`]: said to a backend with the fields that Tidegate sets itself, so that the edits can take it away again.
 //!
 //! [`observe`] watches for a while what limits would fit.
 //! [`shadow`] counts what policies in shadow would have refused; [`privacy`] says what all of them keep about people.
 //!
 //! Every file has the same shape: what is compiled, `compile`, the decision, tests.
 
+pub mod address;
 pub mod connection_limit;
+pub mod country;
 pub mod header;
 pub mod observe;
 pub mod privacy;

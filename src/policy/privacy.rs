@@ -59,6 +59,13 @@ pub const TABLE: &[Row] = &[
         bound: "16,384 clients for each worker and 131,072 in all, of more a part is looked at; nothing unless asked for",
     },
     Row {
+        what: "address lists and countries",
+        keeps: "nothing about clients: networks from the configuration, from files and from your database",
+        place: "memory",
+        time: "until a reload without them",
+        bound: "1,000,000 networks a file; 512 MiB for the database",
+    },
+    Row {
         what: "sticky balancing",
         keeps: "nothing here; a cookie at the client names an endpoint, not the client",
         place: "the client",

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::base::address::ClientKey;
+use crate::config::model::Mode;
 use crate::net::{bind, proxy_protocol};
 use crate::policy::connection_limit::{Permit, Refusal};
 use crate::proxy::shed::Shed;
@@ -80,6 +81,10 @@ fn admit(worker: &Rc<Worker>, tcp: TcpStream, peer: SocketAddr, port: u16, kind:
 
 /// Takes a place under the caps. The newest is the one refused: whoever is inside stays.
 fn permit(worker: &Worker, client: SocketAddr, trusted: bool) -> Option<Permit> {
+    if !trusted && denied(worker, client) {
+        worker.shard.add(Counter::RefusedAddress, 1);
+        return None;
+    }
     let asked = match trusted {
         true => worker.connections.try_acquire_trusted(),
         false => worker.connections.try_acquire(ClientKey::of(client.ip())),
@@ -95,6 +100,13 @@ fn permit(worker: &Worker, client: SocketAddr, trusted: bool) -> Option<Permit> 
     };
     worker.shed_client(why, client.ip());
     None
+}
+
+/// Whether the server lets nobody in from there. What its list says in shadow is looked at for each request.
+fn denied(worker: &Worker, client: SocketAddr) -> bool {
+    let snapshot = worker.snapshot();
+    let list = snapshot.addresses.as_ref().filter(|list| list.mode == Mode::Enforce);
+    list.is_some_and(|list| !list.admits(client.ip()))
 }
 
 async fn introduced(

@@ -22,6 +22,8 @@ fn route(path: &str) -> Route {
         query: Vec::new(),
         action: Action::Respond { status: 200, body: String::new(), content_type: "text/plain".into() },
         limits: Vec::new(),
+        addresses: None,
+        countries: None,
         rewrite: None,
         request_headers: HeaderEdits::default(),
         response_headers: HeaderEdits::default(),

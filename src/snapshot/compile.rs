@@ -14,6 +14,7 @@ use crate::config::model::{
 };
 use crate::config::{self, Diagnostic};
 use crate::discovery::Sets;
+use crate::policy::country::CountryList;
 use crate::policy::header::HeaderEdits;
 use crate::policy::redirect::Redirect;
 use crate::policy::respond::Respond;
@@ -22,6 +23,7 @@ use crate::policy::via::Via;
 use crate::route::{HostIndex, Table};
 use crate::snapshot::files::{self, Toward};
 use crate::snapshot::members;
+use crate::snapshot::policies;
 use crate::snapshot::resident::Residents;
 use crate::snapshot::{Action, Branch, Route, Service, Site, Snapshot, Source, Split};
 use crate::tls;
@@ -62,6 +64,7 @@ pub fn site(input: &Input<'_>, residents: &Residents) -> Result<Arc<Site>, Vec<D
     let toward = model.routes.iter().map(|route| files::toward(route, residents));
     let toward = toward.collect::<Result<Vec<_>, _>>();
     let toward = toward.map_err(fail)?;
+    let addresses = policies::of_site(model, input.server, residents).map_err(fail)?;
     let sources = members::sources(model);
     let fingerprint = fingerprint(input, identity.as_deref(), source, &policy, &toward, &sources, residents);
     if let Some(current) = input.current.filter(|current| current.fingerprint == fingerprint) {
@@ -100,6 +103,8 @@ pub fn site(input: &Input<'_>, residents: &Residents) -> Result<Arc<Site>, Vec<D
                 max_connections: model.max_connections,
                 plain_http: model.plain_http,
                 cookies: cookies(model),
+                addresses,
+                countries: model.countries.as_ref().map(CountryList::compile),
                 would_block: residents.would_block(&model.name),
                 limits: model.limits.iter().map(|l| residents.limit(model, &none, l)).collect(),
                 table,
@@ -183,6 +188,7 @@ fn fingerprint(
     for source in sources {
         hash.update(residents.sets.print(source).to_ne_bytes());
     }
+    policies::print(input.site, input.server, residents, &mut hash);
     hash.finalize().into()
 }
 
@@ -214,6 +220,8 @@ fn route(
     Ok(Route {
         label: said.label.clone(),
         series: residents.hub.series(&site.name, &said.label),
+        addresses: policies::of_route(said, residents)?,
+        countries: said.countries.as_ref().map(CountryList::compile),
         limits: said.limits.iter().map(|l| residents.limit(site, &said.label, l)).collect(),
         limits_by_user: site
             .limits
@@ -353,6 +361,8 @@ pub fn assemble(
         tls: tls::server::server_config(certificates.clone(), residents.ticketer.clone(), &plain)?,
         handshakes: Vec::new(),
         default_site: default,
+        database: residents.lists.countries(),
+        addresses: policies::of_server(&server, residents).ok().flatten(),
         via: server.via.as_deref().and_then(Via::compile),
         certificates,
         refusing: refusing.transpose()?,
@@ -385,20 +395,12 @@ pub fn named(old: &Snapshot, generation: u64, residents: &Residents) -> Result<S
     let handshakes = handshakes(&old.sites, &certificates, &tls, &plain, residents)?;
     Ok(Snapshot {
         generation,
-        server: old.server.clone(),
-        sites: old.sites.clone(),
-        hosts: old.hosts.clone(),
         names,
-        rules: old.rules.clone(),
         demand: manager.map(|manager| manager.demand()),
-        unavailable: old.unavailable.clone(),
-        https_port: old.https_port,
         tls,
         handshakes,
-        default_site: old.default_site,
-        via: old.via.clone(),
         certificates,
-        refusing: old.refusing.clone(),
+        ..old.clone()
     })
 }
 
@@ -411,23 +413,7 @@ pub fn with_sites(old: &Snapshot, generation: u64, others: Vec<(usize, Arc<Site>
             *place = site;
         }
     }
-    Snapshot {
-        generation,
-        server: old.server.clone(),
-        sites,
-        hosts: old.hosts.clone(),
-        names: old.names.clone(),
-        rules: old.rules.clone(),
-        demand: old.demand.clone(),
-        unavailable: old.unavailable.clone(),
-        https_port: old.https_port,
-        tls: old.tls.clone(),
-        handshakes: old.handshakes.clone(),
-        default_site: old.default_site,
-        via: old.via.clone(),
-        certificates: old.certificates.clone(),
-        refusing: old.refusing.clone(),
-    }
+    Snapshot { generation, sites, ..old.clone() }
 }
 
 fn key(site: &Site) -> Option<Arc<CertifiedKey>> {

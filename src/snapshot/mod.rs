@@ -6,11 +6,14 @@
 pub mod cell;
 pub mod compile;
 mod files;
+pub mod lists;
 mod members;
+mod policies;
 pub mod resident;
 mod sticky_key;
 
 use std::collections::HashSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -19,6 +22,8 @@ use rustls_pki_types::ServerName;
 
 use crate::base::clock::Millis;
 use crate::config::model;
+use crate::policy::address::AddressList;
+use crate::policy::country::{CountryList, Database};
 use crate::policy::header::HeaderEdits;
 use crate::policy::rate_limit::Rule;
 use crate::policy::redirect::Redirect;
@@ -37,7 +42,8 @@ use crate::upstream;
 
 pub use cell::Cell;
 
-/// Everything a request may read.
+/// Everything a request may read. A clone shares what it is made of.
+#[derive(Clone)]
 pub struct Snapshot {
     /// Counts up with every swap, from 1.
     pub generation: u64,
@@ -65,6 +71,10 @@ pub struct Snapshot {
     pub handshakes: Vec<Arc<ServerConfig>>,
     /// Position of the site that answers clients without a name, or with an unknown one.
     pub default_site: Option<usize>,
+    /// Knows the countries of addresses.
+    pub database: Option<Arc<Database>>,
+    /// The server's own list of addresses, for connections.
+    pub addresses: Option<Arc<AddressList>>,
     /// What requests to backends say of the way they took; `None`: nothing.
     pub via: Option<Via>,
     /// Refuses handshakes for names whose certificate is not there yet; `None` where every site has one and none takes
@@ -90,6 +100,11 @@ impl Snapshot {
     pub fn find(&self, host: &str) -> Option<usize> {
         let on_demand = || self.names.get(host).map(|named| named.position);
         self.hosts.find(host).copied().or_else(on_demand)
+    }
+
+    /// The country of an address, as far as there is a database that knows it.
+    pub fn country(&self, address: IpAddr) -> Option<model::Country> {
+        self.database.as_ref()?.country(address)
     }
 
     /// Whether a certificate is in force for what [`crate::tls::acme::demand`] knows by this id.
@@ -143,6 +158,10 @@ pub struct Site {
     pub cookies: Box<[Box<[u8]>]>,
     /// What its policies would have refused.
     pub would_block: Arc<WouldBlock>,
+    /// Addresses that are let in: the server's list, then the site's.
+    pub addresses: Vec<Arc<AddressList>>,
+    /// Countries that are let in.
+    pub countries: Option<CountryList>,
     /// Limits over all routes.
     pub limits: Vec<Rule>,
     /// Finds a route.
@@ -216,6 +235,10 @@ pub struct Route {
     pub label: Arc<str>,
     /// Where its requests are counted.
     pub series: SeriesId,
+    /// Addresses that are let in, of those that the site lets in.
+    pub addresses: Option<Arc<AddressList>>,
+    /// Countries that are let in, of those that the site lets in.
+    pub countries: Option<CountryList>,
     /// Limits besides the site's.
     pub limits: Vec<Rule>,
     /// Whether one of them, or of the site's, counts users.

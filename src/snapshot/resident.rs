@@ -16,6 +16,7 @@ use crate::policy::observe::Watch;
 use crate::policy::rate_limit::{self, Limiter, Rule};
 use crate::policy::shadow::WouldBlock;
 use crate::policy::site_limit::Places;
+use crate::snapshot::lists::Lists;
 use crate::snapshot::sticky_key;
 use crate::telemetry::hub::Hub;
 use crate::tls;
@@ -37,6 +38,8 @@ pub struct Residents {
     pub endpoints: Registry,
     /// What sources of endpoints found last.
     pub sets: Sets,
+    /// Networks with names, countries.
+    pub lists: Lists,
     /// The CA for names that no public CA would sign.
     pub ca: InternalCa,
     /// Certificates from ACME authorities.
@@ -169,6 +172,7 @@ impl Residents {
             hub,
             endpoints,
             sets: Sets::default(),
+            lists: Lists::default(),
             ca,
             acme: Automatic::new(state),
             watch: Arc::default(),

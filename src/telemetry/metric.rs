@@ -176,6 +176,7 @@ cells! {
         RefusedReserve = ConnectionsRefused ["reserve"];
         RefusedSiteCap = ConnectionsRefused ["site-cap"];
         RefusedHandshakeQueue = ConnectionsRefused ["handshake-queue"];
+        RefusedAddress = ConnectionsRefused ["address"];
         RefusedProxyHeader = ConnectionsRefused ["proxy-header"];
         Tls12Full = Handshakes ["1.2", "full"];
         Tls12Resumed = Handshakes ["1.2", "resumed"];

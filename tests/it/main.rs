@@ -29,6 +29,7 @@ mod acme_renewal;
 mod acme_rough;
 mod acme_scale;
 mod acme_store;
+mod addresses;
 mod admin;
 mod balance;
 mod bytes;

@@ -1,6 +1,7 @@
 //! One file per group of tables: each reads its tables from the file and gives typed settings of `model`.
 
 pub mod acme;
+pub mod address;
 pub mod demand;
 pub mod discovery;
 pub mod dns;

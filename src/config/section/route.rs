@@ -8,9 +8,9 @@ use toml::de::DeTable;
 
 use super::server::texts;
 use super::service::{self, Shared, Target};
-use super::{header, limit};
+use super::{address, header, limit};
 use crate::config::diagnostic::Diagnostic;
-use crate::config::model::{Action, Located, Origin, PathPattern, Rewrite, Route};
+use crate::config::model::{Action, Located, Origin, PathPattern, Rewrite, Route, Server};
 use crate::config::parse::{Context, Table, Value, literal, literals, quoted};
 use crate::config::setting::{Id, Setting};
 
@@ -21,6 +21,7 @@ const LOOPS_SEARCHED_MAX: usize = 64;
 pub struct Routes<'s> {
     site: &'s Arc<str>,
     shared: &'s Shared,
+    server: &'s Server,
     /// Whether the site itself says where to go, rightly or wrongly.
     site_says: bool,
     labels: HashMap<String, usize>,
@@ -36,9 +37,11 @@ pub fn read(
     name: &Arc<str>,
     shared: &Shared,
     origin: &Origin,
+    server: &Server,
 ) -> Vec<Route> {
     let (labels, taken) = (HashMap::new(), HashMap::new());
-    let mut routes = Routes { site: name, shared, site_says: says(table), labels, taken, found: Vec::new() };
+    let (site_says, found) = (says(table), Vec::new());
+    let mut routes = Routes { site: name, shared, server, site_says, labels, taken, found };
     if let Some((setting, value)) = table.get("route") {
         let entries = context.array(setting, value).unwrap_or_default();
         for (index, entry) in entries.iter().enumerate() {
@@ -113,6 +116,8 @@ impl Routes<'_> {
         let query = header::conditions(context, &table, "query");
         let shared = service::read(context, &table, self.shared);
         let limits = limit::read(context, &table);
+        let addresses = address::addresses(context, &table, &self.server.networks);
+        let countries = address::countries(context, &table, self.server);
         let rewrite = rewrite(context, &table, &path);
         refuse_settings_without_backends(context, &table, &shared);
         let origin = context.origin(entry.span());
@@ -144,6 +149,8 @@ impl Routes<'_> {
             query,
             action,
             limits,
+            addresses,
+            countries,
             rewrite,
             request_headers,
             response_headers: shared.response_headers.value,
@@ -178,6 +185,8 @@ impl Routes<'_> {
             query: Vec::new(),
             action,
             limits: Vec::new(),
+            addresses: None,
+            countries: None,
             rewrite: None,
             request_headers,
             response_headers: self.shared.response_headers.value.clone(),

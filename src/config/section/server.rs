@@ -1,18 +1,19 @@
 //! The server's tables: `[server]`, its timeouts and limits, `[metrics]`, `[admin]`, `[log]`, `[demo]`.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net};
 use toml::de::{DeTable, DeValue};
 
-use super::{acme, discovery, docker, host, tls};
+use super::{acme, address, discovery, docker, host, tls};
 use crate::base::address::CidrSet;
 use crate::base::record::{AccessFormat, AccessTarget, Privacy};
+use crate::base::trust;
 use crate::config::diagnostic::Diagnostic;
-use crate::config::model::{Limits, Located, Log, Origin, Server, Timeouts};
+use crate::config::model::{Limits, Located, Log, NetworkList, Origin, Server, Timeouts};
 use crate::config::parse::{Context, Table, Value, literal, literals, quoted};
 use crate::config::setting::{Id, Setting};
 
@@ -33,12 +34,16 @@ pub fn read(context: &mut Context<'_>, root: &DeTable<'_>) -> Said {
     let log = context.table(&file, "log", Id::Log);
     let demo = context.table(&file, "demo", Id::Demo);
     let mut taken = HashMap::new();
+    let networks = address::lists(context, &file);
     let server = Server {
         http: addresses(context, &table, "http", &mut taken),
         https: addresses(context, &table, "https", &mut taken),
         workers: context.count_or(&table, "workers").and_then(|count| usize::try_from(count).ok()),
         state: path(context, &table, "state"),
-        trusted_proxies: networks(context, &table),
+        trusted_proxies: trusted(context, &table, &networks),
+        addresses: address::addresses(context, &table, &networks),
+        country_database: tls::file(context, &table, "country_database"),
+        networks,
         proxy_protocol: context.flag(&table, "proxy_protocol"),
         via: via(context, &table),
         drain: context.duration(&table, "drain", None).value,
@@ -188,40 +193,55 @@ fn path(context: &mut Context<'_>, table: &Table<'_>, name: &str) -> PathBuf {
         .value
 }
 
-/// Names of content delivery networks whose address lists later versions may know.
-const CDN_NAMES: &[&str] = &["cloudflare", "fastly", "akamai", "cloudfront", "bunny", "google"];
-
-fn networks(context: &mut Context<'_>, table: &Table<'_>) -> CidrSet {
-    let fallback = Located { value: Vec::<IpNet>::new(), origin: Origin::Default };
+fn trusted(context: &mut Context<'_>, table: &Table<'_>, lists: &[NetworkList]) -> CidrSet {
+    let fallback = Located { value: Vec::<(String, Vec<IpNet>)>::new(), origin: Origin::Default };
     let read = |context: &mut Context<'_>, setting: &'static Setting, value: &Value<'_>| {
-        texts(context, setting, value, |context, entry, text| network(context, setting, entry, text))
+        texts(context, setting, value, |context, entry, text| {
+            trusted_entry(context, entry, text, lists).map(|networks| (text.to_ascii_lowercase(), networks))
+        })
     };
-    let print = |list: &Vec<IpNet>| literals(list.iter().map(IpNet::to_string));
-    CidrSet::new(context.value(table, "trusted_proxies", &fallback, read, print).value)
+    let print = |list: &Vec<(String, Vec<IpNet>)>| literals(list.iter().map(|(text, _)| text.clone()));
+    let said = context.value(table, "trusted_proxies", &fallback, read, print).value;
+    CidrSet::new(said.into_iter().flat_map(|(_, networks)| networks))
 }
 
-fn network(context: &mut Context<'_>, setting: &Setting, entry: &Value<'_>, text: &str) -> Option<IpNet> {
-    let network = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
-    if let Some(network) = network {
+fn trusted_entry(
+    context: &mut Context<'_>,
+    entry: &Value<'_>,
+    text: &str,
+    lists: &[NetworkList],
+) -> Option<Vec<IpNet>> {
+    if let Some(network) = address::network(text) {
         if network.prefix_len() == 0 {
             let message = format!("`{text}` trusts everybody: any client can then claim any address");
             let warning = Diagnostic::warning("trusts-everybody", &context.origin(entry.span()), message)
                 .help("list only the networks of the load balancers in front");
             context.report(warning);
         }
-        return Some(unmapped(network));
+        return Some(vec![network]);
     }
-    let help = if CDN_NAMES.contains(&text.to_ascii_lowercase().as_str()) {
-        "names of content delivery networks are not known in this version: write their published networks, like \"192.0.2.0/24\"".into()
-    } else {
-        format!("write {}", setting.kind.expected())
-    };
-    context.error("invalid-network", entry.span(), format!("`{}` is not a network", quoted(text)), help);
-    None
+    let name = text.to_ascii_lowercase();
+    if let Some(networks) = trust::find(&name) {
+        return Some(networks.to_vec());
+    }
+    match lists.iter().find(|list| *list.name == *name) {
+        Some(list) if list.file.is_none() => Some(list.networks.clone()),
+        Some(_) => {
+            let message =
+                format!("the list `{name}` stands in a file, and who is trusted must be written here");
+            let help = "write its networks in [networks]: who can change a file could make anybody a proxy";
+            context.error("conflict", entry.span(), message, help);
+            None
+        }
+        None => {
+            address::unknown(context, entry, text, lists);
+            None
+        }
+    }
 }
 
 /// Addresses are compared as IPv4 wherever they are IPv4: a network of mapped addresses is its IPv4 network.
-fn unmapped(network: IpNet) -> IpNet {
+pub(super) fn unmapped(network: IpNet) -> IpNet {
     let IpNet::V6(net) = network else { return network };
     let mapped = net.prefix_len().checked_sub(96).zip(net.addr().to_ipv4_mapped());
     let v4 = mapped.and_then(|(length, address)| Ipv4Net::new(address, length).ok());

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::server::texts;
 use super::service::{self, located_path};
-use super::{acme, demand, host, limit, route, tls};
+use super::{acme, address, demand, host, limit, route, tls};
 use crate::config::model::{Certificate, HostPattern, Located, Origin, Server, Site, UntilIssued};
 use crate::config::parse::{Context, Table, Value, literal, literals, quoted};
 use crate::config::setting::{ACME_NAMES_MAX, Id, Setting};
@@ -43,9 +43,11 @@ pub fn read(
     let max_connections = u32::try_from(context.count(&table, "max_connections")).unwrap_or(u32::MAX);
     let plain_http = context.flag(&table, "plain_http");
     let limits = limit::read(context, &table);
+    let addresses = address::addresses(context, &table, &server.networks);
+    let countries = address::countries(context, &table, server);
     let encrypted = encrypted(context, &table, server);
     let shared = service::read(context, &table, &service::of_server(server, encrypted));
-    let routes = route::read(context, &table, name, &shared, &origin);
+    let routes = route::read(context, &table, name, &shared, &origin, server);
     let (certificate, tls) = certificate.zip(tls).filter(|_| context.errors == 0)?;
     Some(Site {
         name: name.clone(),
@@ -59,6 +61,8 @@ pub fn read(
         plain_http,
         routes,
         limits,
+        addresses,
+        countries,
     })
 }
 

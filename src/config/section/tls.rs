@@ -93,7 +93,8 @@ fn client_auth(context: &mut Context<'_>, tls: &Table<'_>) -> Option<ClientAuth>
     })
 }
 
-fn file(context: &mut Context<'_>, table: &Table<'_>, name: &str) -> Option<Located<PathBuf>> {
+/// Reads the path of a file, which is watched from then on.
+pub(super) fn file(context: &mut Context<'_>, table: &Table<'_>, name: &str) -> Option<Located<PathBuf>> {
     let (setting, value) = table.get(name)?;
     let file = located_path(context, setting, value)?;
     context.record(table, name, &file.origin, || literal(&file.value.to_string_lossy()));

@@ -1,6 +1,7 @@
 //! Step 6: the policies of a request, in their fixed order. Each is a file below, around a decision of `policy`, and
 //! one line in [`all`]. Connection limits came before, at accept.
 
+mod address;
 mod limits;
 
 pub use limits::answered;
@@ -29,6 +30,7 @@ pub async fn all(
     body: &mut Option<Incoming>,
 ) -> Result<(), Outcome> {
     observe::arrived(context, site);
+    address::check(context, site, route)?;
     limits::check(context, site, route, parts, path, When::Before)?;
     limits::check(context, site, route, parts, path, When::After)?;
     body_length(route, body.as_ref())

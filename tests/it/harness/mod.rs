@@ -8,6 +8,7 @@ pub mod docker;
 pub mod front;
 pub mod h2_origin;
 pub mod h2raw;
+pub mod mmdb;
 pub mod origin;
 pub mod pebble;
 pub mod pipeline;
