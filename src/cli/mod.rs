@@ -10,6 +10,7 @@ mod client;
 mod config_show;
 mod deploy;
 mod issue;
+mod privacy;
 mod reload;
 mod run;
 mod status;
@@ -91,6 +92,8 @@ enum Command {
         #[command(subcommand)]
         command: Option<CertsCommand>,
     },
+    /// Show what is kept about people, where, for how long, and what bounds it
+    Privacy(privacy::Privacy),
     /// Look into the configuration in force
     Config {
         #[command(subcommand)]
@@ -217,6 +220,7 @@ fn dispatch(command: Command) -> Result<u8, String> {
         }
         Command::Deploy(asked) => deploy::deploy(asked),
         Command::Suggest(asked) => suggest::suggest(asked),
+        Command::Privacy(asked) => privacy::privacy(asked),
         Command::Certs { target, output, events: true, command: None } => {
             certs::events(&target.socket()?, output.format)
         }
@@ -243,8 +247,12 @@ const CONFIG_PLACES: [&str; 3] = ["config/tidegate.toml", "tidegate.toml", "/etc
 
 impl ConfigFile {
     fn path(self) -> Result<PathBuf, String> {
+        self.place()
+    }
+
+    fn place(&self) -> Result<PathBuf, String> {
         let found = || CONFIG_PLACES.iter().map(PathBuf::from).find(|path| path.is_file());
-        self.config.or_else(found).ok_or_else(|| {
+        self.config.clone().or_else(found).ok_or_else(|| {
             format!("no configuration found at {}: name one with --config FILE", CONFIG_PLACES.join(", "))
         })
     }

@@ -30,6 +30,8 @@ fn the_command_line_is_well_formed() {
         "tidegate certs export - --config a.toml",
         "tidegate certs import - --dry-run --format json",
         "tidegate suggest shop.example --for 5m --json",
+        "tidegate privacy --config a.toml --json",
+        "tidegate privacy --socket a.sock --format json",
         "tidegate suggest --end --format json",
         "tidegate config show --effective --origin",
     ] {

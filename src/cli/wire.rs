@@ -47,6 +47,18 @@ pub(super) fn admin_socket(config: &Path) -> Result<PathBuf, String> {
     }
 }
 
+/// Every setting in force by a configuration, as key and value.
+pub(super) fn effective(config: &Path) -> Result<Vec<(String, String)>, String> {
+    let loaded = config::load(config);
+    if loaded.server.is_none() {
+        return Err(format!(
+            "the configuration {} has errors: `tidegate check` shows them",
+            config.display()
+        ));
+    }
+    Ok(loaded.effective().into_iter().map(|one| (one.key, one.value)).collect())
+}
+
 /// Where the certificate store of a configuration is.
 pub(super) struct StorePlace {
     /// The state folder.

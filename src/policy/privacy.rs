@@ -1,7 +1,12 @@
-//! What each policy keeps about people, for how long, and what bounds it: the table that `tidegate privacy` prints.
+//! What each policy keeps about people, for how long, and what bounds it: the table that `tidegate privacy` prints and
+//! `docs/privacy.md` shows.
 //!
-//! A policy that comes to remember anything about a client gets a row here. What is in force for a configuration
-//! (retention of logs, sizes of tables) stands in its settings, which the rows name.
+//! Whatever comes to remember anything about a client gets a row here, and where a setting decides whether it does, a line
+//! in [`in_force`](self::in_force()).
+
+mod in_force;
+
+pub use in_force::{InForce, Used, in_force};
 
 /// One row of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,10 +42,39 @@ pub const TABLE: &[Row] = &[
     },
     Row {
         what: "connections",
-        keeps: "address (IPv6: its /64) and number of open connections",
+        keeps: "address (IPv6: its /64) and number of open connections; of each the address, port and name asked for",
         place: "memory",
         time: "while one is open",
         bound: "[server] max_connections",
+    },
+    Row {
+        what: "requests in flight",
+        keeps: "address, head, and of the body what waits to be sent on or might have to be sent again",
+        place: "memory",
+        time: "until the request has ended",
+        bound: "[server.limits], 64 KiB of a body kept for another try",
+    },
+    Row {
+        what: "forwarded fields",
+        keeps: "nothing here; backends are told address, protocol and host of the client (X-Forwarded-*, Forwarded), in a \
+                PROXY protocol header where `upstream` asks for it, and the client's certificate where `forward` does",
+        place: "the backends",
+        time: "what they do with it",
+        bound: "one set a request",
+    },
+    Row {
+        what: "request ids and error pages",
+        keeps: "a random number for each request, which says nothing about who asked; error pages show it and nothing else",
+        place: "the access log, backends and answers",
+        time: "like the access log",
+        bound: "32 digits a request",
+    },
+    Row {
+        what: "metrics",
+        keeps: "nothing about single people: numbers by site, route, service and outcome",
+        place: "memory",
+        time: "until the process ends",
+        bound: "no label is made from what a client sends",
     },
     Row {
         what: "rate limits",
@@ -66,6 +100,13 @@ pub const TABLE: &[Row] = &[
         bound: "1,000,000 networks a file; 512 MiB for the database",
     },
     Row {
+        what: "floods",
+        keeps: "address (IPv6: its /64) of clients whose HTTP/2 connections flooded, and how long their next ones wait",
+        place: "memory",
+        time: "five times the wait: 10 s at most by default; forgotten when the client comes again or room is needed",
+        bound: "4,096 clients for each worker; [server.limits] flood_delay, \"0s\" keeps none",
+    },
+    Row {
         what: "sticky balancing",
         keeps: "nothing here; a cookie at the client names an endpoint, not the client",
         place: "the client",
@@ -80,6 +121,36 @@ pub const TABLE: &[Row] = &[
         bound: "one a connection",
     },
     Row {
+        what: "names on demand",
+        keeps: "host names that were asked for, not by whom: allowed ones with their certificate, refused ones as a keyed \
+                hash; `ask` is told the name alone",
+        place: "disk (certificates) and memory (refusals)",
+        time: "as long as the certificate is renewed; refusals 10 minutes at most",
+        bound: "the names that `on_demand` allows; a table of fixed size for refusals",
+    },
+    Row {
+        what: "automatic certificates",
+        keeps: "the operator's e-mail address, keys, certificates and their names; the authority is told all but the keys, \
+                and publishes the names (certificate transparency)",
+        place: "disk (the state folder) and the authority",
+        time: "until you remove them from the store",
+        bound: "[acme]; store_key encrypts what is on disk",
+    },
+    Row {
+        what: "last good configurations",
+        keeps: "what you wrote into the configuration",
+        place: "disk (the state folder)",
+        time: "until a newer one is in force",
+        bound: "one for each site",
+    },
+    Row {
+        what: "health checks and deployments",
+        keeps: "nothing about clients: what a backend last answered (60 characters of it), and addresses of endpoints",
+        place: "memory; deployments on disk (the state folder)",
+        time: "until the next answer or deployment",
+        bound: "one for each endpoint",
+    },
+    Row {
         what: "TLS session tickets",
         keeps: "nothing here; the client holds what resumes its session, encrypted",
         place: "the client",
@@ -92,13 +163,38 @@ pub const TABLE: &[Row] = &[
 mod tests {
     use super::*;
 
+    const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/privacy.md");
+
     #[test]
     fn every_row_says_everything_and_stands_once() {
         for (index, row) in TABLE.iter().enumerate() {
             for text in [row.what, row.keeps, row.place, row.time, row.bound] {
-                assert!(!text.is_empty() && !text.contains('\n') && !text.contains("  "), "{row:?}");
+                let plain = !text.contains('\n') && !text.contains("  ") && !text.contains('|');
+                assert!(!text.is_empty() && plain, "{row:?}");
             }
             assert!(TABLE.iter().take(index).all(|before| before.what != row.what), "{}", row.what);
+        }
+    }
+
+    #[test]
+    fn the_privacy_page_shows_the_table() {
+        let page = std::fs::read_to_string(PAGE).unwrap();
+        let (begin, end) = ("<!-- begin table -->\n", "<!-- end table -->");
+        let (before, rest) = page.split_once(begin).unwrap();
+        let (_, after) = rest.split_once(end).unwrap();
+        let mut table =
+            String::from("| what | what it keeps | where | how long | bound |\n|---|---|---|---|---|\n");
+        for Row { what, keeps, place, time, bound } in TABLE {
+            table += &format!("| {what} | {keeps} | {place} | {time} | {bound} |\n");
+        }
+        let wanted = format!("{before}{begin}{table}{end}{after}");
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            std::fs::write(PAGE, &wanted).unwrap();
+        } else {
+            assert!(
+                page == wanted,
+                "docs/privacy.md is out of date: run `UPDATE_GOLDEN=1 cargo test --lib privacy`"
+            );
         }
     }
 }

@@ -58,6 +58,7 @@ mod limits;
 mod load;
 mod multiplexed;
 mod observe;
+mod privacy;
 mod proxy_header;
 mod rates;
 mod regression;
