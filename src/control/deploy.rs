@@ -18,7 +18,7 @@ use crate::config;
 use crate::config::model::{Server, Source};
 use crate::config::section::host;
 use crate::control::{Control, lock, probe};
-use crate::discovery::{MEMBERS_MAX, Member, Sets, Update, deployed};
+use crate::discovery::{MEMBERS_MAX, Member, Sets, Update, deployed, docker};
 use crate::net::timer::Wheel;
 use crate::snapshot::{Service, Site, Snapshot, compile};
 use crate::tls::file;
@@ -318,13 +318,29 @@ impl Control {
         if tokio::time::timeout(plan.order.timeout, asked.join_all()).await.is_ok() {
             return Ok(());
         }
-        let all = lock(&self.deployments);
-        let ill = all.get(&plan.name).into_iter().flat_map(|one| &one.gated);
-        let ill: Vec<String> = ill
-            .filter(|gated| gated.healthy_after.is_none())
-            .map(|gated| format!("{} is not healthy: {}", gated.address, gated.words))
-            .collect();
-        Err(format!("within {}, {}", print_duration(plan.order.timeout), ill.join("; ")))
+        Err(self.ill(plan).await)
+    }
+
+    /// Which endpoints were not healthy in time, and why: what the last probe found, and whether the container at that
+    /// address exposes another port.
+    async fn ill(&self, plan: &Plan) -> String {
+        let ill: Vec<(EndpointAddress, String)> = {
+            let all = lock(&self.deployments);
+            let gated = all.get(&plan.name).into_iter().flat_map(|one| &one.gated);
+            let ill = gated.filter(|gated| gated.healthy_after.is_none());
+            ill.map(|gated| (gated.address.clone(), gated.words.clone())).collect()
+        };
+        let addresses: Vec<EndpointAddress> = ill.iter().map(|(address, _)| address.clone()).collect();
+        let ports = match &self.server().docker {
+            Some(settings) => docker::wrong_ports(settings, &addresses).await,
+            None => BTreeMap::new(),
+        };
+        let one = |(address, words): &(EndpointAddress, String)| match ports.get(address) {
+            Some(port) => format!("{address} is not healthy: {words} ({port})"),
+            None => format!("{address} is not healthy: {words}"),
+        };
+        let ill: Vec<String> = ill.iter().map(one).collect();
+        format!("within {}, {}", print_duration(plan.order.timeout), ill.join("; "))
     }
 
     /// Holds new requests and waits for what is in flight at the old endpoints; both end with the time that was allowed.

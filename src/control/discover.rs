@@ -1,12 +1,15 @@
 //! Finds endpoints: follows the sources that the sites in force name, and puts their answers in force.
 //!
 //! An answer changes the endpoints of some services and nothing else: those sites are compiled anew from the text they
-//! have, without a look at any file, and a snapshot that differs in them takes over. What comes within `GATHER` is one
-//! swap, so that a deployment of a thousand containers is not a thousand.
+//! have, without a look at any file, and a snapshot that differs in them takes over. What comes within `GATHER` of such a
+//! swap is one swap, so that a deployment of a thousand containers is not a thousand.
+//!
+//! A swap waits for a reload that runs. Who is told to end does not: endpoints that a source called by a name and does
+//! not name any more get no request from the moment that is heard.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
@@ -23,9 +26,9 @@ use crate::snapshot::compile::{self, Input};
 
 /// How often the sources asked are compared with the snapshot.
 const FOLLOW: Duration = Duration::from_millis(500);
-/// Answers that come within this time are put in force together.
+/// Time between two swaps for endpoints.
 const GATHER: Duration = Duration::from_millis(20);
-/// Answers that are put in force together at most.
+/// Answers that are taken in together at most.
 const GATHER_MAX: usize = 1_024;
 /// Answers that wait; who has more to tell waits.
 const WAITING_MAX: usize = 1_024;
@@ -48,6 +51,14 @@ pub struct Discovery {
     relabelled: Arc<Notify>,
     /// Endpoints of containers may have changed.
     moved: Arc<Notify>,
+    changes: Arc<Changes>,
+}
+
+/// Sources whose new endpoints are not in force yet.
+#[derive(Default)]
+struct Changes {
+    sources: Mutex<BTreeSet<Source>>,
+    told: Notify,
 }
 
 impl Discovery {
@@ -56,7 +67,7 @@ impl Discovery {
         let (updates, heard) = mpsc::channel(WAITING_MAX);
         let resolution = control.server().resolution.clone();
         let containers = Containers::new(updates.clone());
-        let (watching, relabelled, moved) = Default::default();
+        let (watching, relabelled, moved, changes) = Default::default();
         Discovery {
             control,
             watching,
@@ -67,6 +78,7 @@ impl Discovery {
             containers,
             relabelled,
             moved,
+            changes,
         }
     }
 
@@ -78,13 +90,16 @@ impl Discovery {
         let deadline = tokio::time::Instant::now() + FIRST;
         while engine_silent || !silent.is_empty() {
             let Ok(Some(first)) = tokio::time::timeout_at(deadline, self.heard.recv()).await else { break };
-            let batch = self.gather(first).await;
+            let batch = self.gather(first);
             for update in &batch {
                 update.source().map(|source| silent.remove(source));
                 engine_silent &= update.source().is_some();
             }
             self.learn(batch).await;
         }
+        // Also the endpoints, as far as they are known.
+        let (control, changed) = (self.control.clone(), std::mem::take(&mut *lock(&self.changes.sources)));
+        let _ = tokio::task::spawn_blocking(move || control.put_in_force(&changed)).await;
         if engine_silent {
             tracing::warn!("the container engine did not answer within {FIRST:?}: what it said last stays");
         }
@@ -101,12 +116,13 @@ impl Discovery {
     pub async fn run(mut self) {
         tokio::task::spawn_local(containers::relabel(self.control.clone(), self.relabelled.clone()));
         tokio::task::spawn_local(containers::remember(self.control.clone(), self.moved.clone()));
+        tokio::task::spawn_local(enforce(self.control.clone(), self.changes.clone()));
         let mut look = tokio::time::interval(FOLLOW);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 Some(first) = self.heard.recv() => {
-                    let batch = self.gather(first).await;
+                    let batch = self.gather(first);
                     self.learn(batch).await;
                 }
                 _ = look.tick() => {
@@ -155,20 +171,19 @@ impl Discovery {
         self.containers.follow(&self.control, snapshot.server.docker.as_ref(), asked)
     }
 
-    /// What follows closely behind a first answer.
-    async fn gather(&mut self, first: Update) -> Vec<Update> {
+    /// A first answer, and those that are there already.
+    fn gather(&mut self, first: Update) -> Vec<Update> {
         let mut batch = vec![first];
-        let end = tokio::time::Instant::now() + GATHER;
         while batch.len() < GATHER_MAX {
-            match tokio::time::timeout_at(end, self.heard.recv()).await {
-                Ok(Some(update)) => batch.push(update),
-                _ => break,
+            match self.heard.try_recv() {
+                Ok(update) => batch.push(update),
+                Err(_) => break,
             }
         }
         batch
     }
 
-    /// Compiling may wait for a reload that runs: not on this thread.
+    /// Takes answers in; [`enforce`] puts them in force. Reads a file: not on this thread.
     async fn learn(&self, batch: Vec<Update>) {
         let control = self.control.clone();
         let labels = |update: &Update| matches!(update, Update::Engine(news) if news.fragments.is_some());
@@ -177,8 +192,13 @@ impl Discovery {
             self.moved.notify_one();
         }
         let relabelled = batch.iter().any(labels);
-        if let Err(error) = tokio::task::spawn_blocking(move || control.learn(batch)).await {
-            tracing::error!("found endpoints are not in force: {error}");
+        match tokio::task::spawn_blocking(move || control.absorb(batch)).await {
+            Ok(changed) if changed.is_empty() => {}
+            Ok(mut changed) => {
+                lock(&self.changes.sources).append(&mut changed);
+                self.changes.told.notify_one();
+            }
+            Err(error) => tracing::error!("found endpoints are not in force: {error}"),
         }
         if relabelled {
             self.relabelled.notify_one();
@@ -196,9 +216,28 @@ async fn tell(source: Source, resolution: Resolution, state: PathBuf, updates: m
     tracing::error!("{source} is not followed any more: its last endpoints stay");
 }
 
+/// Puts found endpoints in force for ever, as often as told. Compiling may wait for a reload that runs: not on this thread.
+async fn enforce(control: Arc<Control>, changes: Arc<Changes>) {
+    loop {
+        changes.told.notified().await;
+        let (working, changed) = (control.clone(), std::mem::take(&mut *lock(&changes.sources)));
+        if let Err(error) = tokio::task::spawn_blocking(move || working.put_in_force(&changed)).await {
+            tracing::error!("found endpoints are not in force: {error}");
+        }
+        tokio::time::sleep(GATHER).await;
+    }
+}
+
 impl Control {
     /// Takes answers in: keeps them, and compiles the sites that go to other endpoints now.
     pub fn learn(&self, batch: Vec<Update>) {
+        let changed = self.absorb(batch);
+        self.put_in_force(&changed);
+    }
+
+    /// Keeps answers; gives the sources whose endpoints are others now. Those that are told to end get no more requests.
+    /// Waits for no reload.
+    fn absorb(&self, batch: Vec<Update>) -> BTreeSet<Source> {
         let sets = &self.residents.sets;
         let mut changed = BTreeSet::new();
         for update in batch {
@@ -224,8 +263,28 @@ impl Control {
                 }
             }
         }
-        if !changed.is_empty() {
-            self.put_in_force(&changed);
+        self.dismiss(&changed);
+        changed
+    }
+
+    /// No request begins any more at an endpoint that was found by a name (a container) and is not found any more. Those
+    /// without a name may be written beside, or found by others: they wait for the swap.
+    fn dismiss(&self, changed: &BTreeSet<Source>) {
+        let snapshot = self.cell.load();
+        let now = clock::now();
+        for site in &snapshot.sites {
+            if changed.is_empty() || !site.sources.iter().any(|source| changed.contains(source)) {
+                continue;
+            }
+            let sets: Vec<_> = site.sources.iter().map(|source| self.residents.sets.of(source)).collect();
+            let found = sets.iter().flat_map(|set| set.members.iter());
+            let found: HashSet<_> = found.map(|member| (&member.address, &*member.name)).collect();
+            for weighted in site.services().flat_map(|service| service.core.endpoints.iter()) {
+                let endpoint = &weighted.endpoint;
+                if !endpoint.name.is_empty() {
+                    endpoint.leave(!found.contains(&(&endpoint.address, &*endpoint.name)), now);
+                }
+            }
         }
     }
 
@@ -237,6 +296,9 @@ impl Control {
     }
 
     fn put_in_force(&self, changed: &BTreeSet<Source>) {
+        if changed.is_empty() {
+            return;
+        }
         let mut state = lock(&self.state);
         let started = clock::micros();
         let old = self.cell.load();
@@ -298,4 +360,91 @@ pub(super) fn difference(before: &[Member], after: &[Member]) -> String {
     };
     let endpoints = if after.len() == 1 { "endpoint" } else { "endpoints" };
     format!("{} {endpoints} now ({named}{more})", after.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::{Parts, reload};
+    use crate::discovery::docker::News;
+    use crate::net::descriptors::Budget;
+    use crate::policy::connection_limit::Connections;
+    use crate::snapshot::Cell;
+    use crate::snapshot::resident::Residents;
+    use crate::telemetry::access;
+    use crate::telemetry::hub::Hub;
+
+    /// Control as the process has it, with one site whose backends these containers are.
+    fn control(folder: &std::path::Path, source: &Source, found: &[Member]) -> Arc<Control> {
+        crate::tls::install_provider();
+        let path = folder.join("tidegate.toml");
+        let text = format!(
+            "[server]\nstate = {:?}\n[docker]\n[log]\naccess = \"off\"\n[site.\"a.test\"]\nbackends = [\"docker://web:80\"]\n",
+            folder.join("state")
+        );
+        std::fs::write(&path, text).unwrap();
+        let loaded = config::load(&path);
+        let server = loaded.server.clone().expect("a good server part");
+        std::fs::create_dir_all(&server.state).unwrap();
+        let residents = Arc::new(Residents::new(Hub::new(1), &server.state, server.limit_entries).unwrap());
+        residents.sets.learn(source, found.to_vec());
+        let mut first = reload::first(&path, loaded, server.clone(), None, &residents).unwrap();
+        let cell = Arc::new(Cell::new(first.snapshot.take().unwrap()));
+        let log = &server.log;
+        let (_, access) = access::start(&log.access, log.format, log.privacy, 1).unwrap();
+        let connections = Connections::new(10, 0, Budget::within(1_000, 10, 1));
+        Control::new(Parts {
+            path,
+            cell,
+            residents,
+            connections,
+            access,
+            listeners: Vec::new(),
+            workers: 1,
+            first,
+        })
+    }
+
+    fn leaving(control: &Control) -> Vec<(String, bool)> {
+        let snapshot = control.cell.load();
+        let services = snapshot.sites.iter().flat_map(|site| site.services());
+        let all = services.flat_map(|service| service.core.endpoints.iter());
+        all.map(|one| (one.endpoint.name.to_string(), one.endpoint.is_leaving())).collect()
+    }
+
+    fn told(source: &Source, found: &[&Member]) -> Vec<Update> {
+        let members = found.iter().map(|member| (*member).clone()).collect();
+        let news = News { sets: vec![(source.clone(), members, None)], ..News::default() };
+        vec![Update::Engine(Box::new(news))]
+    }
+
+    #[test]
+    fn who_is_told_to_end_gets_no_more_requests_although_a_reload_runs() {
+        let folder = tempfile::tempdir().unwrap();
+        let source = Source::Docker { project: None, service: "web".into(), port: Some(80) };
+        let member = |name: &str, ip: u8| {
+            let address = crate::base::address::EndpointAddress::Socket(([10, 0, 0, ip], 80).into());
+            Member { name: name.into(), ..Member::at(address) }
+        };
+        let (a, b, c) = (member("a", 1), member("b", 2), member("c", 3));
+        let control = control(folder.path(), &source, &[a.clone(), b.clone()]);
+        let state = |names: &[(&str, bool)]| -> Vec<(String, bool)> {
+            names.iter().map(|(name, leaves)| ((*name).to_owned(), *leaves)).collect()
+        };
+        assert_eq!(leaving(&control), state(&[("a", false), ("b", false)]));
+        let reload = lock(&control.state);
+        let changed = control.absorb(told(&source, &[&b, &c]));
+        assert_eq!(leaving(&control), state(&[("a", true), ("b", false)]), "c waits, a does not");
+        // The signal was none to end it.
+        control.absorb(told(&source, &[&a, &b, &c]));
+        assert_eq!(leaving(&control), state(&[("a", false), ("b", false)]));
+        control.absorb(told(&source, &[&b, &c]));
+        drop(reload);
+        control.put_in_force(&changed);
+        assert_eq!(leaving(&control), state(&[("b", false), ("c", false)]));
+        let kept = control.residents.endpoints.list();
+        control.learn(told(&source, &[&a, &b]));
+        assert_eq!(leaving(&control), state(&[("a", false), ("b", false)]), "back, and as good as before");
+        drop(kept);
+    }
 }

@@ -1,12 +1,13 @@
 //! One backend address and all that is known about it. Shared by every worker, outlives reloads, holds no connection.
 //!
-//! Three independent facts decide whether it gets requests:
+//! Four independent facts decide whether it gets requests:
 //!
+//! * whether its source says that it ends ([`Endpoint::leave`]);
 //! * what the health check says ([`Endpoint::set_health`]);
 //! * whether it is out for a time because it cannot be connected to or fails requests ([`passive`]);
 //! * how loaded it is: requests in flight, and a peak-sensitive moving average of its latency.
 //!
-//! The first two are overruled where a whole service panics ([`group`]). Times are given by the caller. Everything is an
+//! Health and ejection are overruled where a whole service panics ([`group`]). Times are given by the caller. Everything is an
 //! atomic except for texts, which are locked only when something fails and when somebody asks.
 //!
 //! [`passive`]: super::health::passive
@@ -15,7 +16,7 @@
 mod latency;
 mod ramp;
 
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -64,6 +65,8 @@ pub struct Endpoint {
     pub hash: u64,
     in_flight: AtomicU32,
     failures: AtomicU64,
+    /// Its source says that it ends; the next snapshot will be without it.
+    leaving: AtomicBool,
     health: AtomicU8,
     /// When the health last changed.
     health_since: AtomicU64,
@@ -185,6 +188,7 @@ impl Endpoint {
             tls,
             in_flight: AtomicU32::new(0),
             failures: AtomicU64::new(0),
+            leaving: AtomicBool::new(false),
             health: AtomicU8::new(Health::Unknown as u8),
             health_since: AtomicU64::new(0),
             standing: Standing::default(),
@@ -246,6 +250,9 @@ impl Endpoint {
     /// Whether the endpoint may get a request now.
     pub fn availability(&self, now: Millis) -> Availability {
         const NEVER: Availability = Availability::Down { retry_at: Millis(u64::MAX) };
+        if self.is_leaving() {
+            return NEVER;
+        }
         match self.health() {
             Health::Unreachable | Health::Joining => return NEVER,
             Health::Unhealthy if !self.group.panicking() => return NEVER,
@@ -257,6 +264,19 @@ impl Endpoint {
             Some(out) if out.cause != Cause::Connect && self.group.panicking() => Availability::Up,
             Some(out) => Availability::Down { retry_at: out.until },
         }
+    }
+
+    /// Its source says that it ends, or that it stays after all. In force at once: the snapshot without it may have to wait
+    /// for a reload, and a container that was told to end waits for nobody.
+    pub fn leave(&self, leaving: bool, now: Millis) {
+        if self.leaving.swap(leaving, Ordering::AcqRel) != leaving {
+            self.group.reconsider(now);
+        }
+    }
+
+    /// Whether its source says that it ends.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Acquire)
     }
 
     /// Takes the trial that is due. `true` for exactly one caller, who then sends one request; the next trial is put
@@ -478,7 +498,8 @@ impl Endpoint {
     /// Whether nothing speaks against the endpoint: what `status` and the metrics tell. One that gets requests only because
     /// its service panics is not in good standing.
     pub fn is_good(&self) -> bool {
-        matches!(self.health(), Health::Unknown | Health::Healthy) && self.out().is_none()
+        let well = matches!(self.health(), Health::Unknown | Health::Healthy);
+        well && self.out().is_none() && !self.is_leaving()
     }
 
     /// Failures since the endpoint is known.

@@ -13,6 +13,7 @@ use super::balance::sticky::{KEY_BYTES, Secret};
 use super::endpoint::Endpoint;
 use super::health::group::Group;
 use crate::base::address::EndpointAddress;
+use crate::base::clock;
 
 /// The registry sweeps out dead endpoints when it has grown to twice what was alive after the last sweep, and this many.
 const SWEEP_SLACK: usize = 64;
@@ -84,6 +85,9 @@ impl Registry {
         let mut inner = self.lock();
         let identity = (Arc::clone(service), address.clone(), tls, Arc::clone(name));
         if let Some(endpoint) = inner.endpoints.get(&identity).and_then(|(_, weak)| weak.upgrade()) {
+            drop(inner);
+            // Whoever survived being told to end is back with what is known of it.
+            endpoint.leave(false, clock::now());
             return endpoint;
         }
         if inner.endpoints.len() >= inner.sweep_at {

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::harness::deploy::{Front, Load, Service, possible};
-use crate::harness::{Proxy, tool, wait_for};
+use crate::harness::{Proxy, Wire, tool, wait_for, within};
 
 const SITE: &str = "deploy.test";
 const CONTAINERS: usize = 5;
@@ -42,7 +42,11 @@ async fn deployed(name: &str, linger: u32) -> (Service, Arc<Proxy>) {
 
 /// Waits until so many containers take part.
 async fn until(proxy: &Proxy, count: usize) {
-    let source = [("source", "docker-labels:deploy.test|/")];
+    found(proxy, "docker-labels:deploy.test|/", count).await;
+}
+
+async fn found(proxy: &Proxy, source: &str, count: usize) {
+    let source = [("source", source)];
     wait_for(&format!("{count} endpoints"), || async {
         let found = proxy.metrics().await.sum("tidegate_discovered_endpoints", &source);
         (found == count as f64).then_some(())
@@ -87,6 +91,127 @@ async fn rolling_deploys_and_reloads_fail_no_request() {
     assert_eq!(seen.again.load(Ordering::Relaxed), 0);
     assert!(seen.good.load(Ordering::Relaxed) > 100);
     assert!(seen.tunnels.load(Ordering::Relaxed) >= 100);
+}
+
+/// What `status` says of a container: health, why it is out, requests in flight.
+async fn known(proxy: &Proxy, container: &str) -> (String, String, u64) {
+    let status = proxy.status().await;
+    let all = status["endpoints"].as_array().expect("endpoints");
+    let mine = |e: &&serde_json::Value| {
+        e["name"].as_str().is_some_and(|name| name.split(' ').next() == Some(container))
+    };
+    let found = all.iter().find(mine).unwrap_or_else(|| panic!("no {container} in {status}"));
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    (text(&found["health"]), text(&found["out"]["cause"]), found["in_flight"].as_u64().unwrap())
+}
+
+async fn all_known(proxy: &Proxy, containers: &[String]) -> Vec<(String, String, u64)> {
+    let mut all = Vec::new();
+    for container in containers {
+        all.push(known(proxy, container).await);
+    }
+    all
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_reloads_during_deployments_forget_nothing() {
+    if !possible() {
+        return;
+    }
+    let service_name = format!("reloads{}", std::process::id());
+    let mut service = Service::new("reloads", LINGER, &[("tidegate.service", &service_name)]).await;
+    let stay = [
+        service.start().await,
+        service.start().await,
+        service.start_as("failing").await,
+        service.start_as("sick").await,
+    ];
+    let site = |number: usize| {
+        format!(
+            "backends = [\"docker://{service_name}\"]\nbalance = \"round_robin\"\ntimeout = \"{}s\"\n\
+             health = {{ path = \"/up\", interval = \"1s\" }}\n\
+             eject = {{ status = [\"500-599\"], time = \"1d\", time_max = \"1d\" }}",
+            60 + number
+        )
+    };
+    let proxy =
+        Proxy::builder().set("server.workers", "2").set("docker.network", &format!("{:?}", service.tag));
+    let proxy = Arc::new(proxy.site(SITE, &site(0)).start().await);
+    let source = format!("docker://{service_name}");
+    found(&proxy, &source, stay.len()).await;
+    wait_for("one to be ejected and one to be found ill", || async {
+        proxy.get(SITE, "/").await;
+        let (failing, sick) = (known(&proxy, &stay[2]).await, known(&proxy, &stay[3]).await);
+        (failing.1 == "consecutive" && sick.0 == "unhealthy").then_some(())
+    })
+    .await;
+    // Tunnels to the two that are well: what is in flight for as long as the story lasts.
+    let mut tunnels = Vec::new();
+    for _ in 0..10 {
+        tunnels.push(tunnel(&proxy).await);
+    }
+    let before = all_known(&proxy, &stay).await;
+    let expected =
+        [("healthy", "", 5), ("healthy", "", 5), ("healthy", "consecutive", 0), ("unhealthy", "", 0)];
+    assert_eq!(before, expected.map(|(health, out, count)| (health.to_owned(), out.to_owned(), count)));
+    let ejections = async || proxy.metrics().await.sum("tidegate_endpoint_ejections_total", &[]);
+    let ejected = ejections().await;
+    let mut rolling = Vec::new();
+    for _ in 0..3 {
+        rolling.push(service.start().await);
+    }
+    found(&proxy, &source, stay.len() + 3).await;
+    let load = Load::on(&Front::Proxy(proxy.clone(), SITE.into()), 10, true);
+    for round in 0..10 {
+        rolling.push(service.start().await);
+        found(&proxy, &source, stay.len() + 4).await;
+        let stopping = rolling.remove(0);
+        let reloads = async {
+            for number in 1..=10 {
+                proxy.write_site(SITE, &site(round * 10 + number));
+                proxy.reload().await;
+            }
+        };
+        tokio::join!(service.stop(&stopping), reloads);
+        found(&proxy, &source, stay.len() + 3).await;
+        for (now, before) in all_known(&proxy, &stay).await.iter().zip(&before) {
+            assert_eq!((&now.0, &now.1), (&before.0, &before.1), "round {round}");
+        }
+    }
+    let seen = load.end().await;
+    let good = seen.good.load(Ordering::Relaxed);
+    tool::report(&format!(
+        "100 reloads during 10 replacements: {good} requests, {} failed",
+        seen.failed().len()
+    ));
+    assert_eq!(seen.failed(), [""; 0], "{}", proxy.stderr());
+    assert!(proxy.status().await["generation"].as_u64().unwrap() > 100, "each reload was put in force");
+    // The load is over; what was in flight before it still is, and is counted, once.
+    wait_for("the load to be gone", || async { (all_known(&proxy, &stay).await == before).then_some(()) })
+        .await;
+    assert_eq!(ejections().await, ejected, "the same ejection as before, and no other");
+    for wire in &mut tunnels {
+        wire.send("ping").await;
+        assert_eq!(within("an echo", wire.exactly(4)).await.unwrap(), b"ping");
+    }
+    drop(tunnels);
+    wait_for("nothing to be in flight", || async {
+        let all = all_known(&proxy, &stay).await;
+        all.iter().all(|(.., count)| *count == 0).then_some(())
+    })
+    .await;
+}
+
+async fn tunnel(proxy: &Proxy) -> Wire {
+    let mut wire = proxy.wire(SITE).await;
+    wire.send(format!(
+        "GET /ws HTTP/1.1\r\nHost: {SITE}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    ))
+    .await;
+    let head = within("a tunnel", wire.head()).await.unwrap().expect("an answer");
+    assert!(head.line.contains(" 101 "), "{}", head.line);
+    wire
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::harness::{Answer, Gate, Origin, Proxy, wait_for, wait_until};
+use crate::harness::{Answer, FakeDocker, Gate, Origin, Proxy, wait_for, wait_until};
 
 const SITE: &str = "shop.test";
 const DEPLOYED: &str =
@@ -118,6 +118,27 @@ async fn what_is_not_healthy_changes_nothing_and_the_last_probe_is_told() {
     assert!(proxy.stderr().contains("shop was not deployed, nothing changed"), "{}", proxy.stderr());
     let (done, said) = deploy(&proxy, &["--back"]).await;
     assert!(!done && said.contains("no way back"), "{said}");
+}
+
+#[tokio::test]
+async fn a_port_that_the_container_does_not_expose_is_told() {
+    let gone = Origin::saying("").await.kill().await;
+    let origin = Origin::saying("elsewhere").await;
+    let builder = Proxy::builder();
+    let socket = builder.folder().join("docker.sock");
+    let engine = FakeDocker::at(&socket);
+    engine.start("shop2", origin.address(), &[]);
+    engine.expose("shop2", origin.address().port());
+    let builder = builder.set("docker.socket", &format!("\"unix://{}\"", socket.display()));
+    let proxy = builder.site(SITE, DEPLOYED).start().await;
+    let (done, said) = deploy(&proxy, &["--timeout", "100ms", "--to", &gone.to_string()]).await;
+    let asked = gone.port();
+    let exposed = origin.address().port();
+    assert!(!done, "{said}");
+    let told = format!(
+        "connection refused: nothing listens on that port (the container shop2 exposes {exposed}/tcp, you asked {asked})"
+    );
+    assert!(said.contains(&told), "{said}");
 }
 
 #[tokio::test]

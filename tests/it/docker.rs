@@ -197,9 +197,12 @@ async fn two_thousand_containers_that_change_fifty_times_a_second_disturb_no_req
         engine.start(&format!("c{number}v{version}"), origin.address(), &all);
     };
     (0..sites * each).for_each(|number| start(number, 0, &[]));
+    let timed = [Origin::saying("even").await, Origin::saying("odd").await];
+    start_timed(&engine, 0, &timed);
     let proxy = builder.start().await;
     wait_for("every site", || async {
-        (proxy.metrics().await.sum("tidegate_sites", &[("state", "active")]) == sites as f64).then_some(())
+        (proxy.metrics().await.sum("tidegate_sites", &[("state", "active")]) == (sites + 1) as f64)
+            .then_some(())
     })
     .await;
     let cpu = async || proxy.metrics().await.sum("process_cpu_seconds_total", &[]);
@@ -240,14 +243,15 @@ async fn two_thousand_containers_that_change_fifty_times_a_second_disturb_no_req
         stop.store(true, Ordering::Relaxed);
         (took, asked.elapsed())
     };
-    let (answers, (took, lag)) = tokio::join!(steady, changing);
+    let (answers, (took, lag), (came, went)) =
+        tokio::join!(steady, changing, timing(&proxy, &engine, &timed));
     assert!(answers > 100, "{answers}");
     wait_for("every container", || async {
         let metrics = proxy.metrics().await;
         let found = metrics.sum("tidegate_discovered_endpoints", &[]);
         // All containers of a site are at one address here, and so are one endpoint.
-        (found == sites as f64 && metrics.sum("tidegate_containers", &[]) == (sites * each) as f64)
-            .then_some(())
+        let containers = metrics.sum("tidegate_containers", &[]);
+        (found == (sites + 1) as f64 && containers == (sites * each + 1) as f64).then_some(())
     })
     .await;
     tool::report(&format!(
@@ -256,4 +260,48 @@ async fn two_thousand_containers_that_change_fifty_times_a_second_disturb_no_req
         memory_before,
         tool::rss_kib(proxy.pid()),
     ));
+    tool::report(&format!(
+        "meanwhile: from `start` to the first request {}; from `kill` to the last {}",
+        spread(came),
+        spread(went)
+    ));
+}
+
+const TIMED: &str = "timed.test";
+
+fn start_timed(engine: &FakeDocker, round: usize, both: &[Origin; 2]) {
+    let labels = [("tidegate.site", TIMED), ("tidegate.balance", "round_robin")];
+    engine.start(&format!("timed{round}"), both[round % 2].address(), &labels);
+}
+
+/// One container takes the place of another, again and again: how long until the new one gets a request, and until the old
+/// one, told to end, gets its last.
+async fn timing(proxy: &Proxy, engine: &FakeDocker, both: &[Origin; 2]) -> (Vec<Duration>, Vec<Duration>) {
+    let (mut came, mut went) = (Vec::new(), Vec::new());
+    let mut wire = proxy.wire(TIMED).await;
+    for round in 1..=50 {
+        let new = ["even", "odd"][round % 2];
+        let began = Instant::now();
+        start_timed(engine, round, both);
+        while wire.get(TIMED, "/").await.text() != new {}
+        came.push(began.elapsed());
+        let old = format!("timed{}", round - 1);
+        let began = Instant::now();
+        engine.kill(&old, "15");
+        let (mut last, mut alone) = (Duration::ZERO, 0);
+        // They take turns: when the new one has had several, the other has none.
+        while alone < 4 {
+            let is_new = wire.get(TIMED, "/").await.text() == new;
+            alone = if is_new { alone + 1 } else { 0 };
+            last = if is_new { last } else { began.elapsed() };
+        }
+        went.push(last);
+        engine.die(&old);
+    }
+    (came, went)
+}
+
+fn spread(mut all: Vec<Duration>) -> String {
+    all.sort_unstable();
+    format!("{:?} (median), {:?} (longest of {})", all[all.len() / 2], all[all.len() - 1], all.len())
 }

@@ -1,8 +1,9 @@
 //! A small server for containers of the deploy tests, of the standard library alone: `app NAME PORT STOPFILE LINGER_MS`.
 //!
-//! `GET /` says its name, `GET /big` sends 1 MiB over a second, `POST /up` counts a body, `GET /ws` becomes a tunnel that
+//! `GET /` says its name, `GET /up` that it is well, `GET /big` sends 1 MiB over a second, `POST /up` counts a body, `GET /ws` becomes a tunnel that
 //! echoes. Once STOPFILE is there it goes on listening for LINGER_MS, then takes no more connections, ends idle ones, and
-//! finishes what it has begun; tunnels are cut when nothing else is left.
+//! finishes what it has begun; tunnels are cut when nothing else is left. One whose name ends in `-failing` answers 500 to
+//! everything but `/up`, one whose name ends in `-sick` answers 503 there.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -133,9 +134,14 @@ fn answer(app: &App, reader: &mut BufReader<TcpStream>, mut stream: &TcpStream) 
                 }
             }
             let body = if path == "/up" { format!("{length}") } else { app.name.clone() };
+            let status = match (path == "/up", app.name.rsplit('-').next()) {
+                (false, Some("failing")) => "500 Internal Server Error",
+                (true, Some("sick")) => "503 Service Unavailable",
+                _ => "200 OK",
+            };
             let close = close(app);
             let length = body.len();
-            write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n{close}\r\n{body}").ok()?;
+            write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {length}\r\n{close}\r\n{body}").ok()?;
             close.is_empty().then_some(())
         }
     }

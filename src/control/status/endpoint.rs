@@ -38,6 +38,7 @@ pub(super) fn status(endpoint: &Endpoint) -> Value {
 
 /// What speaks against an endpoint now; also where it gets requests nevertheless, because its service panics.
 fn against(endpoint: &Endpoint, now: Millis) -> Option<String> {
+    let leaving = endpoint.is_leaving().then(|| "its source says that it ends".to_owned());
     let health = match endpoint.health() {
         Health::Unhealthy | Health::Unreachable => Some(match endpoint.checked() {
             Some(checked) if !checked.well => format!("health check {}: {}", checked.asked, checked.answer),
@@ -63,7 +64,7 @@ fn against(endpoint: &Endpoint, now: Millis) -> Option<String> {
         };
         Some(format!("{words} ({until})"))
     };
-    health.or_else(out)
+    leaving.or(health).or_else(out)
 }
 
 /// The services in which nobody is believed any more.

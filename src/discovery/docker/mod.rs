@@ -12,7 +12,7 @@ pub mod place;
 pub mod state;
 pub mod text;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::Update;
+use crate::base::address::EndpointAddress;
 use crate::base::clock;
 use crate::config::model::{Docker, Source};
 use api::{Engine, Events, Inspected, Listed};
@@ -35,6 +36,10 @@ pub const LOOK: Duration = Duration::from_secs(30);
 const ASKING_MAX: usize = 16;
 /// Between two tries to reach an engine that is gone: from, to.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+
+/// Containers that are asked for the ports they expose, and how long all of that may take.
+const WRONG_PORTS_MAX: usize = 8;
+const WRONG_PORTS_TIME: Duration = Duration::from_secs(3);
 
 /// Questions that sites ask the engine.
 pub type Asked = Arc<BTreeSet<Source>>;
@@ -58,6 +63,27 @@ pub async fn follow(settings: Docker, mut asked: watch::Receiver<Asked>, updates
         tokio::time::sleep(jittered(pause)).await;
         pause = (pause * 2).min(AGAIN.1);
     }
+}
+
+/// For addresses where nobody answered: what the container there exposes, where that is another port. Best effort: an
+/// engine that does not answer has nothing to say.
+pub async fn wrong_ports(settings: &Docker, silent: &[EndpointAddress]) -> BTreeMap<EndpointAddress, String> {
+    let mut told = BTreeMap::new();
+    let asking = async {
+        let engine = Engine::find(&settings.socket).await?;
+        let list = engine.list().await?;
+        for address in silent.iter().take(WRONG_PORTS_MAX) {
+            let Some(listed) = list.iter().find(|listed| place::is_at(listed, address)) else { continue };
+            let found = engine.inspect(&listed.id).await?;
+            let words = found.and_then(|found| place::wrong_port(&found, address));
+            told.extend(words.map(|words| (address.clone(), words)));
+        }
+        Ok::<_, String>(())
+    };
+    if !matches!(tokio::time::timeout(WRONG_PORTS_TIME, asking).await, Ok(Ok(()))) {
+        tracing::debug!("the container engine was asked for the ports of containers and did not answer");
+    }
+    told
 }
 
 /// Half to all of it: many nodes do not come back at once.

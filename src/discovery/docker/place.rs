@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::api::Inspected;
+use super::api::{Inspected, Listed};
 use super::labels::Part;
 use crate::base::address::EndpointAddress;
 use crate::config::model::Docker;
@@ -57,10 +57,33 @@ pub fn address(
     Ok(EndpointAddress::Socket((ip, port).into()))
 }
 
+/// Whether a container has this address in one of its networks.
+pub fn is_at(listed: &Listed, address: &EndpointAddress) -> bool {
+    let EndpointAddress::Socket(at) = address else { return false };
+    let networks = listed.network_settings.networks.iter().flat_map(BTreeMap::values);
+    let mut ips = networks.flat_map(|network| [&network.v4, &network.v6]);
+    ips.any(|ip| ip.parse() == Ok(at.ip()))
+}
+
+/// What a container exposes, where the port of this address is not among it.
+pub fn wrong_port(facts: &Inspected, address: &EndpointAddress) -> Option<String> {
+    let EndpointAddress::Socket(at) = address else { return None };
+    let ports = exposes(facts);
+    if ports.is_empty() || ports.contains(&at.port()) {
+        return None;
+    }
+    let ports: Vec<String> = ports.iter().map(|port| format!("{port}/tcp")).collect();
+    let name = facts.name.trim_start_matches('/');
+    Some(format!("the container {name} exposes {}, you asked {}", ports.join(", "), at.port()))
+}
+
+fn exposes(facts: &Inspected) -> Vec<u16> {
+    let ports = facts.config.exposed_ports.iter().flat_map(BTreeMap::keys);
+    ports.filter_map(|port| port.strip_suffix("/tcp")?.parse().ok()).collect()
+}
+
 fn exposed(facts: &Inspected) -> Result<u16, String> {
-    let none = BTreeMap::new();
-    let ports = facts.config.exposed_ports.as_ref().unwrap_or(&none);
-    let ports: Vec<u16> = ports.keys().filter_map(|port| port.strip_suffix("/tcp")?.parse().ok()).collect();
+    let ports = exposes(facts);
     match ports[..] {
         [port] => Ok(port),
         [] => Err("its image exposes no port: say which by the label `tidegate.port`".into()),

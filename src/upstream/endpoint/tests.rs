@@ -150,3 +150,16 @@ fn long_errors_are_cut_between_characters() {
     assert_eq!(endpoint.last_error().unwrap().len(), ERROR_BYTES_MAX - 1);
     assert_eq!((endpoint.host.as_str(), endpoint.is_up(Millis(0))), ("2001:db8::1", true));
 }
+
+#[test]
+fn one_that_is_told_to_end_gets_nothing_until_it_is_said_to_stay() {
+    let endpoint = endpoint();
+    endpoint.set_health(Health::Healthy, Millis(0));
+    endpoint.leave(true, Millis(1));
+    assert_eq!(endpoint.availability(Millis(1)), down(u64::MAX));
+    assert!(!endpoint.is_good());
+    endpoint.set_health(Health::Healthy, Millis(2));
+    assert!(!endpoint.is_up(Millis(2)), "whatever its health check says");
+    endpoint.leave(false, Millis(3));
+    assert!(endpoint.is_up(Millis(3)) && endpoint.is_good());
+}

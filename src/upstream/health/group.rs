@@ -9,7 +9,7 @@
 //!   get requests, whatever is thought of them.
 //!
 //! What cannot be connected to is a fact: it neither counts here nor gets requests by it. Endpoints that join and were
-//! not asked yet count on neither side.
+//! not asked yet, or that are told to end, count on neither side.
 //!
 //! The count is taken when something about an endpoint changes and once a second; a request reads one flag.
 
@@ -137,7 +137,8 @@ impl Group {
         for endpoint in self.lock().iter().filter_map(Weak::upgrade) {
             let out = endpoint.out().map(|out| out.cause);
             let health = endpoint.health();
-            if out == Some(Cause::Connect) || matches!(health, Health::Unreachable | Health::Joining) {
+            let absent = endpoint.is_leaving() || matches!(health, Health::Unreachable | Health::Joining);
+            if absent || out == Some(Cause::Connect) {
                 continue;
             }
             muster.reachable += 1;

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::client::{empty, full};
-use super::{DEADLINE, Proxy, Wire, tool, within_for};
+use super::client::{H2, empty, full};
+use super::{DEADLINE, Proxy, Reply, Wire, tool, within_for};
 
 /// A static shell, for signals.
 pub const BUSYBOX: &str = "/bin/busybox";
@@ -90,8 +90,13 @@ impl Service {
 
     /// Starts one more container.
     pub async fn start(&mut self) -> String {
+        self.start_as("well").await
+    }
+
+    /// The same of one that is `well`, `failing` or `sick`; see the app.
+    pub async fn start_as(&mut self, how: &str) -> String {
         self.made += 1;
-        let name = format!("{}-{}", self.tag, self.made);
+        let name = format!("{}-{}-{how}", self.tag, self.made);
         let mut args = crate::args!["run", "-d", "--rm", "--name", name, "--network", self.tag].to_vec();
         args.extend(crate::args!["--label", format!("tidegate-test={}", self.tag)]);
         for (label, value) in &self.labels {
@@ -112,7 +117,13 @@ impl Service {
 
     /// Stops the oldest as deployments do: by the signal, with a time to finish.
     pub async fn stop_oldest(&mut self) {
-        let name = self.running.remove(0);
+        let name = self.running[0].clone();
+        self.stop(&name).await;
+    }
+
+    /// Stops this one.
+    pub async fn stop(&mut self, name: &str) {
+        self.running.retain(|running| running != name);
         docker(&crate::args!["stop", name]).await;
     }
 
@@ -376,24 +387,36 @@ async fn multiplexed(
 ) {
     let mut client = proxy.h2(&host).await;
     while !stop.load(Ordering::Relaxed) {
-        let (method, path, body) = match number {
-            0 if changing => ("POST", "/up", full(vec![b'u'; UPLOAD])),
-            1 => ("GET", "/big", empty()),
-            _ => ("GET", "/", empty()),
+        let (method, path) = match number {
+            0 if changing => ("POST", "/up"),
+            1 => ("GET", "/big"),
+            _ => ("GET", "/"),
         };
-        let request = client.request(method, path).body(body).expect("a request");
-        let result = match client.start(request).await {
-            Ok(response) if response.status() == 200 => {
-                super::client::read(response).await.map(drop).map_err(|error| error.to_string())
+        let result = match h2_exchange(&mut client, method, path).await {
+            // Nothing was sent: the connection had had its number of requests, or its age, and ended in good order (RFC 9113
+            // section 6.8). Every client takes another.
+            Err(error) if error.is_closed() && ended_well(&mut client).await => {
+                client = proxy.h2(&host).await;
+                h2_exchange(&mut client, method, path).await
             }
-            Ok(response) => {
-                let reply = super::client::read(response).await.map(|reply| reply.outcome());
-                Err(format!("{reply:?}"))
-            }
-            // Told that the connection goes: the next request takes another.
+            result => result,
+        };
+        let result = match result {
+            Ok(reply) if reply.status == 200 => Ok(()),
+            Ok(reply) => Err(format!("{} {}", reply.status, reply.outcome())),
             Err(error) => Err(error.to_string()),
         };
         seen.note("h2", result);
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
+}
+
+async fn h2_exchange(client: &mut H2, method: &str, path: &str) -> hyper::Result<Reply> {
+    let body = if method == "POST" { full(vec![b'u'; UPLOAD]) } else { empty() };
+    let response = client.start(client.request(method, path).body(body).expect("a request")).await?;
+    super::client::read(response).await
+}
+
+async fn ended_well(client: &mut H2) -> bool {
+    matches!(within_for(DEADLINE, "the connection to end", &mut client.driver).await, Ok(Ok(())))
 }

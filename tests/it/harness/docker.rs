@@ -91,6 +91,13 @@ impl FakeDocker {
         self.tell("start", id, json!(all));
     }
 
+    /// The image of a container exposes this port.
+    pub fn expose(&self, id: &str, port: u16) {
+        let mut all = self.containers.lock().unwrap();
+        let inspected = all.by_id.get_mut(id).expect("the container");
+        inspected["Config"]["ExposedPorts"] = json!({ format!("{port}/tcp"): {} });
+    }
+
     /// The engine tells it to end; it still runs.
     pub fn kill(&self, id: &str, signal: &str) {
         self.tell("kill", id, json!({ "signal": signal }));
