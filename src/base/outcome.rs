@@ -103,6 +103,9 @@ outcomes! {
     ClientCertInvalid = "CLIENT-CERT-INVALID", 403, Client, false, "http_request_denied", "The client certificate is damaged or meant for another purpose.";
     AddressDenied = "ADDRESS-DENIED", 403, Client, false, "http_request_denied", "Clients with this address are not let in here.";
     CountryDenied = "COUNTRY-DENIED", 403, Client, false, "http_request_denied", "Clients from this country are not let in here.";
+    AuthRequired = "AUTH-REQUIRED", 401, Client, false, "http_request_denied", "This page asks who you are, and it was not said.";
+    AuthWrong = "AUTH-WRONG", 401, Client, false, "http_request_denied", "What was said about who you are is wrong, or no longer good.";
+    AuthDenied = "AUTH-DENIED", 403, Client, false, "http_request_denied", "This page is not for you.";
     RateLimited = "RATE-LIMITED", 429, Client, true, "http_request_denied", "This client sent more requests than the limit allows.";
     ClientGone = "CLIENT-GONE", 499, Client, false, "", "The client went away before the answer was complete.";
     ClientStalled = "CLIENT-STALLED", 499, Client, false, "connection_write_timeout", "The client stopped reading the answer.";
@@ -129,6 +132,9 @@ outcomes! {
     UpstreamStalled = "UPSTREAM-STALLED", 504, Upstream, false, "http_response_timeout", "The backend's answer stopped arriving.";
 
     ClientCertUnchecked = "CLIENT-CERT-UNCHECKED", 403, Tidegate, false, "proxy_configuration_error", "No revocation list in force says whether the client certificate was revoked.";
+    AuthRedirected = "AUTH-REDIRECT", 302, None, false, "", "The client was sent to where it can say who it is.";
+    AuthUnavailable = "AUTH-UNAVAILABLE", 503, Tidegate, true, "destination_unavailable", "Nobody can say just now who may come in.";
+    AuthBusy = "AUTH-BUSY", 503, Tidegate, true, "", "Too many passwords wait to be checked.";
     NoDescriptor = "NO-DESCRIPTOR", 503, Tidegate, true, "connection_limit_reached", "Tidegate has no file descriptor left for a connection to the backend.";
     Loop = "LOOP", 502, Tidegate, false, "proxy_loop_detected", "The request goes round in a circle: a backend leads back to Tidegate.";
     SiteUnavailable = "SITE-UNAVAILABLE", 503, Tidegate, true, "proxy_configuration_error", "The site is configured with an error and has no earlier version.";

@@ -9,6 +9,7 @@ mod check;
 mod client;
 mod config_show;
 mod deploy;
+mod hash_password;
 mod issue;
 mod privacy;
 mod reload;
@@ -94,6 +95,8 @@ enum Command {
     },
     /// Show what is kept about people, where, for how long, and what bounds it
     Privacy(privacy::Privacy),
+    /// Make a line for a file of users: the hash of a password that is typed, or comes from a pipe
+    HashPassword(hash_password::HashPassword),
     /// Look into the configuration in force
     Config {
         #[command(subcommand)]
@@ -236,6 +239,7 @@ fn dispatch(command: Command) -> Result<u8, String> {
         Command::Certs { command: Some(CertsCommand::Issue(asked)), .. } => issue::issue(asked),
         Command::Certs { command: Some(CertsCommand::Export(asked)), .. } => backup::export(asked),
         Command::Certs { command: Some(CertsCommand::Import(asked)), .. } => backup::import(asked),
+        Command::HashPassword(asked) => hash_password::hash_password(&asked),
         Command::Config { command: ConfigCommand::Show { target, output, effective, origin } } => {
             config_show::show(&target.socket()?, output.format, effective, origin)
         }

@@ -34,6 +34,7 @@ fn the_command_line_is_well_formed() {
         "tidegate privacy --socket a.sock --format json",
         "tidegate suggest --end --format json",
         "tidegate config show --effective --origin",
+        "tidegate hash-password --user ann --bcrypt --cost 10",
     ] {
         assert!(parse(good).is_ok(), "{good}");
     }

@@ -428,6 +428,15 @@ fn canonical(name: &str, value: &DeValue<'_>, folder: &Path) -> String {
             *text = format!("file:{}", join(folder, path.as_ref()).display());
         }
     }
+    for (policy, name) in section::auth::FILES {
+        let path = |table: &mut toml::Value| {
+            absolute(table.get_mut("auth").and_then(|auth| auth.get_mut(policy)?.get_mut(name)));
+        };
+        path(&mut site);
+        if let Some(toml::Value::Array(routes)) = site.get_mut("route") {
+            routes.iter_mut().for_each(path);
+        }
+    }
     for name in ["ca_file", "cert", "key"] {
         absolute(site.get_mut("upstream").and_then(|table| table.get_mut(name)));
         if let Some(toml::Value::Array(routes)) = site.get_mut("route") {

@@ -4,6 +4,7 @@
 //! craft's `compile` reads them. Values that can still fail later (files, backends, hosts) carry their [`Origin`].
 
 mod address;
+mod auth;
 mod discovery;
 mod dns;
 mod docker;
@@ -15,6 +16,9 @@ mod tls;
 mod traffic;
 
 pub use address::{Addresses, Countries, Country, NetworkList, Networks};
+pub use auth::{
+    Auth, Basic, CertField, CertUser, ForwardAuth, ForwardUrl, JwksUrl, Jwt, JwtAlgorithm, JwtKeys, Scheme,
+};
 pub use discovery::Resolution;
 pub use dns::{Cloudflare, Dns, DnsProvider, Exec, Rfc2136, Route53, SecretSource, TsigAlgorithm};
 pub use docker::{Docker, DockerSocket};
@@ -269,6 +273,8 @@ pub struct Route {
     pub request_headers: HeaderEdits,
     /// Edits of the answer's fields.
     pub response_headers: HeaderEdits,
+    /// Who may come in; `None`: everybody.
+    pub auth: Option<Arc<Auth>>,
     /// Bytes of a request body; `None` = unlimited. Site value where the route has none.
     pub max_body: Option<u64>,
 }

@@ -176,6 +176,11 @@ fn name(id: Id) -> &'static str {
         Id::Redirect => "redirect",
         Id::Respond => "respond",
         Id::Edits => "edits",
+        Id::Auth => "auth",
+        Id::Basic => "basic",
+        Id::Forward => "forward_auth",
+        Id::Jwt => "jwt",
+        Id::CertUser => "client_cert",
         Id::OnDemand => "on_demand",
     }
 }

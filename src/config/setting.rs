@@ -5,6 +5,7 @@
 
 mod acme;
 mod address;
+mod auth;
 mod discovery;
 mod dns;
 mod docker;
@@ -100,6 +101,16 @@ pub enum Id {
     Respond,
     /// `request_headers` and `response_headers`.
     Edits,
+    /// `auth`, as a table.
+    Auth,
+    /// `basic = { … }` of `auth`.
+    Basic,
+    /// `forward = { … }` of `auth`.
+    Forward,
+    /// `jwt = { … }` of `auth`.
+    Jwt,
+    /// `client_cert = { … }` of `auth`.
+    CertUser,
 }
 
 /// One table of the file.
@@ -385,6 +396,11 @@ pub static TABLE: &[&Section] = &[
     &REDIRECT,
     &RESPOND,
     &EDITS,
+    &auth::AUTH,
+    &auth::BASIC,
+    &auth::FORWARD,
+    &auth::JWT,
+    &auth::CERT_USER,
 ];
 
 #[rustfmt::skip]

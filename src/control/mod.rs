@@ -14,6 +14,7 @@ pub mod deploy;
 pub mod discover;
 pub mod eject;
 mod issue;
+pub mod jwks;
 pub mod last_good;
 pub mod observe;
 pub mod probe;

@@ -8,12 +8,14 @@
 //!    limit from anybody.
 //! 3. [`rate_limit`]: as soon as the route is known: first the site's limits, then the route's. Before anything that
 //!    costs more than a table lookup.
-//! 4. [`redirect`] and [`respond`]: answers that need no backend end the request here, after the limits, so that they
+//! 4. [`auth`]: who the client is. After the limits, because it may cost a hash, a signature or a question; before
+//!    limits that are kept for each user.
+//! 5. [`redirect`] and [`respond`]: answers that need no backend end the request here, after the limits, so that they
 //!    are limited too.
-//! 5. [`rewrite`]: the path is changed last before sending, so that every decision above saw what the client asked for.
-//! 6. [`header`]: edits of the request's fields follow the fields that Tidegate sets itself and can overrule them;
+//! 6. [`rewrite`]: the path is changed last before sending, so that every decision above saw what the client asked for.
+//! 7. [`header`]: edits of the request's fields follow the fields that Tidegate sets itself and can overrule them;
 //!    edits of the answer's fields are the last thing done to an answer, whoever made it.
-//! 7. [`via`]: said to a backend with the fields that Tidegate sets itself, so that the edits can take it away again.
+//! 8. [`via`]: said to a backend with the fields that Tidegate sets itself, so that the edits can take it away again.
 //!
 //! [`observe`] watches for a while what limits would fit.
 //! [`shadow`] counts what policies in shadow would have refused; [`privacy`] says what all of them keep about people.
@@ -21,6 +23,7 @@
 //! Every file has the same shape: what is compiled, `compile`, the decision, tests.
 
 pub mod address;
+pub mod auth;
 pub mod connection_limit;
 pub mod country;
 pub mod header;

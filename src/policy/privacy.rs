@@ -28,7 +28,7 @@ pub const TABLE: &[Row] = &[
     Row {
         what: "access log",
         keeps: "client address (cut to /24 or /48 under privacy = \"strict\"), host, path, status, bytes, times; under \
-                privacy = \"full\" also query, user agent, referrer and the client certificate's subject",
+                privacy = \"full\" also query, user agent, referrer, the user and the client certificate's subject",
         place: "disk, or standard output",
         time: "until you rotate the file",
         bound: "one line a request; [log] access = \"off\" keeps none",
@@ -105,6 +105,13 @@ pub const TABLE: &[Row] = &[
         place: "memory",
         time: "five times the wait: 10 s at most by default; forgotten when the client comes again or room is needed",
         bound: "4,096 clients for each worker; [server.limits] flood_delay, \"0s\" keeps none",
+    },
+    Row {
+        what: "authentication",
+        keeps: "a keyed hash of name and password (or of what else was shown) and the user's name; passwords are nowhere",
+        place: "memory",
+        time: "auth.basic.remember, 5 minutes by default",
+        bound: "16,384 entries over all sites",
     },
     Row {
         what: "sticky balancing",

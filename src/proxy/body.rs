@@ -8,6 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context as Task, Poll, ready};
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use crate::base::clock::Millis;
 use crate::base::outcome::{Blame, Outcome};
 use crate::net::pace::Pace;
 use crate::net::timer::{Timer, Wheel};
+use crate::policy::auth::strip::Strip;
 use crate::proxy::context::{Connection, Context};
 use crate::proxy::expect::GoOn;
 use crate::proxy::fields;
@@ -82,6 +84,7 @@ pub struct Upload {
     expecting: RefCell<Option<Rc<GoOn>>>,
     wheel: Wheel,
     client: Rc<Connection>,
+    strip: Option<Arc<Strip>>,
 }
 
 impl Upload {
@@ -107,7 +110,13 @@ impl Upload {
             expecting: RefCell::new(None),
             wheel: wheel.clone(),
             client,
+            strip: None,
         }
+    }
+
+    /// Takes fields out of its trailers that clients may not write.
+    pub fn stripping(self, strip: Option<Arc<Strip>>) -> Upload {
+        Upload { strip, ..self }
     }
 
     /// Bytes received so far.
@@ -188,18 +197,21 @@ impl Upload {
         if self.pace.moved(self.wheel.now(), size) {
             return self.cut(Outcome::BodyTimeout);
         }
-        Poll::Ready(Some(Ok(cleaned(frame))))
+        Poll::Ready(Some(Ok(cleaned(frame, self.strip.as_deref()))))
     }
 }
 
 /// Trailers without what has no place there.
-fn cleaned(frame: Frame<Bytes>) -> Frame<Bytes> {
+fn cleaned(frame: Frame<Bytes>, strip: Option<&Strip>) -> Frame<Bytes> {
     if frame.is_data() {
         return frame;
     }
     match frame.into_trailers() {
         Ok(mut trailers) => {
             fields::clean_trailers(&mut trailers);
+            if let Some(strip) = strip {
+                strip.apply(&mut trailers);
+            }
             Frame::trailers(trailers)
         }
         Err(frame) => frame,
@@ -495,7 +507,7 @@ impl Body for ResponseBody {
                 if let Some(delivery) = &mut this.delivery {
                     delivery.offer(frame.data_ref().map_or(0, Bytes::len));
                 }
-                Poll::Ready(Some(Ok(cleaned(frame))))
+                Poll::Ready(Some(Ok(cleaned(frame, None))))
             }
             Poll::Ready(Some(Err(error))) => {
                 let (outcome, why) = broke(&error);

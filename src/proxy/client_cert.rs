@@ -12,6 +12,7 @@ use http::header::{HeaderMap, HeaderName, HeaderValue};
 use crate::base::clock;
 use crate::base::outcome::Outcome;
 use crate::config::model::Forward;
+use crate::policy::auth::cert_user::Shown;
 use crate::telemetry::metric::Counter;
 use crate::tls::client_auth::Refusal;
 use crate::tls::client_identity::ClientIdentity;
@@ -41,6 +42,12 @@ impl ClientCert {
     /// A verified certificate.
     pub fn new(identity: ClientIdentity) -> ClientCert {
         ClientCert { identity, texts: OnceCell::new(), encoded: OnceCell::new() }
+    }
+
+    /// What may name a user.
+    pub fn shown(&self) -> Shown<'_> {
+        let ClientIdentity { subject, names, fingerprint, .. } = &self.identity;
+        Shown { subject, names, fingerprint }
     }
 
     /// Whether its time has passed while its connection lives on.

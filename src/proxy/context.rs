@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderValue, Method, Uri, Version, header};
+use http::{HeaderName, HeaderValue, Method, Uri, Version, header};
 
 use crate::base::address::ClientKey;
 use crate::base::clock::{self, Millis};
@@ -26,7 +26,7 @@ use crate::policy::site_limit::Place;
 use crate::proxy::backlog::Backlog;
 use crate::proxy::body::Upload;
 use crate::proxy::client_cert::{self, ClientCert};
-use crate::proxy::respond::Accept;
+use crate::proxy::respond::{Accept, Refusal};
 use crate::proxy::upgrade::Tunnel;
 use crate::proxy::{Worker, grpc, record};
 use crate::snapshot::cell::Held;
@@ -271,6 +271,12 @@ pub struct Context {
     pub request_id: HeaderValue,
     /// What the limits said (site's first, then route's), for the answer's fields, and what they are owed.
     pub limits: Round,
+    /// Who it comes from, where the client was asked and has shown it.
+    pub identity: Option<Arc<str>>,
+    /// Fields for the backend, from whoever said who it is.
+    pub copied: Vec<(HeaderName, HeaderValue)>,
+    /// What its refusal tells besides the outcome.
+    pub refusal: Option<Box<Refusal>>,
     /// Policies in shadow that would have refused it.
     pub would_block: Marks,
     /// Which shape of error the client reads best.
@@ -337,6 +343,9 @@ impl Context {
             host: headers.get(header::HOST).cloned(),
             version: request.version(),
             limits: Round::default(),
+            identity: None,
+            copied: Vec::new(),
+            refusal: None,
             would_block: Marks::default(),
             accept: if grpc::is_request(request) { Accept::Grpc } else { Accept::of(headers) },
             user_agent: headers.get(header::USER_AGENT).filter(|_| verbose).cloned(),

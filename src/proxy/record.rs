@@ -63,6 +63,7 @@ pub fn record(context: &Context) {
         tries: context.tries,
         user_agent: context.user_agent.as_ref().map_or(b"", HeaderValue::as_bytes),
         referer: context.referer.as_ref().map_or(b"", HeaderValue::as_bytes),
+        user: context.identity.as_deref().unwrap_or_default(),
         would_block: context.would_block,
         generation: context.snapshot.generation,
     });
@@ -111,6 +112,7 @@ pub fn unread(worker: &Worker, connection: &Connection, outcome: Outcome) -> Str
             tries: 0,
             user_agent: b"",
             referer: b"",
+            user: "",
             would_block: Marks::default(),
             generation: worker.snapshot().generation,
         });

@@ -272,12 +272,23 @@ fn prepare(
         trusted: connection.trusted,
         secure: connection.secure,
     };
+    let auth = context.route().and_then(|route| route.auth.clone());
+    // What a client says about who it is under a name of ours, whoever the client is.
+    if let Some(strip) = context.site.and_then(|site| context.snapshot.strips.get(site)) {
+        strip.apply(&mut parts.headers);
+    }
     let found = normalize::write(parts, path, &sender, context.request_id.clone())?;
     if let Some(via) = &context.snapshot.via {
         via.add(&mut parts.headers, parts.version).map_err(|Circle| Outcome::Loop)?;
     }
     if let Some(cert) = connection.client_cert() {
         cert.tell(&mut parts.headers, forward);
+    }
+    if let Some(auth) = auth {
+        auth.auth.tell(context.identity.as_deref(), &mut parts.headers);
+        for (name, value) in std::mem::take(&mut context.copied) {
+            let _ = parts.headers.try_append(name, value); // a map that is full takes no more
+        }
     }
     Ok(found)
 }
@@ -318,7 +329,8 @@ fn upload(context: &mut Context, max: Option<u64>, body: Incoming, rate: u64) ->
     let timeouts = &context.snapshot.server.timeouts;
     // A stream of messages may be silent as long as a tunnel.
     let stall = if context.accept == Accept::Grpc { timeouts.tunnel } else { timeouts.body };
-    let upload = Rc::new(Upload::new(wheel, client, max, stall, rate));
+    let strip = context.site.and_then(|site| context.snapshot.strips.get(site)).cloned();
+    let upload = Rc::new(Upload::new(wheel, client, max, stall, rate).stripping(strip));
     context.untouched = false;
     context.upload = Some(upload.clone());
     RequestBody::Streaming(Streaming { incoming: body, upload })

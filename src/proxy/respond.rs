@@ -78,6 +78,17 @@ pub fn failure(mut context: Box<Context>, outcome: Outcome) -> Response<Response
     let mut headers = HeaderMap::new();
     headers.insert(PROXY_STATUS, proxy_status(outcome));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if let Some(refusal) = context.refusal.take() {
+        if refusal.headers.contains_key(header::CACHE_CONTROL) {
+            headers.remove(header::CACHE_CONTROL);
+        }
+        for (name, value) in &refusal.headers {
+            let _ = headers.try_append(name, value.clone()); // a map that is full has enough to say
+        }
+        if let Some((status, body)) = refusal.whole {
+            return Local { status, headers, body, outcome }.into_response(context);
+        }
+    }
     if outcome == Outcome::MethodRefused {
         headers
             .insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
@@ -93,6 +104,15 @@ pub fn failure(mut context: Box<Context>, outcome: Outcome) -> Response<Response
     let (kind, body) = page(context.accept, status, outcome, id);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     Local { status, headers, body, outcome }.into_response(context)
+}
+
+/// What a refusal tells besides its outcome.
+#[derive(Debug, Default)]
+pub struct Refusal {
+    /// Fields.
+    pub headers: HeaderMap,
+    /// Status and body, where they are not ours to make.
+    pub whole: Option<(StatusCode, Bytes)>,
 }
 
 /// Which shape of error a client reads best.

@@ -27,6 +27,7 @@ fn route(path: &str) -> Route {
         rewrite: None,
         request_headers: HeaderEdits::default(),
         response_headers: HeaderEdits::default(),
+        auth: None,
         max_body: None,
     }
 }

@@ -21,6 +21,7 @@ use crate::policy::respond::Respond;
 use crate::policy::rewrite::Rewrite;
 use crate::policy::via::Via;
 use crate::route::{HostIndex, Table};
+use crate::snapshot::auth;
 use crate::snapshot::files::{self, Toward};
 use crate::snapshot::members;
 use crate::snapshot::policies;
@@ -66,15 +67,18 @@ pub fn site(input: &Input<'_>, residents: &Residents) -> Result<Arc<Site>, Vec<D
     let toward = toward.map_err(fail)?;
     let addresses = policies::of_site(model, input.server, residents).map_err(fail)?;
     let sources = members::sources(model);
+    let auths = auth::read(model).map_err(fail)?;
     let fingerprint = fingerprint(input, identity.as_deref(), source, &policy, &toward, &sources, residents);
+    let fingerprint = auths.mixed_into(fingerprint);
     if let Some(current) = input.current.filter(|current| current.fingerprint == fingerprint) {
         return Ok(current.clone());
     }
     let mut problems = Vec::new();
     let mut routes = Vec::with_capacity(model.routes.len());
-    for (said, toward) in model.routes.iter().zip(&toward) {
+    let auths = auths.compile(model, residents).map_err(fail)?;
+    for ((said, toward), auth) in model.routes.iter().zip(&toward).zip(auths) {
         match route(model, said, toward, residents) {
-            Ok(route) => routes.push(route),
+            Ok(route) => routes.push(Route { auth, ..route }),
             Err(diagnostic) => problems.push(diagnostic.for_site(&model.name)),
         }
     }
@@ -230,6 +234,7 @@ fn route(
             .any(|limit| limit.keys.contains(&LimitKey::User)),
         max_body: said.max_body,
         rewrite: rewrite.transpose().map_err(refuse)?,
+        auth: None,
         request_headers: HeaderEdits::compile(&said.request_headers).map_err(refuse)?,
         response_headers: HeaderEdits::compile(&said.response_headers).map_err(refuse)?,
         action,
@@ -345,6 +350,7 @@ pub fn assemble(
     let certificates = Arc::new(CertificateIndex::new(certificates, fallback));
     let rules = rules(&server, &sites);
     let waiting = sites.iter().any(|site| site.identity.is_none() && !site.hosts.is_empty());
+    let strips = auth::strips(&sites);
     let plain = Policy::plain(TlsVersion::V12);
     let refusing = (waiting || !rules.is_empty())
         .then(|| tls::server::server_config(Arc::default(), residents.ticketer.clone(), &plain));
@@ -364,6 +370,7 @@ pub fn assemble(
         database: residents.lists.countries(),
         addresses: policies::of_server(&server, residents).ok().flatten(),
         via: server.via.as_deref().and_then(Via::compile),
+        strips,
         certificates,
         refusing: refusing.transpose()?,
     };

@@ -71,7 +71,7 @@ pub(super) fn toward(route: &model::Route, residents: &Residents) -> Result<Towa
 }
 
 /// A CA file with the hash of its content, so that a changed file is a changed site.
-fn authority(file: &Located<PathBuf>) -> Result<(PathBuf, [u8; 32]), Box<Diagnostic>> {
+pub(super) fn authority(file: &Located<PathBuf>) -> Result<(PathBuf, [u8; 32]), Box<Diagnostic>> {
     let bytes = tls::file::read_bounded(&file.value, CA_BYTES_MAX).map_err(|error| {
         let path = file.value.display();
         let message = format!("the CA file {path} cannot be read: {error}");

@@ -3,6 +3,7 @@
 //! Everything a request may need was parsed, resolved and looked up when the snapshot was made: a request follows
 //! references and indices. This folder stays thin: each craft compiles its own part, `compile` calls them.
 
+mod auth;
 pub mod cell;
 pub mod compile;
 mod files;
@@ -23,6 +24,8 @@ use rustls_pki_types::ServerName;
 use crate::base::clock::Millis;
 use crate::config::model;
 use crate::policy::address::AddressList;
+use crate::policy::auth::Auth;
+use crate::policy::auth::strip::Strip;
 use crate::policy::country::{CountryList, Database};
 use crate::policy::header::HeaderEdits;
 use crate::policy::rate_limit::Rule;
@@ -39,6 +42,7 @@ use crate::tls::index::CertificateIndex;
 use crate::tls::pem::Identity;
 use crate::tls::policy::Policy;
 use crate::upstream;
+use crate::upstream::endpoint::Endpoint;
 
 pub use cell::Cell;
 
@@ -77,6 +81,8 @@ pub struct Snapshot {
     pub addresses: Option<Arc<AddressList>>,
     /// What requests to backends say of the way they took; `None`: nothing.
     pub via: Option<Via>,
+    /// Fields that clients may not write, for each site by its position in `sites`: those of all sites of its tenant.
+    pub strips: Arc<[Arc<Strip>]>,
     /// Refuses handshakes for names whose certificate is not there yet; `None` where every site has one and none takes
     /// names on demand, so that a handshake then costs no look.
     pub refusing: Option<Arc<ServerConfig>>,
@@ -247,12 +253,39 @@ pub struct Route {
     pub max_body: Option<u64>,
     /// Change of the path.
     pub rewrite: Option<Rewrite>,
+    /// Who may come in; `None`: everybody.
+    pub auth: Option<Arc<Guard>>,
     /// Edits of the request.
     pub request_headers: HeaderEdits,
     /// Edits of the answer.
     pub response_headers: HeaderEdits,
     /// Where it leads.
     pub action: Action,
+}
+
+/// Who may come in, and who is asked about it.
+pub struct Guard {
+    /// The decision.
+    pub auth: Auth,
+    /// The service that is asked, where one is.
+    pub service: Option<AuthService>,
+}
+
+/// How a service is reached that says who may come in.
+pub struct AuthService {
+    /// Where it is.
+    pub endpoint: Arc<Endpoint>,
+    /// The name expected in its certificate, where it speaks TLS.
+    pub name: Option<ServerName<'static>>,
+    /// How TLS is spoken to it.
+    pub config: Option<Arc<ClientConfig>>,
+}
+
+impl AuthService {
+    /// How TLS is spoken to it; `None`: not at all.
+    pub fn tls(&self) -> Option<&Arc<ClientConfig>> {
+        self.config.as_ref()
+    }
 }
 
 /// Where a route leads.

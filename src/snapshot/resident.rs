@@ -12,6 +12,7 @@ use rustls::server::ProducesTickets;
 use crate::base::clock;
 use crate::config::model::{self, Acme, HostPattern, Http, Limit, LimitKey, Origin, Tls, Upstream};
 use crate::discovery::Sets;
+use crate::policy::auth;
 use crate::policy::observe::Watch;
 use crate::policy::rate_limit::{self, Limiter, Rule};
 use crate::policy::shadow::WouldBlock;
@@ -59,6 +60,8 @@ pub struct Residents {
     places: Mutex<HashMap<Arc<str>, Arc<Places>>>,
     ledgers: Mutex<HashMap<Arc<str>, Arc<Ledger>>>,
     would_block: Mutex<HashMap<Arc<str>, Arc<WouldBlock>>>,
+    /// What was found out about users, and who computes hashes.
+    pub auth: Arc<auth::Shared>,
 }
 
 /// The one manager of automatic certificates, opened when `[acme]` is first seen and then kept for the life of the
@@ -187,6 +190,7 @@ impl Residents {
             places: Mutex::default(),
             ledgers: Mutex::default(),
             would_block: Mutex::default(),
+            auth: Arc::new(auth::Shared::new()?),
         })
     }
 

@@ -51,6 +51,7 @@ mod floods;
 mod grpc;
 mod health;
 mod hops;
+mod identity;
 mod idle;
 mod inside;
 mod leaving;

@@ -35,6 +35,11 @@ const FRAMING: &[&str] = &[
     "upgrade",
 ];
 
+/// Whether a field frames the message or belongs to one connection.
+pub(super) fn frames(name: &str) -> bool {
+    FRAMING.contains(&name)
+}
+
 /// Compiles a regular expression only to learn whether it is one.
 pub fn regex(context: &mut Context<'_>, name: &str, value: &Value<'_>, text: &str) -> Option<regex::Regex> {
     context.regexes += 1;

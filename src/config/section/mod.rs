@@ -2,6 +2,7 @@
 
 pub mod acme;
 pub mod address;
+pub mod auth;
 pub mod demand;
 pub mod discovery;
 pub mod dns;

@@ -154,6 +154,7 @@ impl Routes<'_> {
             rewrite,
             request_headers,
             response_headers: shared.response_headers.value,
+            auth: shared.auth.value,
             max_body: shared.max_body.value,
         });
     }
@@ -190,6 +191,7 @@ impl Routes<'_> {
             rewrite: None,
             request_headers,
             response_headers: self.shared.response_headers.value.clone(),
+            auth: self.shared.auth.value.clone(),
             max_body: self.shared.max_body.value,
         });
     }

@@ -17,9 +17,9 @@ mod upstream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{header, protocol, tls};
+use super::{auth, header, protocol, tls};
 use crate::config::model::{
-    Action, Backend, Balance, Branch, Breaker, Capacity, Discover, Eject, HeaderEdits, Health, Located,
+    Action, Auth, Backend, Balance, Branch, Breaker, Capacity, Discover, Eject, HeaderEdits, Health, Located,
     Origin, PANIC_DEFAULT, Retry, Server, Service, Split, Upstream,
 };
 use crate::config::parse::{Context, Table};
@@ -45,6 +45,8 @@ pub struct Shared {
     pub max_body: Located<Option<u64>>,
     /// `response_headers`
     pub response_headers: Located<HeaderEdits>,
+    /// `auth`
+    pub auth: Located<Option<Arc<Auth>>>,
 }
 
 /// What has a meaning only where requests go to backends.
@@ -85,8 +87,15 @@ pub fn of_server(server: &Server, encrypted: bool) -> Shared {
         upgrade: default(vec!["websocket".into()]),
         request_headers: default(HeaderEdits::default()),
     };
-    let (max_body, response_headers) = (default(None), default(HeaderEdits::default()));
-    Shared { target: None, encrypted, toward, split: None, max_body, response_headers }
+    Shared {
+        target: None,
+        encrypted,
+        toward,
+        split: None,
+        max_body: default(None),
+        response_headers: default(HeaderEdits::default()),
+        auth: default(None),
+    }
 }
 
 /// Reads what a site or route says.
@@ -111,6 +120,7 @@ pub fn read(context: &mut Context<'_>, table: &Table<'_>, inherited: &Shared) ->
             "response_headers",
             Some(&inherited.response_headers),
         ),
+        auth: auth::read(context, table, &inherited.auth),
     };
     upstream::warn_of_unused(context, table, &shared);
     if shared.target.is_some() && proxied {

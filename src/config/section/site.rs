@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::server::texts;
 use super::service::{self, located_path};
-use super::{acme, address, demand, host, limit, route, tls};
+use super::{acme, address, auth, demand, host, limit, route, tls};
 use crate::config::model::{Certificate, HostPattern, Located, Origin, Server, Site, UntilIssued};
 use crate::config::parse::{Context, Table, Value, literal, literals, quoted};
 use crate::config::setting::{ACME_NAMES_MAX, Id, Setting};
@@ -48,6 +48,9 @@ pub fn read(
     let encrypted = encrypted(context, &table, server);
     let shared = service::read(context, &table, &service::of_server(server, encrypted));
     let routes = route::read(context, &table, name, &shared, &origin, server);
+    if let Some(tls) = &tls {
+        auth::check_certificates(context, &routes, tls);
+    }
     let (certificate, tls) = certificate.zip(tls).filter(|_| context.errors == 0)?;
     Some(Site {
         name: name.clone(),

@@ -1,6 +1,7 @@
 //! The settings of a site and of its routes.
 
 use super::Fallback::{Value, Words};
+use super::auth::AUTH_SHORT;
 use super::{
     BACKEND_SHORT, DAY, EJECT_SHORT, HEALTH_SHORT, HOUR, Id, Kind, LIMIT_SHORT, LIMITS_MAX, NAMES_MAX,
     REDIRECT_SHORT, ROUTES_MAX, Section, TIB, UPGRADES_MAX, row, service,
@@ -45,6 +46,7 @@ pub(super) static SITE: Section = Section {
         row("respond", Kind::Table(Id::Respond), Words("none"), "Answer every request with a fixed text."),
         row("request_headers", Kind::Table(Id::Edits), Words("no edits"), "Edits of the request's fields, for all routes that have none of their own."),
         row("response_headers", Kind::Table(Id::Edits), Words("no edits"), "Edits of the answer's fields, for all routes that have none of their own."),
+        row("auth", AUTH_KIND, Value(r#""off""#), "Who may come in, for all routes that say nothing else."),
         row("route", Kind::Tables(Id::Route, ROUTES_MAX), Words("none"), "Parts of the site that go elsewhere or obey other rules."),
     ],
 };
@@ -55,6 +57,7 @@ const SPLIT: Kind = Kind::Tables(Id::Split, service::BRANCHES_MAX);
 const RETRY: Kind = Kind::ShortOr("\"off\"", Id::Retry);
 const CAPACITY: Kind = Kind::ShortOr("\"off\"", Id::Capacity);
 const BREAKER: Kind = Kind::ShortOr("\"off\"", Id::Breaker);
+const AUTH_KIND: Kind = Kind::ShortOr(AUTH_SHORT, Id::Auth);
 const LIMIT_KIND: Kind = Kind::ShortOrTables(LIMIT_SHORT, Id::Limit, LIMITS_MAX, true);
 
 #[rustfmt::skip]
@@ -92,5 +95,6 @@ pub(super) static ROUTE: Section = Section {
         row("rewrite", Kind::Text(2_048), Words("none"), "Replaces the route's prefix (or exact path) before it is sent on; with a regular expression, the whole path, and `$1` is its first group."),
         row("request_headers", Kind::Table(Id::Edits), Words("the site's, as a whole"), "Edits of the request's fields."),
         row("response_headers", Kind::Table(Id::Edits), Words("the site's, as a whole"), "Edits of the answer's fields."),
+        row("auth", AUTH_KIND, Words("the site's, as a whole"), "Who may come in; `\"off\"`: everybody."),
     ],
 };

@@ -54,8 +54,8 @@ pub(super) fn check(
 }
 
 /// Who was authenticated.
-fn user(_context: &Context) -> Option<&str> {
-    None
+fn user(context: &Context) -> Option<&str> {
+    context.identity.as_deref()
 }
 
 /// The status of the answer is known: what limits with `statuses` are owed is taken.

@@ -2,6 +2,8 @@
 //! one line in [`all`]. Connection limits came before, at accept.
 
 mod address;
+mod auth;
+mod forward_auth;
 mod limits;
 
 pub use limits::answered;
@@ -32,6 +34,7 @@ pub async fn all(
     observe::arrived(context, site);
     address::check(context, site, route)?;
     limits::check(context, site, route, parts, path, When::Before)?;
+    auth::check(context, site, route, parts, path).await?;
     limits::check(context, site, route, parts, path, When::After)?;
     body_length(route, body.as_ref())
 }

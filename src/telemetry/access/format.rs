@@ -66,6 +66,8 @@ pub struct Record<'a> {
     pub user_agent: &'a [u8],
     /// `Referer`; empty where absent.
     pub referer: &'a [u8],
+    /// Who it came from; empty where nobody was asked.
+    pub user: &'a str,
     /// Policies in shadow that would have refused it.
     pub would_block: Marks,
     /// Generation of the configuration that served the request.
@@ -106,6 +108,10 @@ pub const FIELDS: &[(&str, &str)] = &[
     ("tries", "endpoints tried"),
     ("user_agent", "`User-Agent`; only with `privacy = \"full\"`, absent where there was none"),
     ("referer", "`Referer`; only with `privacy = \"full\"`, absent where there was none"),
+    (
+        "user",
+        "who the client is, as `auth` found out; only with `privacy = \"full\"`, absent where nobody was asked",
+    ),
     ("would_block", "policies in shadow that would have refused the request; absent where none would"),
     ("generation", "generation of the configuration that served the request"),
 ];
@@ -188,6 +194,9 @@ pub(super) fn json(out: &mut Vec<u8>, r: &Record<'_>, worker: usize, privacy: Pr
             }
         }
     }
+    if privacy == Privacy::Full && !r.user.is_empty() {
+        text_or_null(out, b",\"user\":", r.user);
+    }
     if !r.would_block.is_empty() {
         let mut before = b",\"would_block\":[\"".as_slice();
         for kind in r.would_block.iter() {
@@ -202,7 +211,13 @@ pub(super) fn json(out: &mut Vec<u8>, r: &Record<'_>, worker: usize, privacy: Pr
 
 /// The "combined" line of the Apache server, with its escapes.
 pub(super) fn combined(out: &mut Vec<u8>, r: &Record<'_>, privacy: Privacy, stamp: &mut Stamp) {
-    put(out, format_args!("{} - - [", client(r, privacy)));
+    put(out, format_args!("{} - ", client(r, privacy)));
+    match privacy {
+        // A blank would end the field.
+        Privacy::Full if !r.user.is_empty() => apache(out, r.user.replace(' ', "_").as_bytes()),
+        _ => out.push(b'-'),
+    }
+    out.extend_from_slice(b" [");
     out.extend_from_slice(&stamp.at(r.wall_ms / 1000).clf);
     out.extend_from_slice(b"] \"");
     apache(out, r.method.as_bytes());

@@ -33,6 +33,7 @@ fn record() -> Record<'static> {
         tries: 1,
         user_agent: b"curl/8",
         referer: b"https://other.example/",
+        user: "ann \"a\"",
         would_block: {
             let mut marks = Marks::default();
             marks.set(PolicyKind::Auth);
@@ -75,6 +76,7 @@ fn json_says_everything_the_table_of_fields_says_and_nothing_else() {
     assert_eq!((&object["client_cert"], &object["client_subject"]), (&"c0ffee".into(), &"CN=ann".into()));
     assert_eq!((&object["outcome"], &object["blame"]), (&"OK".into(), &"none".into()));
     assert_eq!(object["bytes_out"], 1234);
+    assert_eq!(object["user"], "ann \"a\"");
     assert_eq!(object["would_block"], serde_json::json!(["rate-limit", "auth"]));
     assert_eq!(object["generation"], 7);
 }
@@ -95,7 +97,7 @@ fn combined_is_the_line_every_tool_knows() {
     let line = written(&record(), AccessFormat::Combined, Privacy::Full);
     assert_eq!(
         line,
-        "192.0.2.77 - - [29/Feb/2000:00:00:00 +0000] \"GET /api/cart?token=secret HTTP/2.0\" 200 1234 \
+        "192.0.2.77 - ann_\\\"a\\\" [29/Feb/2000:00:00:00 +0000] \"GET /api/cart?token=secret HTTP/2.0\" 200 1234 \
          \"https://other.example/\" \"curl/8\"\n"
     );
 }
