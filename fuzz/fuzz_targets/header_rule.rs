@@ -5,8 +5,17 @@
 use http::{HeaderMap, HeaderName, HeaderValue};
 use libfuzzer_sys::fuzz_target;
 use tidegate::config::model;
-use tidegate::policy::header::HeaderEdits;
+use tidegate::base::template::Variable;
+use tidegate::policy::header::{Facts, HeaderEdits};
 use tidegate::proxy::fields;
+
+struct Nothing;
+
+impl Facts for Nothing {
+    fn write(&self, _: Variable, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"x");
+    }
+}
 
 fuzz_target!(|bytes: &[u8]| {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
@@ -34,7 +43,7 @@ fuzz_target!(|bytes: &[u8]| {
         assert!(!trailers.contains_key(name), "{name} in trailers");
     }
     let Ok(compiled) = HeaderEdits::compile(&edits) else { return };
-    compiled.apply(&mut headers);
+    compiled.apply(&mut headers, &Nothing);
     let known =
         |name: &str, list: &[(String, String)]| list.iter().any(|(n, _)| n.eq_ignore_ascii_case(name));
     for name in &edits.remove {

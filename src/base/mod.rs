@@ -8,5 +8,6 @@ pub mod outcome;
 pub mod policy;
 pub mod record;
 pub mod secret;
+pub mod template;
 pub mod trust;
 pub mod unit;

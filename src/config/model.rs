@@ -4,6 +4,7 @@
 //! craft's `compile` reads them. Values that can still fail later (files, backends, hosts) carry their [`Origin`].
 
 mod address;
+mod answer;
 mod auth;
 mod discovery;
 mod dns;
@@ -16,6 +17,7 @@ mod tls;
 mod traffic;
 
 pub use address::{Addresses, Countries, Country, NetworkList, Networks};
+pub use answer::{Cors, CorsOrigin, Hsts, SecurityHeaders, SecurityPreset};
 pub use auth::{
     Auth, Basic, CertField, CertUser, ForwardAuth, ForwardUrl, JwksUrl, Jwt, JwtAlgorithm, JwtKeys, Scheme,
 };
@@ -139,6 +141,8 @@ pub struct Site {
     pub max_connections: u32,
     /// Serve plain HTTP instead of redirecting to HTTPS.
     pub plain_http: bool,
+    /// Browsers are told to keep to HTTPS.
+    pub hsts: Option<Hsts>,
     /// Routes in the order written; the site's own `backends` (or `redirect`, `respond`) stand last as the
     /// catch-all `/`. May be empty: every request is then `NO-ROUTE`.
     pub routes: Vec<Route>,
@@ -273,6 +277,10 @@ pub struct Route {
     pub request_headers: HeaderEdits,
     /// Edits of the answer's fields.
     pub response_headers: HeaderEdits,
+    /// Fields that make browsers more careful.
+    pub security: Option<SecurityHeaders>,
+    /// Whose pages may use it from another origin.
+    pub cors: Option<Cors>,
     /// Who may come in; `None`: everybody.
     pub auth: Option<Arc<Auth>>,
     /// Bytes of a request body; `None` = unlimited. Site value where the route has none.

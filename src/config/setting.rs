@@ -5,6 +5,7 @@
 
 mod acme;
 mod address;
+mod answer;
 mod auth;
 mod discovery;
 mod dns;
@@ -101,6 +102,12 @@ pub enum Id {
     Respond,
     /// `request_headers` and `response_headers`.
     Edits,
+    /// `security_headers`, as a table.
+    Security,
+    /// `hsts`, as a table.
+    Hsts,
+    /// `cors`, as a table.
+    Cors,
     /// `auth`, as a table.
     Auth,
     /// `basic = { … }` of `auth`.
@@ -396,6 +403,9 @@ pub static TABLE: &[&Section] = &[
     &REDIRECT,
     &RESPOND,
     &EDITS,
+    &answer::SECURITY,
+    &answer::HSTS,
+    &answer::CORS,
     &auth::AUTH,
     &auth::BASIC,
     &auth::FORWARD,

@@ -116,6 +116,7 @@ pub fn first(
     (snapshot, state, view) = finished;
     renew::want(residents, &snapshot);
     residents.endpoints.settle();
+    residents.save_hsts();
     state.saved = keep(&server, &state, &view);
     residents.hub.set_generation(1);
     let watched = view.watched();

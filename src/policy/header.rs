@@ -1,15 +1,66 @@
-//! Edits of header fields: remove, then set, then add. Names and values are built at reload.
+//! Edits of header fields: remove, then set, then add. Names and values are built at reload; values with variables are
+//! taken apart there, and put together for each request.
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
+use crate::base::template::{self, Piece, Variable};
 use crate::config::model;
+
+/// Bytes of a value that was put together; a longer one is left out.
+const VALUE_BYTES_MAX: usize = 8 * 1024;
+
+/// What variables stand for.
+pub trait Facts {
+    /// Writes the text of one.
+    fn write(&self, variable: Variable, out: &mut Vec<u8>);
+}
+
+/// A value.
+#[derive(Debug, Clone)]
+enum Text {
+    Fixed(HeaderValue),
+    Made(Box<[Piece]>),
+}
+
+impl Text {
+    fn compile(name: &str, text: &str) -> Result<Text, String> {
+        let control =
+            || format!("the value of the header field `{name}` holds a control character: remove it");
+        let fixed = HeaderValue::from_bytes(text.as_bytes()).map_err(|_| control())?;
+        let pieces = template::parse(text);
+        let pieces =
+            pieces.map_err(|word| format!("the header field `{name}`: `{{{word}}}` is no variable"))?;
+        Ok(match pieces.as_slice() {
+            [Piece::Text(plain)] if plain == text => Text::Fixed(fixed),
+            _ => Text::Made(pieces.into()),
+        })
+    }
+
+    /// The value for a request. No client can begin another field with what it says: a value that is not legal in one
+    /// line (RFC 9110 section 5.5) is none.
+    fn value(&self, facts: &impl Facts) -> Option<HeaderValue> {
+        let pieces = match self {
+            Text::Fixed(value) => return Some(value.clone()),
+            Text::Made(pieces) => pieces,
+        };
+        let mut bytes = Vec::with_capacity(64);
+        for piece in pieces {
+            match piece {
+                Piece::Text(text) => bytes.extend_from_slice(text.as_bytes()),
+                Piece::Variable(variable) => facts.write(*variable, &mut bytes),
+            }
+        }
+        let fits = bytes.len() <= VALUE_BYTES_MAX;
+        HeaderValue::from_bytes(bytes.trim_ascii()).ok().filter(|_| fits)
+    }
+}
 
 /// Compiled edits.
 #[derive(Debug, Clone, Default)]
 pub struct HeaderEdits {
     remove: Box<[HeaderName]>,
-    set: Box<[(HeaderName, HeaderValue)]>,
-    add: Box<[(HeaderName, HeaderValue)]>,
+    set: Box<[(HeaderName, Text)]>,
+    add: Box<[(HeaderName, Text)]>,
 }
 
 impl HeaderEdits {
@@ -19,10 +70,7 @@ impl HeaderEdits {
     /// A sentence naming the field whose name or value is not legal (RFC 9110 section 5).
     pub fn compile(edits: &model::HeaderEdits) -> Result<HeaderEdits, String> {
         let pair = |(name, value): &(String, String)| {
-            let value = HeaderValue::from_bytes(value.as_bytes()).map_err(|_| {
-                format!("the value of the header field `{name}` holds a control character: remove it")
-            })?;
-            Ok::<_, String>((field_name(name)?, value))
+            Ok::<_, String>((field_name(name)?, Text::compile(name, value)?))
         };
         Ok(HeaderEdits {
             remove: edits.remove.iter().map(|name| field_name(name)).collect::<Result<_, _>>()?,
@@ -37,16 +85,26 @@ impl HeaderEdits {
     }
 
     /// Makes the edits.
-    pub fn apply(&self, headers: &mut HeaderMap) {
+    pub fn apply(&self, headers: &mut HeaderMap, facts: &impl Facts) {
         for name in &self.remove {
             headers.remove(name);
         }
         // A map is full at 32,768 fields, far above what a head may carry; a field beyond that is left out.
-        for (name, value) in &self.set {
-            let _ = headers.try_insert(name, value.clone());
+        for (name, text) in &self.set {
+            // What a client sent under the name is gone either way.
+            match text.value(facts) {
+                Some(value) => {
+                    let _ = headers.try_insert(name, value);
+                }
+                None => {
+                    headers.remove(name);
+                }
+            }
         }
-        for (name, value) in &self.add {
-            let _ = headers.try_append(name, value.clone());
+        for (name, text) in &self.add {
+            if let Some(value) = text.value(facts) {
+                let _ = headers.try_append(name, value);
+            }
         }
     }
 }
@@ -65,6 +123,34 @@ mod tests {
         pairs.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect()
     }
 
+    /// Every variable says this.
+    struct Said(&'static str);
+
+    impl Facts for Said {
+        fn write(&self, _: Variable, out: &mut Vec<u8>) {
+            out.extend_from_slice(self.0.as_bytes());
+        }
+    }
+
+    #[test]
+    fn variables_are_filled_in_and_nothing_they_say_becomes_another_field() {
+        let set = pairs(&[("x-a", "<{client_ip}> {{host}} {user}"), ("x-b", "{user}"), ("x-c", "{\"a\":1}")]);
+        let edits = HeaderEdits::compile(&model::HeaderEdits { set, ..Default::default() }).unwrap();
+        let mut headers = HeaderMap::new();
+        edits.apply(&mut headers, &Said("ann"));
+        assert_eq!(headers["x-a"], "<ann> {host} ann");
+        assert_eq!(
+            (&headers["x-b"], &headers["x-c"]),
+            (&"ann".parse().unwrap(), &"{\"a\":1}".parse().unwrap())
+        );
+        edits.apply(&mut headers, &Said("ann\r\nx-d: 1"));
+        assert!(!headers.contains_key("x-a") && !headers.contains_key("x-b") && headers.len() == 1);
+        edits.apply(&mut headers, &Said(""));
+        assert_eq!(headers["x-b"], "");
+        let unknown = model::HeaderEdits { add: pairs(&[("x-a", "{hots}")]), ..Default::default() };
+        assert!(HeaderEdits::compile(&unknown).unwrap_err().contains("{hots}"));
+    }
+
     #[test]
     fn edits_remove_then_set_then_add() {
         let edits = HeaderEdits::compile(&model::HeaderEdits {
@@ -77,7 +163,7 @@ mod tests {
         for (name, value) in [("server", "s"), ("x-a", "0"), ("x-b", "0"), ("x-b", "00"), ("x-d", "4")] {
             headers.append(name, HeaderValue::from_static(value));
         }
-        edits.apply(&mut headers);
+        edits.apply(&mut headers, &Said("x"));
         let values = |name: &str| headers.get_all(name).iter().map(|v| v.as_bytes()).collect::<Vec<_>>();
         assert_eq!(values("server"), Vec::<&[u8]>::new());
         assert_eq!(values("x-a"), [b"1", b"3"]);

@@ -15,6 +15,7 @@
 //! 6. [`rewrite`]: the path is changed last before sending, so that every decision above saw what the client asked for.
 //! 7. [`header`]: edits of the request's fields follow the fields that Tidegate sets itself and can overrule them;
 //!    edits of the answer's fields are the last thing done to an answer, whoever made it.
+//!    [`security`], [`cors`] and [`hsts`] are said before them; a preflight question of [`cors`] is answered before [`auth`].
 //! 8. [`via`]: said to a backend with the fields that Tidegate sets itself, so that the edits can take it away again.
 //!
 //! [`observe`] watches for a while what limits would fit.
@@ -25,14 +26,17 @@
 pub mod address;
 pub mod auth;
 pub mod connection_limit;
+pub mod cors;
 pub mod country;
 pub mod header;
+pub mod hsts;
 pub mod observe;
 pub mod privacy;
 pub mod rate_limit;
 pub mod redirect;
 pub mod respond;
 pub mod rewrite;
+pub mod security;
 pub mod shadow;
 pub mod site_limit;
 pub mod via;

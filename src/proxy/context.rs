@@ -273,6 +273,8 @@ pub struct Context {
     pub limits: Round,
     /// Who it comes from, where the client was asked and has shown it.
     pub identity: Option<Arc<str>>,
+    /// The origin whose page may read the answer, where the route says whose may.
+    pub cors: Option<HeaderValue>,
     /// Fields for the backend, from whoever said who it is.
     pub copied: Vec<(HeaderName, HeaderValue)>,
     /// What its refusal tells besides the outcome.
@@ -344,6 +346,7 @@ impl Context {
             version: request.version(),
             limits: Round::default(),
             identity: None,
+            cors: None,
             copied: Vec::new(),
             refusal: None,
             would_block: Marks::default(),

@@ -120,9 +120,7 @@ impl Forwarded {
         let Forwarded { response, first, lease, tunnel } = self;
         let (mut parts, incoming) = response.into_parts();
         fields::clean_response(&mut parts.headers, parts.status);
-        if let Some(route) = context.route() {
-            route.response_headers.apply(&mut parts.headers);
-        }
+        crate::proxy::answer::dress(&mut parts.headers, &context);
         affinity::remember(&mut parts.headers, &context);
         // The client was never told to go on: it sends no body, and nobody could tell a late one from its next request.
         context.close |= context.upload.as_ref().is_some_and(|upload| upload.unasked());
@@ -154,7 +152,7 @@ pub async fn run(
 ) -> Result<Answer, Outcome> {
     let wish = outgoing.wish.take();
     let expects = outgoing.expects;
-    let mut request = outgoing.into_request(route)?;
+    let mut request = outgoing.into_request(route, context)?;
     if expects && let Some(upload) = &context.upload {
         expect::pass_on(&mut request, upload);
     }
@@ -269,14 +267,14 @@ impl Saved {
 }
 
 impl Outgoing {
-    fn into_request(self, route: &Route) -> Result<Box<Request<RequestBody>>, Outcome> {
+    fn into_request(self, route: &Route, context: &Context) -> Result<Box<Request<RequestBody>>, Outcome> {
         let Outgoing { mut parts, body, found, .. } = self;
         fields::set_hop(&mut parts.headers, &found, parts.version);
         if let Some(rewrite) = &route.rewrite {
             parts.uri = rewritten(&parts.uri, &rewrite.apply(parts.uri.path()))?;
         }
         parts.version = Version::HTTP_11;
-        route.request_headers.apply(&mut parts.headers);
+        route.request_headers.apply(&mut parts.headers, context);
         Ok(Box::new(Request::from_parts(*parts, body)))
     }
 }

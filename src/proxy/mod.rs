@@ -13,7 +13,8 @@
 //!    request wait, [`exchange`] is one try, perhaps there is another; [`multiplexed`] where the backend speaks HTTP/2.
 //! 8. [`body`], [`backlog`] and [`upgrade`]: streaming, limits, tunnels. [`expect`], [`keep`] and [`reset`] are what bodies
 //!    need for `100-continue`, another try, and the codes of HTTP/2.
-//! 9. [`respond`]: the only place where an outcome becomes an answer; [`grpc`] is its form for gRPC.
+//! 9. [`respond`]: the only place where an outcome becomes an answer; [`grpc`] is its form for gRPC; [`answer`]: what every
+//!    answer of a route gets, whoever made it.
 //! 10. [`record`]: numbers and the access record, exactly once; [`observe`] what `tidegate suggest` wants to know.
 //!
 //! Everything here lives on one worker's thread and is not `Send`: `Rc` and `Cell`, no locks. The control plane is
@@ -22,6 +23,7 @@
 pub mod accept;
 pub mod admit;
 pub mod affinity;
+pub mod answer;
 pub mod backlog;
 pub mod body;
 pub mod client_cert;

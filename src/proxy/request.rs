@@ -83,10 +83,7 @@ async fn answer(
     body: &mut Option<Incoming>,
 ) -> Result<Answer, Outcome> {
     // An extended CONNECT is from here on the GET that it stands for.
-    let extended = match parts.method {
-        Method::CONNECT => upgrade::extended(&mut parts)?,
-        _ => None,
-    };
+    let extended = if parts.method == Method::CONNECT { upgrade::extended(&mut parts)? } else { None };
     if let Some(answer) = respond::challenge(context, &parts) {
         return Ok(answer);
     }
@@ -129,6 +126,9 @@ async fn answer(
     context.series = route.series;
 
     enforce::all(context, site, route, &parts, &path.text, body).await?;
+    if let Some(answer) = respond::preflight(context, &parts) {
+        return Ok(answer);
+    }
     // Owned only where normalising changed it.
     let path = if let Cow::Owned(path) = path.text { Some(path) } else { None };
     match &route.action {

@@ -9,8 +9,10 @@ use http::request::Parts;
 use http::{HeaderMap, Method, Response, StatusCode, Version};
 
 use crate::base::outcome::Outcome;
+use crate::policy::cors::Cors;
 use crate::policy::redirect::Redirect;
 use crate::policy::respond::Respond;
+use crate::proxy::answer;
 use crate::proxy::body::ResponseBody;
 use crate::proxy::context::Context;
 use crate::proxy::fields::X_REQUEST_ID;
@@ -38,9 +40,7 @@ impl Local {
         // section 9.6).
         context.close |= context.unread();
         let mut headers = self.headers;
-        if let Some(route) = context.route() {
-            route.response_headers.apply(&mut headers);
-        }
+        answer::dress(&mut headers, &context);
         headers.insert(X_REQUEST_ID, context.request_id.clone());
         finish(&mut headers, &context);
         // RFC 9110 section 9.3.2: no body in answer to HEAD; its length would be a lie.
@@ -231,6 +231,18 @@ pub fn redirect(redirect: &Redirect, parts: &Parts, path: Option<&str>) -> Answe
     let mut answer = local(redirect.status(), Outcome::Redirected);
     answer.headers.insert(header::LOCATION, redirect.location(path, parts.uri.query()));
     Answer::Local(Box::new(answer))
+}
+
+/// The answer to a preflight question about another origin, where the route says whose pages may use it.
+pub fn preflight(context: &Context, parts: &Parts) -> Option<Answer> {
+    let cors = context.route()?.cors.as_ref()?;
+    if !Cors::is_preflight(&parts.method, &parts.headers) {
+        return None;
+    }
+    let (status, headers) = cors.preflight(&parts.headers);
+    let mut answer = local(status, Outcome::Responded);
+    answer.headers = headers;
+    Some(Answer::Local(Box::new(answer)))
 }
 
 /// A fixed answer from the configuration.

@@ -27,6 +27,8 @@ fn route(path: &str) -> Route {
         rewrite: None,
         request_headers: HeaderEdits::default(),
         response_headers: HeaderEdits::default(),
+        security: None,
+        cors: None,
         auth: None,
         max_body: None,
     }

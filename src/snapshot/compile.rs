@@ -14,11 +14,13 @@ use crate::config::model::{
 };
 use crate::config::{self, Diagnostic};
 use crate::discovery::Sets;
+use crate::policy::cors::Cors;
 use crate::policy::country::CountryList;
 use crate::policy::header::HeaderEdits;
 use crate::policy::redirect::Redirect;
 use crate::policy::respond::Respond;
 use crate::policy::rewrite::Rewrite;
+use crate::policy::security::Security;
 use crate::policy::via::Via;
 use crate::route::{HostIndex, Table};
 use crate::snapshot::auth;
@@ -106,6 +108,7 @@ pub fn site(input: &Input<'_>, residents: &Residents) -> Result<Arc<Site>, Vec<D
                 places: residents.places(&model.name),
                 max_connections: model.max_connections,
                 plain_http: model.plain_http,
+                hsts: residents.hsts(model),
                 cookies: cookies(model),
                 addresses,
                 countries: model.countries.as_ref().map(CountryList::compile),
@@ -234,6 +237,8 @@ fn route(
             .any(|limit| limit.keys.contains(&LimitKey::User)),
         max_body: said.max_body,
         rewrite: rewrite.transpose().map_err(refuse)?,
+        security: said.security.as_ref().map(Security::compile),
+        cors: said.cors.as_ref().map(Cors::compile),
         auth: None,
         request_headers: HeaderEdits::compile(&said.request_headers).map_err(refuse)?,
         response_headers: HeaderEdits::compile(&said.response_headers).map_err(refuse)?,

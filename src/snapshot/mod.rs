@@ -7,6 +7,7 @@ mod auth;
 pub mod cell;
 pub mod compile;
 mod files;
+pub mod hsts_since;
 pub mod lists;
 mod members;
 mod policies;
@@ -26,12 +27,15 @@ use crate::config::model;
 use crate::policy::address::AddressList;
 use crate::policy::auth::Auth;
 use crate::policy::auth::strip::Strip;
+use crate::policy::cors::Cors;
 use crate::policy::country::{CountryList, Database};
 use crate::policy::header::HeaderEdits;
+use crate::policy::hsts::Hsts;
 use crate::policy::rate_limit::Rule;
 use crate::policy::redirect::Redirect;
 use crate::policy::respond::Respond;
 use crate::policy::rewrite::Rewrite;
+use crate::policy::security::Security;
 use crate::policy::shadow::WouldBlock;
 use crate::policy::site_limit::Places;
 use crate::policy::via::Via;
@@ -160,6 +164,8 @@ pub struct Site {
     pub max_connections: u32,
     /// Plain HTTP is served, not redirected.
     pub plain_http: bool,
+    /// Browsers are told to keep to HTTPS.
+    pub hsts: Option<Hsts>,
     /// Names of cookies of ours that backends never see.
     pub cookies: Box<[Box<[u8]>]>,
     /// What its policies would have refused.
@@ -253,6 +259,10 @@ pub struct Route {
     pub max_body: Option<u64>,
     /// Change of the path.
     pub rewrite: Option<Rewrite>,
+    /// Fields that make browsers more careful.
+    pub security: Option<Security>,
+    /// Whose pages may use it from another origin.
+    pub cors: Option<Cors>,
     /// Who may come in; `None`: everybody.
     pub auth: Option<Arc<Guard>>,
     /// Edits of the request.

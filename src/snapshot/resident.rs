@@ -10,13 +10,15 @@ use rustls::ClientConfig;
 use rustls::server::ProducesTickets;
 
 use crate::base::clock;
-use crate::config::model::{self, Acme, HostPattern, Http, Limit, LimitKey, Origin, Tls, Upstream};
+use crate::config::model::{self, Acme, HostPattern, Http, Limit, LimitKey, Origin, Site, Tls, Upstream};
 use crate::discovery::Sets;
 use crate::policy::auth;
+use crate::policy::hsts::Hsts;
 use crate::policy::observe::Watch;
 use crate::policy::rate_limit::{self, Limiter, Rule};
 use crate::policy::shadow::WouldBlock;
 use crate::policy::site_limit::Places;
+use crate::snapshot::hsts_since::Since;
 use crate::snapshot::lists::Lists;
 use crate::snapshot::sticky_key;
 use crate::telemetry::hub::Hub;
@@ -62,6 +64,7 @@ pub struct Residents {
     would_block: Mutex<HashMap<Arc<str>, Arc<WouldBlock>>>,
     /// What was found out about users, and who computes hashes.
     pub auth: Arc<auth::Shared>,
+    hsts_since: Since,
 }
 
 /// The one manager of automatic certificates, opened when `[acme]` is first seen and then kept for the life of the
@@ -191,6 +194,7 @@ impl Residents {
             ledgers: Mutex::default(),
             would_block: Mutex::default(),
             auth: Arc::new(auth::Shared::new()?),
+            hsts_since: if state.as_os_str().is_empty() { Since::default() } else { Since::open(state) },
         })
     }
 
@@ -317,6 +321,22 @@ impl Residents {
         lock(&self.would_block).entry(site.clone()).or_default().clone()
     }
 
+    /// What browsers are told about HTTPS, counted from when the site began to.
+    pub fn hsts(&self, site: &Site) -> Option<Hsts> {
+        match &site.hsts {
+            Some(said) => Some(Hsts::compile(said, self.hsts_since.of(&site.name, clock::wall().as_secs()))),
+            None => {
+                self.hsts_since.forget(&site.name);
+                None
+            }
+        }
+    }
+
+    /// Writes down when sites turned HSTS on, where that changed.
+    pub fn save_hsts(&self) {
+        self.hsts_since.save();
+    }
+
     /// What is known about the traffic of a service.
     pub fn ledger(&self, service: &Arc<str>) -> Arc<Ledger> {
         lock(&self.ledgers).entry(service.clone()).or_default().clone()
@@ -332,6 +352,7 @@ impl Residents {
         lock(&self.places).retain(|_, places| Arc::strong_count(places) > 1);
         lock(&self.ledgers).retain(|_, ledger| Arc::strong_count(ledger) > 1);
         lock(&self.would_block).retain(|_, counts| Arc::strong_count(counts) > 1);
+        self.save_hsts();
         self.endpoints.sweep();
     }
 }

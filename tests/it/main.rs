@@ -49,6 +49,7 @@ mod economics;
 mod expect;
 mod floods;
 mod grpc;
+mod headers;
 mod health;
 mod hops;
 mod identity;

@@ -117,13 +117,24 @@ fn identity_header(context: &mut Context<'_>, table: &Table<'_>) -> Option<Strin
     own_field(context, "identity_header", value, text)
 }
 
+/// Fields that Tidegate writes for another purpose.
+fn is_ours(field: &str) -> bool {
+    field.starts_with("x-forwarded-")
+        || field.starts_with("x-client-cert")
+        || matches!(field, "forwarded" | "x-request-id" | "x-real-ip" | "traceparent" | "tracestate")
+}
+
 /// The name of a field that only we may write.
 fn own_field(context: &mut Context<'_>, name: &str, value: &Value<'_>, text: &str) -> Option<String> {
     let field = HeaderName::from_bytes(text.as_bytes()).ok().map(|field| field.as_str().to_owned());
     let odd = |field: &str| field.bytes().any(|byte| !byte.is_ascii_alphanumeric() && byte != b'-');
     let help = "write a name of letters, digits and `-`, like \"X-Auth-User\"";
     match field {
-        Some(field) if !odd(&field) && !TAKEN.contains(&&*field) && !header::frames(&field) => Some(field),
+        Some(field)
+            if !odd(&field) && !TAKEN.contains(&&*field) && !header::frames(&field) && !is_ours(&field) =>
+        {
+            Some(field)
+        }
         Some(field) if !odd(&field) => {
             let message =
                 format!("`{name}`: `{field}` has another meaning, and clients must be able to send it");

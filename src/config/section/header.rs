@@ -7,8 +7,10 @@ use regex::RegexBuilder;
 use toml::de::DeValue;
 
 use super::server::texts;
+use crate::base::template::{self, Variable};
+use crate::config::diagnostic::Diagnostic;
 use crate::config::model::{FieldCondition, FieldTest, HeaderEdits, Located, Origin};
-use crate::config::parse::{Context, Table, Value, literal, literals, quoted};
+use crate::config::parse::{Context, Table, Value, literal, literals, nearest, quoted};
 use crate::config::setting::{Id, Kind, Setting};
 
 /// Bytes of memory a compiled regular expression may take.
@@ -218,6 +220,10 @@ fn pairs(
             );
             continue;
         }
+        if let Err(word) = template::parse(text) {
+            unknown_variable(context, value, key.get_ref(), &word);
+            continue;
+        }
         let Some(name) = name else { continue };
         if !seen.insert(name.clone()) {
             let message = format!("`{name}` is there twice; header field names are the same in capitals");
@@ -227,6 +233,19 @@ fn pairs(
         found.push((name, text.to_owned()));
     }
     found
+}
+
+fn unknown_variable(context: &mut Context<'_>, value: &Value<'_>, field: &str, word: &str) {
+    let words: Vec<&str> = Variable::ALL.iter().map(|(word, ..)| *word).collect();
+    let message =
+        format!("the value of `{}` has `{{{}}}`, which is no variable", quoted(field), quoted(word));
+    let help = format!("variables are {}; `{{{{{}}}}}` is the text itself", words.join(", "), quoted(word));
+    let mut diagnostic =
+        Diagnostic::error("invalid-header", &context.origin(value.span()), message).help(help);
+    if let Some(near) = nearest(word, &words) {
+        diagnostic = diagnostic.label(format!("did you mean `{{{near}}}`?"));
+    }
+    context.report(diagnostic);
 }
 
 /// A field name that may be edited.

@@ -2,6 +2,7 @@
 
 pub mod acme;
 pub mod address;
+mod answer;
 pub mod auth;
 pub mod demand;
 pub mod discovery;

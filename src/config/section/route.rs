@@ -154,6 +154,8 @@ impl Routes<'_> {
             rewrite,
             request_headers,
             response_headers: shared.response_headers.value,
+            security: shared.security.value,
+            cors: shared.cors.value,
             auth: shared.auth.value,
             max_body: shared.max_body.value,
         });
@@ -191,6 +193,8 @@ impl Routes<'_> {
             rewrite: None,
             request_headers,
             response_headers: self.shared.response_headers.value.clone(),
+            security: self.shared.security.value.clone(),
+            cors: self.shared.cors.value.clone(),
             auth: self.shared.auth.value.clone(),
             max_body: self.shared.max_body.value,
         });

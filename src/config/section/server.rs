@@ -112,7 +112,7 @@ pub fn texts<T>(
 }
 
 /// The texts of a default that is an array.
-fn default_texts(table: &Table<'_>, name: &str) -> Vec<String> {
+pub(super) fn default_texts(table: &Table<'_>, name: &str) -> Vec<String> {
     let default = DeValue::parse(table.default_text(name));
     let array = default.as_ref().ok().and_then(|value| value.get_ref().as_array());
     array.into_iter().flatten().filter_map(|entry| entry.get_ref().as_str().map(str::to_owned)).collect()

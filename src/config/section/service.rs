@@ -17,10 +17,10 @@ mod upstream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{auth, header, protocol, tls};
+use super::{answer, auth, header, protocol, tls};
 use crate::config::model::{
-    Action, Auth, Backend, Balance, Branch, Breaker, Capacity, Discover, Eject, HeaderEdits, Health, Located,
-    Origin, PANIC_DEFAULT, Retry, Server, Service, Split, Upstream,
+    Action, Auth, Backend, Balance, Branch, Breaker, Capacity, Cors, Discover, Eject, HeaderEdits, Health,
+    Located, Origin, PANIC_DEFAULT, Retry, SecurityHeaders, Server, Service, Split, Upstream,
 };
 use crate::config::parse::{Context, Table};
 use crate::config::setting::Id;
@@ -45,6 +45,10 @@ pub struct Shared {
     pub max_body: Located<Option<u64>>,
     /// `response_headers`
     pub response_headers: Located<HeaderEdits>,
+    /// `security_headers`
+    pub security: Located<Option<SecurityHeaders>>,
+    /// `cors`
+    pub cors: Located<Option<Cors>>,
     /// `auth`
     pub auth: Located<Option<Arc<Auth>>>,
 }
@@ -94,6 +98,8 @@ pub fn of_server(server: &Server, encrypted: bool) -> Shared {
         split: None,
         max_body: default(None),
         response_headers: default(HeaderEdits::default()),
+        security: default(None),
+        cors: default(None),
         auth: default(None),
     }
 }
@@ -120,6 +126,8 @@ pub fn read(context: &mut Context<'_>, table: &Table<'_>, inherited: &Shared) ->
             "response_headers",
             Some(&inherited.response_headers),
         ),
+        security: answer::security(context, table, &inherited.security),
+        cors: answer::cors(context, table, &inherited.cors),
         auth: auth::read(context, table, &inherited.auth),
     };
     upstream::warn_of_unused(context, table, &shared);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::server::texts;
 use super::service::{self, located_path};
-use super::{acme, address, auth, demand, host, limit, route, tls};
+use super::{acme, address, answer, auth, demand, host, limit, route, tls};
 use crate::config::model::{Certificate, HostPattern, Located, Origin, Server, Site, UntilIssued};
 use crate::config::parse::{Context, Table, Value, literal, literals, quoted};
 use crate::config::setting::{ACME_NAMES_MAX, Id, Setting};
@@ -42,6 +42,7 @@ pub fn read(
     let tls = tls::of_site(context, &table, server);
     let max_connections = u32::try_from(context.count(&table, "max_connections")).unwrap_or(u32::MAX);
     let plain_http = context.flag(&table, "plain_http");
+    let hsts = answer::hsts(context, &table);
     let limits = limit::read(context, &table);
     let addresses = address::addresses(context, &table, &server.networks);
     let countries = address::countries(context, &table, server);
@@ -62,6 +63,7 @@ pub fn read(
         tls,
         max_connections,
         plain_http,
+        hsts,
         routes,
         limits,
         addresses,

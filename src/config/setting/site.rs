@@ -1,6 +1,7 @@
 //! The settings of a site and of its routes.
 
 use super::Fallback::{Value, Words};
+use super::answer::{CORS_SHORT, HSTS_SHORT, SECURITY_SHORT};
 use super::auth::AUTH_SHORT;
 use super::{
     BACKEND_SHORT, DAY, EJECT_SHORT, HEALTH_SHORT, HOUR, Id, Kind, LIMIT_SHORT, LIMITS_MAX, NAMES_MAX,
@@ -46,6 +47,9 @@ pub(super) static SITE: Section = Section {
         row("respond", Kind::Table(Id::Respond), Words("none"), "Answer every request with a fixed text."),
         row("request_headers", Kind::Table(Id::Edits), Words("no edits"), "Edits of the request's fields, for all routes that have none of their own."),
         row("response_headers", Kind::Table(Id::Edits), Words("no edits"), "Edits of the answer's fields, for all routes that have none of their own."),
+        row("security_headers", SECURITY_KIND, Value(r#""off""#), "Fields that make browsers more careful, for all routes that say nothing else."),
+        row("hsts", Kind::ShortOr(HSTS_SHORT, Id::Hsts), Value(r#""off""#), "Tell browsers to keep to HTTPS, step by step. What a backend says about it stays."),
+        row("cors", CORS_KIND, Value(r#""off""#), "Whose pages may use the site from another origin."),
         row("auth", AUTH_KIND, Value(r#""off""#), "Who may come in, for all routes that say nothing else."),
         row("route", Kind::Tables(Id::Route, ROUTES_MAX), Words("none"), "Parts of the site that go elsewhere or obey other rules."),
     ],
@@ -57,6 +61,8 @@ const SPLIT: Kind = Kind::Tables(Id::Split, service::BRANCHES_MAX);
 const RETRY: Kind = Kind::ShortOr("\"off\"", Id::Retry);
 const CAPACITY: Kind = Kind::ShortOr("\"off\"", Id::Capacity);
 const BREAKER: Kind = Kind::ShortOr("\"off\"", Id::Breaker);
+const SECURITY_KIND: Kind = Kind::ShortOr(SECURITY_SHORT, Id::Security);
+const CORS_KIND: Kind = Kind::ShortOr(CORS_SHORT, Id::Cors);
 const AUTH_KIND: Kind = Kind::ShortOr(AUTH_SHORT, Id::Auth);
 const LIMIT_KIND: Kind = Kind::ShortOrTables(LIMIT_SHORT, Id::Limit, LIMITS_MAX, true);
 
@@ -95,6 +101,8 @@ pub(super) static ROUTE: Section = Section {
         row("rewrite", Kind::Text(2_048), Words("none"), "Replaces the route's prefix (or exact path) before it is sent on; with a regular expression, the whole path, and `$1` is its first group."),
         row("request_headers", Kind::Table(Id::Edits), Words("the site's, as a whole"), "Edits of the request's fields."),
         row("response_headers", Kind::Table(Id::Edits), Words("the site's, as a whole"), "Edits of the answer's fields."),
+        row("security_headers", SECURITY_KIND, Words("the site's, as a whole"), "Fields that make browsers more careful."),
+        row("cors", CORS_KIND, Words("the site's, as a whole"), "Whose pages may use the route from another origin; with `methods`, name `OPTIONS` among them."),
         row("auth", AUTH_KIND, Words("the site's, as a whole"), "Who may come in; `\"off\"`: everybody."),
     ],
 };

@@ -14,6 +14,7 @@ use hyper::body::{Body, Incoming};
 use crate::base::outcome::Outcome;
 use crate::base::policy::PolicyKind;
 use crate::config::model::Mode;
+use crate::policy::cors::Cors;
 use crate::policy::rate_limit::When;
 use crate::proxy::context::Context;
 use crate::proxy::observe;
@@ -34,7 +35,11 @@ pub async fn all(
     observe::arrived(context, site);
     address::check(context, site, route)?;
     limits::check(context, site, route, parts, path, When::Before)?;
-    auth::check(context, site, route, parts, path).await?;
+    context.cors = route.cors.as_ref().and_then(|cors| cors.allows(&parts.headers));
+    // Browsers send no credentials with such a question, and nobody but us answers it.
+    if route.cors.is_none() || !Cors::is_preflight(&parts.method, &parts.headers) {
+        auth::check(context, site, route, parts, path).await?;
+    }
     limits::check(context, site, route, parts, path, When::After)?;
     body_length(route, body.as_ref())
 }
