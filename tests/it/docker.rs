@@ -180,6 +180,36 @@ async fn file_sites_go_to_containers_by_the_name_of_their_service() {
     assert!(trouble.contains("add the section [docker]"), "{trouble}");
 }
 
+#[tokio::test]
+async fn labels_of_a_swarm_service_count_for_its_tasks_and_change_while_these_run() {
+    let (web, lone) = (Origin::saying("web").await, Origin::saying("lone").await);
+    let (builder, socket) = asking();
+    let engine = FakeDocker::at(&socket);
+    let labels = |version| [("tidegate.site", SITE), ("tidegate.response_headers.set.X-V", version)];
+    engine.service("web", &labels("1"));
+    let task = [("com.docker.swarm.service.id", "web"), ("tidegate.response_headers.set.X-Own", "task")];
+    engine.start("task1", web.address(), &task);
+    // The manager is another node, and says nothing: its own labels count.
+    let elsewhere = [("com.docker.swarm.service.id", "elsewhere"), ("tidegate.site", "lone.test")];
+    engine.start("task2", lone.address(), &elsewhere);
+    let proxy = builder.start().await;
+    let reply = proxy.get(SITE, "/").await;
+    assert_eq!(
+        (reply.text().as_str(), reply.field("x-v"), reply.field("x-own")),
+        ("web", Some("1"), Some("task"))
+    );
+    assert_eq!(proxy.get("lone.test", "/").await.text(), "lone");
+    // `docker service update --label-add` starts no task anew.
+    let both = [("tidegate.response_headers.set.X-Own", "service")];
+    engine.service("web", &[&labels("2")[..], &both].concat());
+    wait_for("the new label", || async {
+        let reply = proxy.try_get(SITE, "/").await.ok()?;
+        (reply.field("x-v") == Some("2") && reply.field("x-own") == Some("task")).then_some(())
+    })
+    .await;
+    assert_eq!(proxy.status().await["endpoints"].as_array().unwrap().len(), 2);
+}
+
 /// Sites, containers of each, replacements.
 const MANY: (usize, usize, usize) = (500, 4, 500);
 

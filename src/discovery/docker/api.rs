@@ -1,7 +1,8 @@
 //! Questions to a container engine: HTTP/1.1 over its Unix socket or a TCP port, answers bounded in bytes and in time.
 //!
-//! Docker's Engine API, which Podman speaks too. Four questions are asked, all of them reading: `GET /_ping`,
-//! `GET /containers/json`, `GET /containers/{id}/json` and `GET /events`. Nothing is ever changed.
+//! Docker's Engine API, which Podman speaks too. Five questions are asked, all of them reading: `GET /_ping`,
+//! `GET /containers/json`, `GET /containers/{id}/json`, `GET /events`, and `GET /services/{id}` for tasks of a Swarm. Nothing
+//! is ever changed.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
+use super::labels;
 use crate::config::model::DockerSocket;
 
 /// From connecting to the last byte of an answer; for events, to the first.
@@ -46,6 +48,8 @@ const ACTIONS: &[&str] = &[
     "rename",
     "connect",
     "disconnect",
+    // Of Swarm services.
+    "update",
 ];
 
 /// An engine that answers.
@@ -140,11 +144,24 @@ pub struct Published {
     pub host_port: String,
 }
 
+/// A Swarm service.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Service {
+    spec: Spec,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Spec {
+    labels: Option<BTreeMap<String, String>>,
+}
+
 /// Something that happened.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Event {
-    /// `container` or `network`.
+    /// `container`, `network` or `service`.
     #[serde(rename = "Type")]
     pub kind: String,
     /// `start`, `health_status: healthy`, …
@@ -219,12 +236,51 @@ impl Engine {
         answer.map(read).transpose()
     }
 
+    /// The same, with what the labels of its Swarm service say of which its own say nothing.
+    ///
+    /// # Errors
+    /// A sentence.
+    pub async fn inspect_task(&self, id: &str) -> Result<Option<Inspected>, String> {
+        let mut found = self.inspect(id).await?;
+        if let Some(own) = found.as_mut().and_then(|found| found.config.labels.as_mut())
+            && let Some(service) = own.get(labels::SWARM).cloned()
+        {
+            for (label, value) in self.service_labels(&service).await? {
+                if label.starts_with(labels::PREFIX) {
+                    own.entry(label).or_insert(value);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// The labels of a Swarm service; none where the engine does not know them (it is no manager) or a socket proxy keeps
+    /// them back: then those of the container count alone.
+    async fn service_labels(&self, id: &str) -> Result<BTreeMap<String, String>, String> {
+        if !id.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+            return Ok(BTreeMap::new());
+        }
+        let path = self.path(&format!("/services/{id}"));
+        let asking = async {
+            let response = ask_any(&self.socket, &path).await?;
+            if !response.status().is_success() {
+                return Ok(None);
+            }
+            body(response, CONTAINER_BYTES_MAX).await.map(Some)
+        };
+        let Some(bytes) = within(asking).await? else { return Ok(BTreeMap::new()) };
+        let service: Service = serde_json::from_slice(&bytes)
+            .map_err(|error| format!("the service {id} cannot be read: {error}"))?;
+        Ok(service.spec.labels.unwrap_or_default())
+    }
+
     /// What happens from now on.
     ///
     /// # Errors
     /// A sentence.
     pub async fn events(&self) -> Result<Events, String> {
-        let filters = serde_json::json!({ "type": ["container", "network"], "event": ACTIONS }).to_string();
+        let filters =
+            serde_json::json!({ "type": ["container", "network", "service"], "event": ACTIONS }).to_string();
         let path = self.path(&format!("/events?filters={}", encoded(&filters)));
         let response = within(ask(&self.socket, &path)).await?;
         Ok(Events { body: response.into_body(), buffer: BytesMut::new() })

@@ -14,6 +14,8 @@ use crate::config::setting::{self, Id};
 pub const PREFIX: &str = "tidegate.";
 /// Labels by which Compose says whose container it is.
 pub const COMPOSE: (&str, &str) = ("com.docker.compose.project", "com.docker.compose.service");
+/// The label by which Swarm says of which service a container is a task.
+pub const SWARM: &str = "com.docker.swarm.service.id";
 /// Labels that say something about the container itself, not about its site.
 const OWN: &[&str] = &["site", "service", "path", "port", "network", "weight"];
 /// The route of labels without a path.
@@ -53,7 +55,8 @@ pub struct Read {
 
 /// Whether an engine need be asked about a container with these labels.
 pub fn concern_us(labels: &BTreeMap<String, String>) -> bool {
-    labels.contains_key(COMPOSE.1) || labels.keys().any(|label| label.starts_with(PREFIX))
+    [COMPOSE.1, SWARM].iter().any(|label| labels.contains_key(*label))
+        || labels.keys().any(|label| label.starts_with(PREFIX))
 }
 
 /// Reads the labels of a container.

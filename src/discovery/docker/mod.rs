@@ -131,8 +131,12 @@ impl<'a> Session<'a> {
             self.ask(&engine);
             tokio::select! {
                 event = Events::next(&mut events) => {
-                    let ask = self.world.event(&event?, clock::now());
+                    let event = event?;
+                    let ask = self.world.event(&event, clock::now());
                     self.waiting.extend(ask);
+                    if event.kind == "service" {
+                        self.waiting.extend(self.world.tasks(&event.actor.id));
+                    }
                 }
                 Some(answer) = self.asking.join_next(), if !self.asking.is_empty() => {
                     self.take(answer.map_err(|error| error.to_string())?)?;
@@ -169,7 +173,7 @@ impl<'a> Session<'a> {
             let Some(version) = self.world.version(&id) else { continue };
             let engine = engine.clone();
             self.asking.spawn(async move {
-                let found = engine.inspect(&id).await;
+                let found = engine.inspect_task(&id).await;
                 Answer::Container(id, version, found.map(|found| found.map(Box::new)))
             });
         }

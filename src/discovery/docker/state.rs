@@ -153,6 +153,17 @@ impl World {
         }
     }
 
+    /// The tasks of a Swarm service, to be asked about: its labels may be others now.
+    pub fn tasks(&mut self, service: &str) -> Vec<String> {
+        let of = |entry: &Entry| {
+            let labels = entry.facts.as_ref().and_then(|facts| facts.config.labels.as_ref());
+            labels.and_then(|labels| labels.get(labels::SWARM)).is_some_and(|id| id == service)
+        };
+        let all = self.entries.iter().filter(|(_, entry)| of(entry));
+        let ids: Vec<String> = all.map(|(id, _)| id.clone()).collect();
+        ids.iter().map(|id| self.happened(id)).collect()
+    }
+
     /// Compares a list with what is known; gives the containers that are to be asked about.
     pub fn listed(&mut self, listed: &[Listed], now: Millis) -> Vec<String> {
         let here: HashSet<&str> = listed.iter().map(|listed| listed.id.as_str()).collect();
@@ -338,7 +349,7 @@ impl World {
     fn learn(&mut self, id: &str, found: Inspected) {
         let Some(mut entry) = self.entries.remove(id) else { return };
         self.unlink(id, &entry);
-        // Labels never change while a container lives, but this is cheap and right without that.
+        // Labels of a container never change while it lives, those of a Swarm service do.
         let none = BTreeMap::new();
         let labels = found.config.labels.as_ref().unwrap_or(&none);
         if labels::concern_us(labels) {

@@ -18,6 +18,7 @@ const EVENTS: usize = 100_000;
 #[derive(Default)]
 struct Containers {
     by_id: BTreeMap<String, Value>,
+    services: BTreeMap<String, Value>,
     started: u64,
     asked: Vec<String>,
 }
@@ -89,6 +90,15 @@ impl FakeDocker {
             containers.by_id.insert(id.to_owned(), inspected);
         }
         self.tell("start", id, json!(all));
+    }
+
+    /// A Swarm service has these labels now.
+    pub fn service(&self, id: &str, labels: &[(&str, &str)]) {
+        let labels: BTreeMap<&str, &str> = labels.iter().copied().collect();
+        let service = json!({ "ID": id, "Spec": { "Name": id, "Labels": labels } });
+        self.containers.lock().unwrap().services.insert(id.to_owned(), service);
+        let event = json!({ "Type": "service", "Action": "update", "Actor": { "ID": id, "Attributes": {} } });
+        let _ = self.events.send(format!("{event}\n"));
     }
 
     /// The image of a container exposes this port.
@@ -169,6 +179,10 @@ async fn serve(
         ["", "v1.41", "containers", id, "json"] => match containers.lock().unwrap().by_id.get(id) {
             Some(found) => (200, found.to_string()),
             None => (404, json!({ "message": "no such container" }).to_string()),
+        },
+        ["", "v1.41", "services", id] => match containers.lock().unwrap().services.get(id) {
+            Some(found) => (200, found.to_string()),
+            None => (503, json!({ "message": "This node is not a swarm manager." }).to_string()),
         },
         _ => (403, "forbidden".to_owned()),
     };
