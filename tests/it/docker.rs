@@ -126,7 +126,11 @@ async fn a_bad_label_costs_its_site_the_new_version_and_nobody_else_anything() {
         (proxy.try_get("bad.test", "/").await.ok()?.field("x-v") == Some("3")).then_some(())
     })
     .await;
-    assert_eq!(proxy.site("bad.test").await["state"], "active");
+    // What `status` tells of a reload follows it.
+    wait_for("the end of the quarantine", || async {
+        (proxy.site("bad.test").await["state"] == "active").then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
