@@ -157,8 +157,8 @@ def plot(figures, field, title, more, works):
     names, left, wide, bar = figures.names, 250, 420, 14
     out, y = [], 58
     for index, name in enumerate(names):
-        out.append(f'<rect x="{left + index * 95}" y="34" width="11" height="11" fill="{COLORS[name]}"/>'
-                   f'<text x="{left + index * 95 + 16}" y="44">{name}</text>')
+        out.append(f'<rect x="{130 + index * 100}" y="34" width="11" height="11" fill="{COLORS[name]}"/>'
+                   f'<text x="{130 + index * 100 + 16}" y="44">{name}</text>')
     for work in works:
         best = figures.best(work.key, field, more)[0]
         if not best:
@@ -171,11 +171,11 @@ def plot(figures, field, title, more, works):
             middle = statistics.median(rounds)
             out.append(f'<rect x="{left}" y="{y}" width="{scale(middle):.1f}" height="{bar - 3}" fill="{COLORS[name]}"/>')
             out.append(f'<path d="M{left + scale(min(rounds)):.1f} {y + 5.5}H{left + scale(max(rounds)):.1f}" stroke="#000" stroke-opacity=".55"/>')
-            out.append(f'<text x="{left + scale(max(middle, max(rounds))) + 6:.1f}" y="{y + 9}" font-size="10">{number(middle)}</text>')
+            out.append(f'<text x="{left + scale(max(middle, max(rounds))) + 6:.1f}" y="{y + 9}" font-size="10">{number(middle)}{" (longer than drawn)" if middle / best > 2.6 else ""}</text>')
             y += bar
         y += 10
     one = left + wide / 2.6
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + wide + 90}" height="{y + 24}" font-family="sans-serif" font-size="12">'
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + wide + 160}" height="{y + 24}" font-family="sans-serif" font-size="12">'
             f'<rect width="100%" height="100%" fill="#fff"/><text x="{left}" y="22" font-size="15">{title}</text>' + "".join(out)
             + f'<path d="M{one:.1f} 52V{y}" stroke="#000" stroke-dasharray="3 3" stroke-opacity=".5"/>'
             f'<text x="{one:.1f}" y="{y + 14}" text-anchor="middle" font-size="10">best peer</text></svg>\n')
@@ -193,11 +193,11 @@ def latency_plot(figures):
         out.append(f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{name}</text>'
                    f'<path d="M{place(three[0]):.1f} {y}H{place(three[2]):.1f}" stroke="{COLORS[name]}" stroke-width="2"/>')
         for value, radius in zip(three, (4, 5.5, 7)):
-            out.append(f'<circle cx="{place(value):.1f}" cy="{y}" r="{radius}" fill="{COLORS[name]}"/>'
-                       f'<text x="{place(value):.1f}" y="{y - 10}" text-anchor="middle" font-size="9">{number(value)}</text>')
-        y += 36
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + wide + 60}" height="{y}" font-family="sans-serif" font-size="12">'
-            f'<rect width="100%" height="100%" fill="#fff"/><text x="{left}" y="20" font-size="15">p50, p99, p99.9 in µs at a steady rate</text>'
+            out.append(f'<circle cx="{place(value):.1f}" cy="{y}" r="{radius}" fill="{COLORS[name]}"/>')
+        out.append(f'<text x="{left + wide + 14}" y="{y + 4}" font-size="10">{" · ".join(map(number, three))}</text>')
+        y += 30
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + wide + 200}" height="{y}" font-family="sans-serif" font-size="12">'
+            f'<rect width="100%" height="100%" fill="#fff"/><text x="{left}" y="20" font-size="15">p50, p99 and p99.9 in µs at a steady rate, logarithmic</text>'
             + "".join(out) + "</svg>\n")
 
 
