@@ -26,7 +26,7 @@ pub fn is_inner(address: IpAddr) -> bool {
 
 /// What limits are kept for: an IPv4 address, or the /64 of an IPv6 address, because one client usually owns a
 /// whole /64 and could otherwise take a new address for each request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct ClientKey(pub u128);
 
 impl ClientKey {

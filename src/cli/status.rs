@@ -70,6 +70,7 @@ fn render(status: &Value, now: u64, paint: Paint) -> String {
         listeners.row([(Ink::Plain, kind.to_owned()), (Ink::Plain, address.to_owned())]);
     }
     out += &section("listeners", &listeners, paint);
+    out += &doctor(list(status, "doctor"), paint);
     out += &sites(list(status, "sites"), now, paint);
     out += &engine(status.get("engine").unwrap_or(&Value::Null), paint);
     out += &sources(list(status, "sources"), paint);
@@ -87,6 +88,15 @@ fn render(status: &Value, now: u64, paint: Paint) -> String {
 
 fn section(title: &str, table: &Table, paint: Paint) -> String {
     format!("\n{}\n{}", paint.paint(Ink::Bold, title), table.render(paint))
+}
+
+/// Signs that addresses are not those of clients; nothing where there are none.
+fn doctor(findings: &[Value], paint: Paint) -> String {
+    let mut table = Table::default();
+    for found in findings {
+        table.text(Ink::Red, text(found, "advice"));
+    }
+    if findings.is_empty() { String::new() } else { section("client addresses", &table, paint) }
 }
 
 fn sites(sites: &[Value], now: u64, paint: Paint) -> String {

@@ -26,7 +26,7 @@ pub use dns::{Cloudflare, Dns, DnsProvider, Exec, Rfc2136, Route53, SecretSource
 pub use docker::{Docker, DockerSocket};
 pub use health::{BodyCheck, Check, Eject, Health, HttpCheck, PANIC_DEFAULT, Statuses};
 pub use policy::{Limit, LimitKey, Mode};
-pub use server::{Limits, Log, Timeouts};
+pub use server::{ClientIpDoctor, Limits, Log, Timeouts};
 pub use service::{
     Backend, Balance, Branch, Discover, Http, InternalTrust, Key, ProxyHeader, SameSite, Service, Source,
     Split, Sticky, Upstream,
@@ -80,6 +80,8 @@ pub struct Server {
     pub addresses: Option<Addresses>,
     /// `country_database`, absolute.
     pub country_database: Option<Located<PathBuf>>,
+    /// Whether it is looked for signs that client addresses are not those of clients.
+    pub client_ip_doctor: ClientIpDoctor,
     /// Whether connections from trusted proxies begin with a PROXY protocol header.
     pub proxy_protocol: bool,
     /// What this node calls itself in `Via` to backends; `None`: it sends none.

@@ -427,6 +427,7 @@ static SERVER: Section = Section {
         row("trusted_proxies", Kind::Networks(10_000), Value("[]"), "Networks whose forwarded headers (and PROXY protocol) are believed; also names: `\"cloudflare\"`, `\"fastly\"`, `\"google-lb\"`, `\"private\"`, `\"loopback\"`, or of `[networks]` without a `file`."),
         row("addresses", Kind::Table(Id::Addresses), Words("all are let in"), "Which client addresses are let in, whatever they want. The others are refused as soon as their address is known."),
         row("country_database", Kind::Path, Words("none"), "A database in MaxMind's format (`.mmdb`) that knows the countries of addresses. Read again when it changes."),
+        row("client_ip_doctor", Kind::Word(&["on", "warn", "off"]), Value(r#""on""#), "Looks for signs that client addresses are not those of clients. `\"on\"`: warns, and limits by address refuse nobody at a proxy that is not trusted; `\"warn\"`: only warns."),
         row("proxy_protocol", Kind::Flag, Value("false"), "Connections from trusted proxies begin with a PROXY protocol header, v1 or v2."),
         row("via", Kind::Text(64), Value(r#""tidegate""#), "What this node calls itself in the `Via` field of requests to backends (RFC 9110 section 7.6.3); `\"off\"`: the field is not sent, and loops are not seen."),
         row("drain", Kind::Duration(0, HOUR), Value(r#""30s""#), "How long a graceful stop waits for what is in flight."),

@@ -3,7 +3,7 @@
 //! A file changes ([`watch`]), a signal or a command arrives → [`reload`]: read, compile each site on its own, swap,
 //! report. Which version of each site serves is chosen in `choose`. Sites that are refused keep their last good version,
 //! in memory and on disk ([`last_good`]). [`discover`] finds endpoints, [`deploy`] puts others in their place; [`probe`] asks them how they are, [`eject`] compares
-//! how they answer requests; [`observe`] has the workers watch what limits would fit; [`renew`] gets certificates and keeps
+//! how they answer requests; [`observe`] has the workers watch what limits would fit; [`doctor`] tells when addresses are not those of clients; [`renew`] gets certificates and keeps
 //! them, [`clock_guard`] sees to it that this is not done by a wrong clock; [`status`] says how everything is.
 
 mod choose;
@@ -12,6 +12,7 @@ pub mod clock_guard;
 mod containers;
 pub mod deploy;
 pub mod discover;
+pub mod doctor;
 pub mod eject;
 mod issue;
 pub mod jwks;

@@ -63,6 +63,7 @@ impl Control {
                 "trouble": engine.trouble,
             })),
             "services": traffic::status(&snapshot),
+            "doctor": self.doctor_status(),
             "clock": self.clock_status(),
             "ca_certificate": self.residents.ca.ca_path(),
         })
@@ -114,6 +115,7 @@ impl Control {
         self.certificate_readings(readings);
         self.front_readings(&snapshot.sites, readings);
         self.clock_readings(readings);
+        self.doctor_readings(readings);
         self.endpoint_readings(readings);
         traffic::readings(&snapshot, readings);
     }

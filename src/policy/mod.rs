@@ -18,7 +18,7 @@
 //!    [`security`], [`cors`] and [`hsts`] are said before them; a preflight question of [`cors`] is answered before [`auth`].
 //! 8. [`via`]: said to a backend with the fields that Tidegate sets itself, so that the edits can take it away again.
 //!
-//! [`observe`] watches for a while what limits would fit.
+//! [`doctor`] finds out when addresses are not those of clients. [`observe`] watches for a while what limits would fit.
 //! [`shadow`] counts what policies in shadow would have refused; [`privacy`] says what all of them keep about people.
 //!
 //! Every file has the same shape: what is compiled, `compile`, the decision, tests.
@@ -28,6 +28,7 @@ pub mod auth;
 pub mod connection_limit;
 pub mod cors;
 pub mod country;
+pub mod doctor;
 pub mod header;
 pub mod hsts;
 pub mod observe;

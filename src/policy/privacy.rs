@@ -100,6 +100,14 @@ pub const TABLE: &[Row] = &[
         bound: "1,000,000 networks a file; 512 MiB for the database",
     },
     Row {
+        what: "client-IP doctor",
+        keeps: "addresses (IPv6: the /64) that send most requests, with the number of every eighth and how many of those carried \
+                fields that proxies add; of what it finds the address, cut in logs under privacy = \"strict\"",
+        place: "memory",
+        time: "a minute; what it finds for an hour after it was last seen",
+        bound: "16 addresses for each worker, 32 findings; [server] client_ip_doctor = \"off\" keeps none",
+    },
+    Row {
         what: "floods",
         keeps: "address (IPv6: its /64) of clients whose HTTP/2 connections flooded, and how long their next ones wait",
         place: "memory",

@@ -83,6 +83,8 @@ pub struct Round {
     pub told: Option<(usize, Verdict)>,
     /// Whether a limit in shadow would have refused.
     pub would_block: bool,
+    /// The client's address is a proxy's: what is counted by address refuses nobody.
+    pub address_doubted: bool,
     /// What is to be taken when the status is known.
     owed: [Option<Owed>; OWED_MAX],
 }
@@ -163,6 +165,11 @@ impl<C: Clock + Clone> Limiter<C> {
     /// Whether it can be asked only once it is known who was authenticated.
     pub fn needs_user(&self) -> bool {
         self.keys.need_user()
+    }
+
+    /// Whether the client's address is part of what it counts by.
+    pub fn counts_addresses(&self) -> bool {
+        self.keys.have_address()
     }
 
     /// The bucket that a request is counted in.
@@ -266,7 +273,8 @@ pub fn check_all<'a, C: Clock + Clone + 'a>(
         if rule.statuses.is_some() {
             round.owe(Owed { position, bucket });
         }
-        if rule.mode == Mode::Shadow {
+        let shadow = rule.mode == Mode::Shadow || (round.address_doubted && rule.limiter.counts_addresses());
+        if shadow {
             round.would_block |= !verdict.allowed;
         } else if rule.statuses.is_none() || !verdict.allowed {
             round.hear(position, verdict);

@@ -54,6 +54,8 @@ pub struct Connection {
     pub client: SocketAddr,
     /// Whether forwarded headers are believed: the peer is a trusted proxy.
     pub trusted: bool,
+    /// The address is that of a proxy that is not trusted, not of a client.
+    pub of_proxy: bool,
     /// Under TLS.
     pub secure: bool,
     /// Speaks HTTP/2.
@@ -132,6 +134,7 @@ impl Connection {
         Connection {
             client,
             trusted: intro.trusted,
+            of_proxy: !intro.trusted && worker.examiner.is_proxy(&worker.snapshot().server, client.ip()),
             secure: intro.handshake.is_some(),
             http2: intro.http2,
             port: intro.port,

@@ -15,7 +15,8 @@
 //!    need for `100-continue`, another try, and the codes of HTTP/2.
 //! 9. [`respond`]: the only place where an outcome becomes an answer; [`grpc`] is its form for gRPC; [`answer`]: what every
 //!    answer of a route gets, whoever made it.
-//! 10. [`record`]: numbers and the access record, exactly once; [`observe`] what `tidegate suggest` wants to know.
+//! 10. [`record`]: numbers and the access record, exactly once; [`observe`] what `tidegate suggest` wants to know,
+//!     [`doctor`] whether addresses are those of clients.
 //!
 //! Everything here lives on one worker's thread and is not `Send`: `Rc` and `Cell`, no locks. The control plane is
 //! met only in the snapshot.
@@ -29,6 +30,7 @@ pub mod body;
 pub mod client_cert;
 pub mod context;
 pub mod demand;
+pub mod doctor;
 pub mod enforce;
 pub mod exchange;
 pub mod expect;
@@ -62,6 +64,7 @@ use http::HeaderValue;
 use crate::base::clock;
 use crate::net::timer::Wheel;
 use crate::policy::connection_limit::Connections;
+use crate::policy::doctor::Doctor;
 use crate::policy::observe::Watch;
 use crate::proxy::body::RequestBody;
 use crate::proxy::context::Connection;
@@ -96,6 +99,8 @@ pub struct Worker {
     pub challenges: Arc<Challenges>,
     /// What is watched for `tidegate suggest`.
     pub observed: observe::Observed,
+    /// Whether addresses are those of clients.
+    pub examiner: doctor::Examiner,
     /// TLS handshakes in flight.
     pub turnstile: Rc<Turnstile>,
     /// Clients that flooded lately.
@@ -130,6 +135,8 @@ pub struct Parts {
     pub connections: Connections,
     /// Answers to challenges of ACME authorities.
     pub challenges: Arc<Challenges>,
+    /// The client-IP doctor.
+    pub doctor: Arc<Doctor>,
     /// Whether and what is watched.
     pub watch: Arc<Watch>,
     /// Its view of the snapshot.
@@ -150,6 +157,7 @@ impl Worker {
             multiplexed: Multiplexed::default(),
             connections: parts.connections,
             challenges: parts.challenges,
+            examiner: doctor::Examiner::new(parts.doctor),
             observed: observe::Observed::new(parts.watch),
             turnstile: Rc::new(Turnstile::new()),
             penalties: Penalties::default(),
@@ -219,7 +227,8 @@ impl Worker {
         self.wheel.advance(clock::now());
         self.wall_ahead.set(wall_ahead());
         // An idle worker too must let go of an old snapshot and of the endpoints in it.
-        self.reader.load();
+        let setting = self.reader.load().server.client_ip_doctor;
+        self.examiner.tick(count, setting, self.wheel.now());
         self.sink.flush();
         self.observed.tick(self.wheel.now());
         self.show_handshakes();

@@ -107,7 +107,7 @@ impl Fleet {
             let signals = Arc::new(Signals::default());
             let (cell, hub) = (cell.clone(), residents.hub.clone());
             let (connections, watch) = (connections.clone(), residents.watch.clone());
-            let challenges = residents.acme.challenges.clone();
+            let (challenges, doctor) = (residents.acme.challenges.clone(), residents.doctor.clone());
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .max_blocking_threads(BLOCKING_MAX)
@@ -117,7 +117,7 @@ impl Fleet {
             let body = move || {
                 let reader = Reader::new(cell);
                 let (shard, seed) = (hub.shard(id), seed(id));
-                let parts = Parts { id, shard, sink, connections, challenges, watch, reader, seed };
+                let parts = Parts { id, shard, sink, connections, challenges, doctor, watch, reader, seed };
                 let worker = Rc::new(Worker::new(parts));
                 LocalSet::new().block_on(&runtime, run(worker, listeners, heard));
             };

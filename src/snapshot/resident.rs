@@ -13,6 +13,7 @@ use crate::base::clock;
 use crate::config::model::{self, Acme, HostPattern, Http, Limit, LimitKey, Origin, Site, Tls, Upstream};
 use crate::discovery::Sets;
 use crate::policy::auth;
+use crate::policy::doctor::Doctor;
 use crate::policy::hsts::Hsts;
 use crate::policy::observe::Watch;
 use crate::policy::rate_limit::{self, Limiter, Rule};
@@ -47,6 +48,8 @@ pub struct Residents {
     pub ca: InternalCa,
     /// Certificates from ACME authorities.
     pub acme: Automatic,
+    /// Finds out when addresses are not those of clients.
+    pub doctor: Arc<Doctor>,
     /// What is watched for `tidegate suggest`.
     pub watch: Arc<Watch>,
     /// Encrypts session tickets; kept, so that a reload does not end resumption.
@@ -181,6 +184,7 @@ impl Residents {
             lists: Lists::default(),
             ca,
             acme: Automatic::new(state),
+            doctor: Arc::default(),
             watch: Arc::default(),
             ticketer: tls::server::ticketer()?,
             buckets: Arc::new(rate_limit::Table::new(limit_entries)),

@@ -44,6 +44,7 @@ mod deploy_verb;
 mod discovery;
 mod dns01;
 mod docker;
+mod doctor;
 mod dying;
 mod economics;
 mod expect;

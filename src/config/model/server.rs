@@ -4,6 +4,18 @@ use std::time::Duration;
 
 use crate::base::record::{AccessFormat, AccessTarget, Privacy};
 
+/// `client_ip_doctor`
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ClientIpDoctor {
+    /// It warns, and limits by address refuse nobody at a proxy that is not trusted.
+    #[default]
+    On,
+    /// It only warns.
+    Warn,
+    /// It does not look.
+    Off,
+}
+
 /// `[server.timeouts]`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timeouts {

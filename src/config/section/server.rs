@@ -13,7 +13,7 @@ use crate::base::address::CidrSet;
 use crate::base::record::{AccessFormat, AccessTarget, Privacy};
 use crate::base::trust;
 use crate::config::diagnostic::Diagnostic;
-use crate::config::model::{Limits, Located, Log, NetworkList, Origin, Server, Timeouts};
+use crate::config::model::{ClientIpDoctor, Limits, Located, Log, NetworkList, Origin, Server, Timeouts};
 use crate::config::parse::{Context, Table, Value, literal, literals, quoted};
 use crate::config::setting::{Id, Setting};
 
@@ -44,6 +44,7 @@ pub fn read(context: &mut Context<'_>, root: &DeTable<'_>) -> Said {
         addresses: address::addresses(context, &table, &networks),
         country_database: tls::file(context, &table, "country_database"),
         networks,
+        client_ip_doctor: client_ip_doctor(context, &table),
         proxy_protocol: context.flag(&table, "proxy_protocol"),
         via: via(context, &table),
         drain: context.duration(&table, "drain", None).value,
@@ -67,6 +68,14 @@ pub fn read(context: &mut Context<'_>, root: &DeTable<'_>) -> Said {
     let include = includes(context, &table);
     check(context, &file, &table, &server);
     Said { server, include }
+}
+
+fn client_ip_doctor(context: &mut Context<'_>, table: &Table<'_>) -> ClientIpDoctor {
+    match context.word(table, "client_ip_doctor", None).value {
+        "warn" => ClientIpDoctor::Warn,
+        "off" => ClientIpDoctor::Off,
+        _ => ClientIpDoctor::On,
+    }
 }
 
 fn check(context: &mut Context<'_>, file: &Table<'_>, table: &Table<'_>, server: &Server) {

@@ -8,7 +8,7 @@ struct Link {
     what: &'static str,
     /// Settings of the server that bound it.
     settings: &'static [&'static str],
-    /// It is there only where a site, or the server, says one of these.
+    /// It is there only where a site, or the server, says one of these; after `~` stands what the value must have in it.
     needs: &'static [&'static str],
     /// It is not there where this setting has this value.
     unless: Option<(&'static str, &'static str)>,
@@ -22,8 +22,9 @@ const LINKS: &[Link] = &[
     Link { what: "connections", settings: &["server.max_connections", "server.timeouts.idle", "server.timeouts.age"], needs: &[], unless: None },
     Link { what: "requests in flight", settings: &["server.limits.head", "server.timeouts.body"], needs: &[], unless: None },
     Link { what: "rate limits", settings: &["server.limit_entries"], needs: &["limit"], unless: None },
+    Link { what: "client-IP doctor", settings: &["server.client_ip_doctor"], needs: &[], unless: Some(("server.client_ip_doctor", "\"off\"")) },
     Link { what: "floods", settings: &["server.limits.flood_delay"], needs: &[], unless: Some(("server.limits.flood_delay", "\"0s\"")) },
-    Link { what: "sticky balancing", settings: &[], needs: &["balance.cookie", "balance.ttl"], unless: None },
+    Link { what: "sticky balancing", settings: &[], needs: &["balance~sticky"], unless: None },
     Link { what: "client certificates", settings: &[], needs: &["tls.client_auth"], unless: None },
     Link { what: "names on demand", settings: &[], needs: &["on_demand"], unless: None },
     Link { what: "automatic certificates", settings: &["acme.email"], needs: &["acme"], unless: None },
@@ -88,7 +89,11 @@ fn used<'a>(link: &Link, settings: impl Iterator<Item = (&'a str, &'a str)> + Cl
             continue;
         }
         let (site, rest) = site_of(key);
-        if link.needs.iter().any(|name| rest == *name || rest.strip_prefix(name).is_some_and(below)) {
+        let needed = |said: &&str| {
+            let (name, part) = said.split_once('~').unwrap_or((said, ""));
+            value.contains(part) && rest.strip_prefix(name).is_some_and(|rest| rest.is_empty() || below(rest))
+        };
+        if link.needs.iter().any(needed) {
             match site {
                 None => return Used::Always,
                 Some(site) if sites.last().is_none_or(|last| last != site) => sites.push(site.to_owned()),
@@ -143,6 +148,9 @@ mod tests {
         assert_eq!(one(&settings, "client certificates").used, Used::No);
         assert_eq!(one(&settings, "connections").used, Used::Always);
         assert_eq!(one(&settings, "tidegate suggest").used, Used::Asked);
+        for (value, used) in [("\"p2c\"", Used::No), ("{ by = \"sticky\" }", Used::Sites(vec!["a".into()]))] {
+            assert_eq!(one(&[("site.\"a\".balance", value)], "sticky balancing").used, used);
+        }
     }
 
     #[test]

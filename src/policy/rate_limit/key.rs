@@ -67,6 +67,11 @@ impl Keys {
         self.0.contains(&Key::User)
     }
 
+    /// Whether an address is among them.
+    pub(super) fn have_address(&self) -> bool {
+        self.0.iter().any(|key| matches!(key, Key::ClientIp | Key::ClientNet))
+    }
+
     /// Feeds a request's keys to a hash.
     pub(super) fn hash(&self, facts: &Facts<'_>, hasher: &mut impl Hasher) {
         for key in &self.0 {

@@ -8,6 +8,7 @@ use crate::base::policy::PolicyKind;
 use crate::config::model::Mode;
 use crate::policy::rate_limit::{self, Facts, When};
 use crate::proxy::context::Context;
+use crate::proxy::doctor;
 use crate::proxy::enforce::settle;
 use crate::snapshot::{Route, Site};
 
@@ -32,6 +33,7 @@ pub(super) fn check(
         return Ok(());
     }
     let mut round = context.limits;
+    round.address_doubted = doctor::doubts(context);
     let rules = site.limits.iter().chain(&route.limits);
     let facts = Facts {
         client: context.client,

@@ -17,7 +17,7 @@ use crate::config::model::Mode;
 use crate::policy::cors::Cors;
 use crate::policy::rate_limit::When;
 use crate::proxy::context::Context;
-use crate::proxy::observe;
+use crate::proxy::{doctor, observe};
 use crate::snapshot::{Route, Site};
 
 /// THE order in which policies are asked. The first that refuses ends the request.
@@ -32,8 +32,9 @@ pub async fn all(
     path: &str,
     body: &mut Option<Incoming>,
 ) -> Result<(), Outcome> {
-    observe::arrived(context, site);
+    doctor::note(context, &parts.headers);
     address::check(context, site, route)?;
+    observe::arrived(context, site);
     limits::check(context, site, route, parts, path, When::Before)?;
     context.cors = route.cors.as_ref().and_then(|cors| cors.allows(&parts.headers));
     // Browsers send no credentials with such a question, and nobody but us answers it.

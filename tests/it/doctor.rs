@@ -1,0 +1,111 @@
+//! The client-IP doctor: proxies that nobody trusts are found, and their address is not taken for a client's.
+
+use serde_json::Value;
+
+use crate::harness::{Origin, Proxy, ProxyBuilder, Wire, wait_for, wait_until};
+
+const SITE: &str = "shop.test";
+const LIMIT: &str = "plain_http = true\nlimit = \"5 per 1h by client-ip\"";
+
+async fn site(builder: ProxyBuilder, origin: &Origin) -> Proxy {
+    builder.site(SITE, &format!("{}\n{LIMIT}", origin.backends())).start().await
+}
+
+/// The status of a request with these fields.
+async fn status(wire: &mut Wire, fields: &str) -> u16 {
+    wire.send(format!("GET / HTTP/1.1\r\nHost: {SITE}\r\n{fields}\r\n")).await;
+    wire.reply().await.status
+}
+
+async fn findings(proxy: &Proxy) -> Vec<Value> {
+    proxy.status().await["doctor"].as_array().unwrap().clone()
+}
+
+/// Waits until it is found.
+async fn found(proxy: &Proxy, kind: &str) -> Value {
+    wait_for(kind, || async { findings(proxy).await.into_iter().find(|one| one["finding"] == kind) }).await
+}
+
+#[tokio::test]
+async fn behind_a_known_proxy_that_is_not_trusted_nobody_is_refused_for_its_address() {
+    let origin = Origin::saying("ok").await;
+    let edge = |builder: ProxyBuilder| {
+        builder.set("networks.edge.networks", "[\"127.0.0.0/8\"]").set("networks.edge.proxy", "true")
+    };
+    let builder = edge(Proxy::builder()).set("server.max_connections_per_client", "2");
+    let proxy = site(builder, &origin).await;
+    let mut wires = [proxy.plain().await, proxy.plain().await, proxy.plain().await];
+    for number in 0..12 {
+        assert_eq!(status(&mut wires[number % 3], "").await, 200, "request {number}");
+    }
+    let edge = found(&proxy, "known-proxy").await;
+    let advice = edge["advice"].as_str().unwrap();
+    assert!(advice.contains("Write trusted_proxies = [\"edge\"] in [server]"), "{advice}");
+    assert_eq!((&edge["who"], &edge["limits_by_address"]), (&"edge".into(), &"not enforced".into()));
+    proxy.records(12).await;
+    let metrics = proxy.metrics().await;
+    let labels = [("site", SITE), ("policy", "rate-limit")];
+    assert_eq!(metrics.sum("tidegate_would_block_total", &labels), 7.0, "{}", metrics.0);
+    assert_eq!(metrics.sum("tidegate_doctor_findings", &[("finding", "known-proxy")]), 1.0);
+    let said = String::from_utf8_lossy(&proxy.command_async(&["status"]).await.stdout).into_owned();
+    assert!(said.contains("client addresses\n  connections come from the proxy `edge`"), "{said}");
+    // The log hears of it with the next look, a second later at most.
+    wait_until("a line of the log", || proxy.stderr().contains("connections come from the proxy `edge`"))
+        .await;
+
+    // Trusted, the address is the client's own again, and so is its limit.
+    proxy.edit_config(|text| text.replace("[server]\n", "[server]\ntrusted_proxies = [\"edge\"]\n"));
+    proxy.reload().await;
+    let mut wire = proxy.plain().await;
+    let mut answers = Vec::new();
+    for _ in 0..7 {
+        answers.push(status(&mut wire, "X-Forwarded-For: 192.0.2.7\r\n").await);
+    }
+    assert_eq!(answers, [200, 200, 200, 200, 200, 429, 429]);
+    assert_eq!(status(&mut wire, "X-Forwarded-For: 192.0.2.8\r\n").await, 200);
+}
+
+#[tokio::test]
+async fn told_only_to_warn_it_warns_and_turned_off_it_says_nothing() {
+    let origin = Origin::saying("ok").await;
+    for setting in ["warn", "off"] {
+        let builder = Proxy::builder()
+            .set("networks.edge.networks", "[\"127.0.0.0/8\"]")
+            .set("networks.edge.proxy", "true")
+            .set("server.client_ip_doctor", &format!("\"{setting}\""));
+        let proxy = site(builder, &origin).await;
+        let mut wire = proxy.plain().await;
+        let mut answers = Vec::new();
+        for _ in 0..6 {
+            answers.push(status(&mut wire, "").await);
+        }
+        assert_eq!(answers, [200, 200, 200, 200, 200, 429], "{setting}");
+        if setting == "warn" {
+            assert_eq!(found(&proxy, "known-proxy").await["limits_by_address"], "enforced");
+        } else {
+            assert!(findings(&proxy).await.is_empty());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_proxy_inside_that_is_not_trusted_is_found_by_what_it_adds() {
+    let origin = Origin::saying("ok").await;
+    let proxy = site(Proxy::builder(), &origin).await;
+    let mut wire = proxy.plain().await;
+    let mut refused = 0;
+    // Enough to be believed; the fifth request and what follows are refused for the proxy's address.
+    for number in 0..2_100 {
+        let fields = format!("X-Forwarded-For: 192.0.2.{}\r\n", number % 200);
+        refused += usize::from(status(&mut wire, &fields).await == 429);
+    }
+    assert!(refused > 0);
+    let inner = found(&proxy, "inner-proxy").await;
+    assert_eq!((&inner["who"], &inner["percent"]), (&"127.0.0.1".into(), &100.into()), "{inner:#}");
+    // Workers hear of it with their next tick, also for connections that are open.
+    let wire = tokio::sync::Mutex::new(wire);
+    wait_for("requests to pass", || async {
+        (status(&mut *wire.lock().await, "X-Forwarded-For: 192.0.2.1\r\n").await == 200).then_some(())
+    })
+    .await;
+}
