@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::base::clock;
 use crate::config::model::{HostPattern, Origin, Source};
-use crate::control::{Control, traffic};
+use crate::control::{Control, load, traffic};
 use crate::discovery::Set;
 use crate::snapshot::Site;
 use crate::telemetry::hub::Reading;
@@ -63,6 +63,8 @@ impl Control {
                 "trouble": engine.trouble,
             })),
             "services": traffic::status(&snapshot),
+            "overload": load::overload(self),
+            "tenants": load::status(self),
             "clock": self.clock_status(),
             "ca_certificate": self.residents.ca.ca_path(),
         })
@@ -116,6 +118,7 @@ impl Control {
         self.clock_readings(readings);
         self.endpoint_readings(readings);
         traffic::readings(&snapshot, readings);
+        load::readings(self, readings);
     }
 }
 

@@ -17,6 +17,7 @@ use crate::policy::hsts::Hsts;
 use crate::policy::observe::Watch;
 use crate::policy::rate_limit::{self, Limiter, Rule};
 use crate::policy::shadow::WouldBlock;
+use crate::policy::share::Tenants;
 use crate::policy::site_limit::Places;
 use crate::snapshot::hsts_since::Since;
 use crate::snapshot::lists::Lists;
@@ -45,6 +46,8 @@ pub struct Residents {
     pub lists: Lists,
     /// The CA for names that no public CA would sign.
     pub ca: InternalCa,
+    /// Who owns sites.
+    pub tenants: Tenants,
     /// Certificates from ACME authorities.
     pub acme: Automatic,
     /// What is watched for `tidegate suggest`.
@@ -179,6 +182,7 @@ impl Residents {
             endpoints,
             sets: Sets::default(),
             lists: Lists::default(),
+            tenants: Tenants::default(),
             ca,
             acme: Automatic::new(state),
             watch: Arc::default(),
@@ -354,6 +358,7 @@ impl Residents {
         lock(&self.would_block).retain(|_, counts| Arc::strong_count(counts) > 1);
         self.save_hsts();
         self.endpoints.sweep();
+        self.tenants.sweep();
     }
 }
 
