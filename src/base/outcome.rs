@@ -136,6 +136,8 @@ outcomes! {
     AuthUnavailable = "AUTH-UNAVAILABLE", 503, Tidegate, true, "destination_unavailable", "Nobody can say just now who may come in.";
     AuthBusy = "AUTH-BUSY", 503, Tidegate, true, "", "Too many passwords wait to be checked.";
     NoDescriptor = "NO-DESCRIPTOR", 503, Tidegate, true, "connection_limit_reached", "Tidegate has no file descriptor left for a connection to the backend.";
+    OverShare = "OVER-SHARE", 503, Tidegate, true, "http_request_denied", "The site has more than its share of a node that has too much to do.";
+    Overloaded = "OVERLOADED", 503, Tidegate, true, "http_request_denied", "The node has too much to do, and gives up some requests to be in time for others.";
     Loop = "LOOP", 502, Tidegate, false, "proxy_loop_detected", "The request goes round in a circle: a backend leads back to Tidegate.";
     SiteUnavailable = "SITE-UNAVAILABLE", 503, Tidegate, true, "proxy_configuration_error", "The site is configured with an error and has no earlier version.";
     Internal = "INTERNAL", 500, Tidegate, false, "proxy_internal_error", "Tidegate failed in a way it should not have.";

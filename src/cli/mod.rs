@@ -11,6 +11,7 @@ mod config_show;
 mod deploy;
 mod hash_password;
 mod issue;
+mod load;
 mod privacy;
 mod reload;
 mod run;

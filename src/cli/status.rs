@@ -64,6 +64,7 @@ fn render(status: &Value, now: u64, paint: Paint) -> String {
         count(usize::try_from(number(status, "connections")).unwrap_or(usize::MAX), "connection"),
     );
     out += &super::certs::clock_line(status.get("clock").unwrap_or(&Value::Null), paint);
+    out += &super::load::overload(status.get("overload").unwrap_or(&Value::Null), paint);
     let mut listeners = Table::default();
     for listener in list(status, "listeners") {
         let (kind, address) = (text(listener, "kind"), text(listener, "address"));
@@ -77,6 +78,7 @@ fn render(status: &Value, now: u64, paint: Paint) -> String {
     out += &panics(list(status, "panics"), paint);
     out += &endpoints(list(status, "endpoints"), paint);
     out += &services(list(status, "services"), paint);
+    out += &super::load::tenants(list(status, "tenants"), paint);
     let mut workers = Table::default();
     for worker in list(status, "workers") {
         let connections = usize::try_from(number(worker, "connections")).unwrap_or(usize::MAX);
@@ -86,7 +88,7 @@ fn render(status: &Value, now: u64, paint: Paint) -> String {
     out + &section("workers", &workers, paint)
 }
 
-fn section(title: &str, table: &Table, paint: Paint) -> String {
+pub(super) fn section(title: &str, table: &Table, paint: Paint) -> String {
     format!("\n{}\n{}", paint.paint(Ink::Bold, title), table.render(paint))
 }
 

@@ -13,6 +13,7 @@ mod health;
 mod policy;
 mod server;
 mod service;
+mod share;
 mod tls;
 mod traffic;
 
@@ -31,6 +32,7 @@ pub use service::{
     Backend, Balance, Branch, Discover, Http, InternalTrust, Key, ProxyHeader, SameSite, Service, Source,
     Split, Sticky, Upstream,
 };
+pub use share::{Overload, Priority, Shares, Weights};
 pub use traffic::{Adaptive, Breaker, Capacity, Cause, Retry};
 
 use std::net::SocketAddr;
@@ -100,6 +102,10 @@ pub struct Server {
     pub tls: TlsDefaults,
     /// Plaintext backends that are not on this machine are refused.
     pub require_encrypted_backends: bool,
+    /// What tenants may take of the node.
+    pub shares: Shares,
+    /// What is given up when the node has too much to do.
+    pub overload: Overload,
     /// Deadlines of the data plane.
     pub timeouts: Timeouts,
     /// Sizes of the data plane.
@@ -135,6 +141,8 @@ pub struct Site {
     pub on_demand: Option<OnDemand>,
     /// Who owns the site; default: its name.
     pub tenant: Arc<str>,
+    /// In which order its requests are given up in an overload.
+    pub priority: Priority,
     /// Where its certificate comes from.
     pub certificate: Certificate,
     /// How it speaks TLS with clients.

@@ -12,6 +12,7 @@ mod dns;
 mod docker;
 mod policy;
 mod service;
+mod share;
 mod site;
 mod tls;
 mod traffic;
@@ -34,6 +35,12 @@ pub enum Id {
     Timeouts,
     /// `[server.limits]`
     Limits,
+    /// `[server.shares]`
+    Shares,
+    /// `[server.overload]`
+    Overload,
+    /// `[tenant."…"]`
+    Tenant,
     /// `[server.tls]`
     ServerTls,
     /// `[metrics]`
@@ -359,6 +366,7 @@ static FILE: Section = Section {
         row("acme", Kind::Table(Id::Acme), Words("no automatic certificates"), "Certificates that get and keep themselves."),
         row("dns", Kind::Table(Id::Resolution), Words("every default"), "How names in `backends` are resolved."),
         row("networks", Kind::Named(Id::Networks), Words("none"), "Networks with names of yours."),
+        row("tenant", Kind::Named(Id::Tenant), Words("every default"), "Who owns sites, by name, where more is to be said than the name."),
         row("site", Kind::Named(Id::Site), Words("none"), "The sites, by name."),
     ],
 };
@@ -369,6 +377,9 @@ pub static TABLE: &[&Section] = &[
     &SERVER,
     &TIMEOUTS,
     &LIMITS,
+    &share::SHARES,
+    &share::OVERLOAD,
+    &share::TENANT,
     &tls::SERVER_TLS,
     &METRICS,
     &ADMIN,
@@ -440,6 +451,8 @@ static SERVER: Section = Section {
         row("require_encrypted_backends", Kind::Flag, Value("false"), "Refuse every backend that is reached in plain text, unless its address is one of this machine (127.0.0.0/8, `[::1]`)."),
         row("timeouts", Kind::Table(Id::Timeouts), Words("every default"), "Deadlines."),
         row("limits", Kind::Table(Id::Limits), Words("every default"), "Sizes."),
+        row("shares", Kind::Table(Id::Shares), Words("every default"), "What tenants may take of the node while others want it too."),
+        row("overload", Kind::Table(Id::Overload), Words("every default"), "What is given up when the node has too much to do."),
     ],
 };
 

@@ -3,7 +3,8 @@
 //! A file changes ([`watch`]), a signal or a command arrives → [`reload`]: read, compile each site on its own, swap,
 //! report. Which version of each site serves is chosen in `choose`. Sites that are refused keep their last good version,
 //! in memory and on disk ([`last_good`]). [`discover`] finds endpoints, [`deploy`] puts others in their place; [`probe`] asks them how they are, [`eject`] compares
-//! how they answer requests; [`observe`] has the workers watch what limits would fit; [`doctor`] tells when addresses are not those of clients; [`renew`] gets certificates and keeps
+//! how they answer requests; [`load`] looks at what tenants have and decides what is given up; [`observe`] has the workers watch
+//! what limits would fit; [`doctor`] tells when addresses are not those of clients; [`renew`] gets certificates and keeps
 //! them, [`clock_guard`] sees to it that this is not done by a wrong clock; [`status`] says how everything is.
 
 mod choose;
@@ -17,6 +18,7 @@ pub mod eject;
 mod issue;
 pub mod jwks;
 pub mod last_good;
+pub mod load;
 pub mod observe;
 pub mod probe;
 pub mod reload;
@@ -59,6 +61,8 @@ pub struct Control {
     pub workers: usize,
     /// What health checks found, in numbers.
     pub probes: probe::Counts,
+    /// How near the node is to its bounds.
+    pub load: load::View,
     state: Mutex<State>,
     /// What the last reload left to tell; read by `status` while a reload runs.
     view: ArcSwap<View>,
@@ -191,6 +195,7 @@ impl Control {
             listeners: parts.listeners,
             workers: parts.workers,
             probes: probe::Counts::default(),
+            load: load::View::default(),
             state: Mutex::new(state),
             view: ArcSwap::from_pointee(view),
             watched: Mutex::new(watched),

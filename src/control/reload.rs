@@ -106,6 +106,7 @@ pub fn first(
     }
     let server = Arc::new(server);
     renew::configure(residents, &server);
+    residents.tenants.configure(&server.shares.weights);
     let built = build(&mut loaded, &state, &server, 1, residents);
     let problems = config::render_human(&built.diagnostics, &loaded.sources, false);
     for (name, reason) in &built.quarantined {
@@ -166,6 +167,7 @@ impl Control {
         let generation = old.generation + 1;
         let server = Arc::new(server);
         renew::configure(&self.residents, &server);
+        self.residents.tenants.configure(&server.shares.weights);
         let built = build(&mut loaded, &state, &server, generation, &self.residents);
         let mut report = built.compare(&state, &old, &server);
         report.restart_needed = restart_needed;

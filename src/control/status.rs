@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::base::clock;
 use crate::config::model::{HostPattern, Origin, Source};
-use crate::control::{Control, traffic};
+use crate::control::{Control, load, traffic};
 use crate::discovery::Set;
 use crate::snapshot::Site;
 use crate::telemetry::hub::Reading;
@@ -64,6 +64,8 @@ impl Control {
             })),
             "services": traffic::status(&snapshot),
             "doctor": self.doctor_status(),
+            "overload": load::overload(self),
+            "tenants": load::status(self),
             "clock": self.clock_status(),
             "ca_certificate": self.residents.ca.ca_path(),
         })
@@ -118,6 +120,7 @@ impl Control {
         self.doctor_readings(readings);
         self.endpoint_readings(readings);
         traffic::readings(&snapshot, readings);
+        load::readings(self, readings);
     }
 }
 

@@ -29,7 +29,11 @@ struct Counts {
 /// Leave for one descriptor; dropping it gives it back.
 #[derive(Debug)]
 #[must_use = "the descriptor is counted only while this lives"]
-pub struct Descriptor(Option<Arc<Counts>>);
+pub struct Descriptor {
+    of: Option<Arc<Counts>>,
+    /// Whose it is, besides.
+    owner: Option<Arc<AtomicU32>>,
+}
 
 impl Budget {
     /// At most so many.
@@ -62,21 +66,31 @@ impl Budget {
     pub fn take(&self) -> Option<Descriptor> {
         let more = |used: u32| (used < self.counts.max).then(|| used + 1);
         self.counts.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
-        Some(Descriptor(Some(self.counts.clone())))
+        Some(Descriptor { of: Some(self.counts.clone()), owner: None })
     }
 }
 
 impl Descriptor {
     /// One that is not counted: for connections of the control plane, which live from the reserve.
     pub fn of_reserve() -> Descriptor {
-        Descriptor(None)
+        Descriptor { of: None, owner: None }
+    }
+
+    /// The same, counted for its owner too.
+    pub fn owned(mut self, owner: &Arc<AtomicU32>) -> Descriptor {
+        owner.fetch_add(1, Ordering::Relaxed);
+        self.owner = Some(owner.clone());
+        self
     }
 }
 
 impl Drop for Descriptor {
     fn drop(&mut self) {
-        if let Some(counts) = &self.0 {
+        if let Some(counts) = &self.of {
             counts.used.fetch_sub(1, Ordering::Relaxed);
+        }
+        if let Some(owner) = &self.owner {
+            owner.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
@@ -100,8 +114,11 @@ mod tests {
         drop(held);
         drop(free);
         assert_eq!(budget.used(), 0);
-        let _again = budget.clone().take().unwrap();
-        assert_eq!(budget.used(), 1);
+        let owner = Arc::default();
+        let again = budget.clone().take().unwrap().owned(&owner);
+        assert_eq!((budget.used(), owner.load(Ordering::Relaxed)), (1, 1));
+        drop(again);
+        assert_eq!((budget.used(), owner.load(Ordering::Relaxed)), (0, 0));
     }
 
     #[test]

@@ -98,6 +98,11 @@ impl Connections {
         self.counts.open.load(Ordering::Relaxed)
     }
 
+    /// How many there may be.
+    pub fn max(&self) -> u32 {
+        self.counts.total_max.load(Ordering::Relaxed)
+    }
+
     /// Asks for one more connection.
     ///
     /// # Errors

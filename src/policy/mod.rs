@@ -4,6 +4,7 @@
 //!
 //! 1. [`connection_limit`]: at accept, before a byte is read, because refusing is cheapest there; [`site_limit`]: as
 //!    soon as the TLS handshake has named a site, before any cryptography.
+//!    [`share`]: what its tenant may take, there and with each request; [`overload`]: what is given up when it is too much.
 //! 2. [`address`] and [`country`]: as soon as the client's address is known; they cost a lookup and take no turn of a
 //!    limit from anybody.
 //! 3. [`rate_limit`]: as soon as the route is known: first the site's limits, then the route's. Before anything that
@@ -32,6 +33,7 @@ pub mod doctor;
 pub mod header;
 pub mod hsts;
 pub mod observe;
+pub mod overload;
 pub mod privacy;
 pub mod rate_limit;
 pub mod redirect;
@@ -39,5 +41,6 @@ pub mod respond;
 pub mod rewrite;
 pub mod security;
 pub mod shadow;
+pub mod share;
 pub mod site_limit;
 pub mod via;

@@ -122,6 +122,13 @@ pub const TABLE: &[Row] = &[
         bound: "16,384 entries over all sites",
     },
     Row {
+        what: "shares and overload",
+        keeps: "nothing of a person: counts of tenants",
+        place: "memory",
+        time: "while anything of the tenant is left",
+        bound: "one entry a tenant",
+    },
+    Row {
         what: "sticky balancing",
         keeps: "nothing here; a cookie at the client names an endpoint, not the client",
         place: "the client",

@@ -22,10 +22,12 @@ use crate::net::stream::{Allowance, Guarded, Phase, Progress, Stream};
 use crate::net::timer::Timer;
 use crate::policy::connection_limit::Permit;
 use crate::policy::rate_limit::Round;
+use crate::policy::share::{Counted, Slot};
 use crate::policy::site_limit::Place;
 use crate::proxy::backlog::Backlog;
 use crate::proxy::body::Upload;
 use crate::proxy::client_cert::{self, ClientCert};
+use crate::proxy::fair::Share;
 use crate::proxy::respond::{Accept, Refusal};
 use crate::proxy::upgrade::Tunnel;
 use crate::proxy::{Worker, grpc, record};
@@ -92,6 +94,12 @@ pub struct Connection {
     pub reset: Cell<bool>,
     /// What requests that are cut by the end of the connection ended in.
     pub ending: Cell<Outcome>,
+    /// Whose it is: what its last request asked for, or its handshake.
+    pub share: Cell<Share>,
+    /// How long it waited before it ran last, in microseconds.
+    pub waited: Cell<u64>,
+    /// Counts it as its tenant's.
+    pub counted: RefCell<Option<Counted>>,
     requests: Cell<u32>,
     in_flight: Cell<u32>,
     _permit: Option<Permit>,
@@ -109,6 +117,10 @@ pub struct Handshake {
     pub client_cert: Option<Box<ClientCert>>,
     /// Counts the connection of its site until it is dropped.
     pub place: Option<Place>,
+    /// Whose it is.
+    pub share: Share,
+    /// Counts it as its tenant's.
+    pub counted: Option<Counted>,
 }
 
 /// What accept and handshake found out, before there is a [`Connection`].
@@ -124,13 +136,15 @@ pub struct Introduction {
 
 impl Connection {
     /// A connection that owes its first request.
-    pub fn new(worker: &Worker, allowance: Allowance, intro: Introduction) -> Connection {
+    pub fn new(worker: &Worker, allowance: Allowance, mut intro: Introduction) -> Connection {
         let client = SocketAddr::new(intro.client.ip().to_canonical(), intro.client.port());
         let text = |value: &str| HeaderValue::from_str(value).unwrap_or(HeaderValue::from_static("unknown"));
         let progress = Progress::new(&worker.wheel, allowance);
         if intro.http2 {
             progress.multiplexed();
         }
+        let share = intro.handshake.as_ref().map(|handshake| handshake.share).unwrap_or_default();
+        let counted = intro.handshake.as_mut().and_then(|handshake| handshake.counted.take());
         Connection {
             client,
             trusted: intro.trusted,
@@ -153,6 +167,9 @@ impl Connection {
             opened: worker.wheel.now(),
             reset: Cell::new(false),
             ending: Cell::new(Outcome::ClientGone),
+            share: Cell::new(share),
+            waited: Cell::new(0),
+            counted: RefCell::new(counted),
             requests: Cell::new(0),
             in_flight: Cell::new(0),
             _permit: intro.permit,
@@ -250,6 +267,8 @@ pub struct Context {
     pub snapshot: Held,
     /// Position of its site in the snapshot.
     pub site: Option<usize>,
+    /// The tenant it is counted for.
+    pub tenant: Option<Slot>,
     /// Position of its route in the site.
     pub route: Option<usize>,
     /// Where its numbers are counted.
@@ -337,6 +356,7 @@ impl Context {
             connection: connection.clone(),
             snapshot,
             site: None,
+            tenant: None,
             route: None,
             series: SeriesId::NONE,
             client: connection.client.ip(),
@@ -479,6 +499,9 @@ impl Context {
 impl Drop for Context {
     fn drop(&mut self) {
         self.connection.done();
+        if let Some(tenant) = self.tenant {
+            self.worker.shares.end(tenant);
+        }
         record::record(self);
     }
 }

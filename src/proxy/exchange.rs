@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use hyper::body::{Body, Incoming};
 
 use crate::base::clock::{self, Millis};
 use crate::base::outcome::Outcome;
-use crate::config::model::Http;
+use crate::config::model::{Http, Mode};
 use crate::net::descriptors::Descriptor;
 use crate::net::timer::Timer;
 use crate::proxy::Worker;
@@ -204,11 +205,28 @@ impl<'a> Exchange<'a> {
     /// Leave for one more socket; idle connections of this worker give way to it.
     pub(super) fn descriptor(&self) -> Option<Descriptor> {
         let budget = self.worker.connections.descriptors();
-        budget.take().or_else(|| {
+        let shrink = || {
             self.worker.pools.shrink();
             self.worker.multiplexed.shrink();
+        };
+        if !self.may_ask() {
+            // Its own unused connections count as its own.
+            shrink();
+            if !self.may_ask() {
+                return None;
+            }
+        }
+        let taken = budget.take().or_else(|| {
+            shrink();
             budget.take()
-        })
+        });
+        taken.map(|descriptor| descriptor.owned(&self.service.owner.upstream))
+    }
+
+    /// Whether the tenant may have one more connection to its backends.
+    fn may_ask(&self) -> bool {
+        let shares = &self.worker.snapshot().server.shares;
+        shares.mode == Mode::Shadow || self.worker.may_ask(&self.service.owner, shares)
     }
 
     pub(super) fn unreachable(
@@ -218,6 +236,12 @@ impl<'a> Exchange<'a> {
     ) -> Failure {
         // Not the endpoint's fault, and no other one could be reached either.
         if matches!(error, ConnectError::NoDescriptor) {
+            if !self.may_ask() {
+                let tenant = &self.service.owner;
+                tenant.shed.fetch_add(1, Relaxed);
+                self.worker.shed(Shed::ShareBackends, Some(&tenant.name));
+                return Failure::last(Outcome::OverShare);
+            }
             self.worker.shed(Shed::Backend, None);
             return Failure::last(Outcome::NoDescriptor);
         }

@@ -6,6 +6,7 @@ use std::io;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use rustls::server::{Acceptor, ClientHello};
@@ -16,13 +17,17 @@ use tokio_rustls::{LazyConfigAcceptor, StartHandshake, TlsStream, server};
 
 use crate::base::address::ClientKey;
 use crate::base::outcome::Outcome;
+use crate::base::policy::PolicyKind;
+use crate::config::model::Mode;
 use crate::net::stream::Stream;
+use crate::policy::share::Counted;
 use crate::policy::site_limit::Place;
 use crate::proxy::accept::Accepted;
 use crate::proxy::client_cert::{self, ClientCert};
 use crate::proxy::context::{Handshake, Introduction};
+use crate::proxy::fair::Share;
 use crate::proxy::shed::Shed;
-use crate::proxy::turnstile::{Evicted, Full, Ticket};
+use crate::proxy::turnstile::{Evicted, Refused, Ticket};
 use crate::proxy::{Worker, demand, respond, serve};
 use crate::snapshot::{Site, Snapshot};
 use crate::telemetry::metric::Counter;
@@ -51,7 +56,7 @@ pub async fn run(worker: &Rc<Worker>, accepted: Accepted) {
         }
     };
     drop((ticket, server));
-    let Shaken { tls, policy, place } = shaken;
+    let Shaken { tls, policy, place, share, counted } = shaken;
     let session = tls.get_ref().1;
     let tls_version = match session.protocol_version() {
         Some(ProtocolVersion::TLSv1_2) => "1.2",
@@ -77,7 +82,7 @@ pub async fn run(worker: &Rc<Worker>, accepted: Accepted) {
         http2,
         port,
         local,
-        handshake: Some(Handshake { version: tls_version, sni, policy, client_cert, place }),
+        handshake: Some(Handshake { version: tls_version, sni, policy, client_cert, place, share, counted }),
         permit: Some(permit),
     };
     serve::run(worker, stream, intro).await;
@@ -114,6 +119,8 @@ struct Shaken {
     tls: server::TlsStream<TcpStream>,
     policy: Arc<Policy>,
     place: Option<Place>,
+    share: Share,
+    counted: Option<Counted>,
 }
 
 /// A handshake that ends with a connection to serve, or what is counted instead; `None` where it was counted already.
@@ -166,17 +173,52 @@ async fn shake(worker: &Rc<Worker>, ticket: &Ticket, tcp: TcpStream) -> Result<S
         worker.shed(Shed::SiteCap, Some(&site.name));
         return Err(None);
     };
-    if let Err(Full) = ticket.turn().await {
-        worker.shed(Shed::HandshakeQueue, None);
-        return Err(None);
-    }
+    let (share, counted) = owned(worker, ticket, &snapshot, site).await?;
     let config = snapshot.handshakes.get(index).unwrap_or(&snapshot.tls).clone();
     match ticket.compute(hello.into_stream(config).into_fallible()).await {
-        Ok(tls) => Ok(Shaken { tls, policy: site.policy.clone(), place: Some(place) }),
+        Ok(tls) => {
+            let (policy, place) = (site.policy.clone(), Some(place));
+            Ok(Shaken { tls, policy, place, share, counted: Some(counted) })
+        }
         Err((error, tcp)) => {
             let reason = failed(worker, site, &error, name.is_some());
             hang_up(Some(tcp)).await;
             Err(Some(reason))
+        }
+    }
+}
+
+/// The handshake is for a site: it is counted as its tenant's, and waits for a turn among the others of that tenant.
+async fn owned(
+    worker: &Worker,
+    ticket: &Ticket,
+    snapshot: &Snapshot,
+    site: &Site,
+) -> Result<(Share, Counted), Option<Counter>> {
+    let (tenant, shares) = (&site.owner, &snapshot.server.shares);
+    let enforced = shares.mode == Mode::Enforce;
+    let shed = |why| {
+        tenant.shed.fetch_add(1, Relaxed);
+        worker.shed(why, Some(&tenant.name));
+        Err(None)
+    };
+    if !worker.takes_new(site, &snapshot.server.overload) {
+        return shed(Shed::Overload);
+    }
+    if !worker.may_connect(tenant, shares) {
+        if enforced {
+            return shed(Shed::ShareConnections);
+        }
+        site.would_block.count(PolicyKind::Share);
+    }
+    let (share, counted) = (Share::of(tenant), Counted::one(&tenant.connections));
+    let lend = if enforced { shares.lend } else { 100 };
+    match ticket.turn(share, lend).await {
+        Ok(()) => Ok((share, counted)),
+        Err(Refused::Share) => shed(Shed::ShareHandshakes),
+        Err(Refused::Full) => {
+            worker.shed(Shed::HandshakeQueue, None);
+            Err(None)
         }
     }
 }

@@ -5,10 +5,11 @@
 //!    names that have no certificate.
 //! 3. [`serve`]: one connection, many requests; its deadlines; its end. [`guard`] checks raw HTTP/1 bytes first,
 //!    [`frames`] counts the frames of HTTP/2.
+//!    Who runs while there is too much to do says [`fair`].
 //! 4. [`request`]: THE life of a request, on one screen.
 //! 5. [`normalize`] and [`fields`]: one reading of host and path; hop-by-hop and forwarded fields; [`client_cert`]: what
 //!    is told of a client's certificate.
-//! 6. [`enforce`]: the policies, in their fixed order.
+//! 6. [`share`]: what its tenant may have in flight; [`enforce`]: the policies, in their fixed order.
 //! 7. [`affinity`]: where a request belongs, by its key or cookie; [`forward`]: [`admit`] chooses an endpoint or lets the
 //!    request wait, [`exchange`] is one try, perhaps there is another; [`multiplexed`] where the backend speaks HTTP/2.
 //! 8. [`body`], [`backlog`] and [`upgrade`]: streaming, limits, tunnels. [`expect`], [`keep`] and [`reset`] are what bodies
@@ -34,6 +35,7 @@ pub mod doctor;
 pub mod enforce;
 pub mod exchange;
 pub mod expect;
+pub mod fair;
 pub mod fields;
 pub mod forward;
 pub mod frames;
@@ -50,6 +52,7 @@ pub mod request;
 pub mod reset;
 pub mod respond;
 pub mod serve;
+pub mod share;
 pub mod shed;
 pub mod turnstile;
 pub mod upgrade;
@@ -66,9 +69,12 @@ use crate::net::timer::Wheel;
 use crate::policy::connection_limit::Connections;
 use crate::policy::doctor::Doctor;
 use crate::policy::observe::Watch;
+use crate::policy::share::Levels;
 use crate::proxy::body::RequestBody;
 use crate::proxy::context::Connection;
+use crate::proxy::fair::{Fair, Sleep};
 use crate::proxy::penalty::Penalties;
+use crate::proxy::share::Shares;
 use crate::proxy::turnstile::Turnstile;
 use crate::snapshot::cell::{Held, Reader};
 use crate::telemetry::access::Sink;
@@ -105,6 +111,10 @@ pub struct Worker {
     pub turnstile: Rc<Turnstile>,
     /// Clients that flooded lately.
     pub penalties: Penalties,
+    /// Who runs while there is too much to do.
+    pub fair: Rc<Fair>,
+    /// What tenants have here.
+    pub shares: Shares,
     told: shed::Told,
     /// Services at which somebody on this worker waits.
     lines: RefCell<Vec<(Arc<str>, Arc<Ledger>)>>,
@@ -139,6 +149,12 @@ pub struct Parts {
     pub doctor: Arc<Doctor>,
     /// Whether and what is watched.
     pub watch: Arc<Watch>,
+    /// Tells when the thread sleeps.
+    pub sleep: Sleep,
+    /// Weights of the tenants that have something, and how many workers there are.
+    pub levels: Arc<Levels>,
+    /// See `levels`.
+    pub workers: usize,
     /// Its view of the snapshot.
     pub reader: Reader,
     /// Random bits, different for each worker and start.
@@ -148,6 +164,7 @@ pub struct Parts {
 impl Worker {
     /// A worker with nothing open.
     pub fn new(parts: Parts) -> Worker {
+        let fair = Rc::new(Fair::new(parts.sleep));
         Worker {
             id: parts.id,
             wheel: Wheel::default(),
@@ -159,8 +176,10 @@ impl Worker {
             challenges: parts.challenges,
             examiner: doctor::Examiner::new(parts.doctor),
             observed: observe::Observed::new(parts.watch),
-            turnstile: Rc::new(Turnstile::new()),
             penalties: Penalties::default(),
+            turnstile: Rc::new(Turnstile::new(fair.clone())),
+            fair,
+            shares: Shares::new(parts.levels, parts.workers),
             told: shed::Told::default(),
             lines: RefCell::default(),
             handshakes_shown: Cell::default(),
@@ -233,6 +252,7 @@ impl Worker {
         self.observed.tick(self.wheel.now());
         self.show_handshakes();
         self.look_at_lines();
+        self.tick_shares();
         // Idle connections to backends live for a minute; a look a second is exact enough.
         if count.is_multiple_of(10) {
             self.pools.sweep(self.wheel.now());

@@ -23,7 +23,7 @@ use crate::proxy::fields::{self, Found};
 use crate::proxy::keep::Kept;
 use crate::proxy::respond::Accept;
 use crate::proxy::upgrade::Extended;
-use crate::proxy::{Worker, affinity, enforce, forward, normalize, respond, upgrade};
+use crate::proxy::{Worker, affinity, enforce, forward, normalize, respond, share, upgrade};
 use crate::route::RequestHead;
 use crate::snapshot::{Action, Route, Service, Site, Snapshot};
 
@@ -99,6 +99,7 @@ async fn answer(
     context.site = Some(site_index);
     authorised(context, &snapshot, &host, site_index)?;
     drop(host);
+    share::enter(context, site)?;
 
     if context.connection.trusted {
         context.client =

@@ -66,12 +66,14 @@ pub async fn run(worker: &Rc<Worker>, stream: Stream, intro: Introduction) {
         let resets = Resets { per_second: limits.h2_reset_rate, open: limits.h2_streams };
         let io = frames::Watch::new(io, worker, &connection, resets);
         drop(snapshot);
-        Box::pin(drive_h2(builder.serve_connection(TokioIo::new(io), handler), &connection)).await;
+        let driven = Box::pin(drive_h2(builder.serve_connection(TokioIo::new(io), handler), &connection));
+        worker.fair.drive(&connection, driven).await;
     } else {
         let builder = h1_builder(server);
         let io = TokioIo::new(Guard::new(io, guard_limits(server)));
         drop(snapshot);
-        Box::pin(drive_h1(builder.serve_connection(io, handler), worker, &connection)).await;
+        let driven = Box::pin(drive_h1(builder.serve_connection(io, handler), worker, &connection));
+        worker.fair.drive(&connection, driven).await;
     }
     // A tunnel whose `101` could not be delivered holds the connection that holds it.
     drop(connection.tunnel.borrow_mut().take());
@@ -137,10 +139,11 @@ where
 {
     fn execute(&self, future: F) {
         let connection = self.connection.clone();
-        let delivery = self.worker.wheel.timer();
+        let (delivery, fair) = (self.worker.wheel.timer(), self.worker.fair.clone());
         tokio::task::spawn_local(async move {
             let mut future = std::pin::pin!(future);
-            std::future::poll_fn(|cx| {
+            let mut seat = None;
+            let mut step = |cx: &mut Task<'_>| {
                 // Nothing more is done for whoever was told to go, however much of it was read before.
                 if connection.flooded() {
                     return Poll::Ready(());
@@ -149,8 +152,8 @@ where
                 let polled = future.as_mut().poll(cx);
                 connection.delivery.replace(None);
                 if polled.is_ready() { Poll::Ready(()) } else { delivery.poll_expired(cx) }
-            })
-            .await;
+            };
+            std::future::poll_fn(|cx| fair.poll(&connection, &mut seat, cx, &mut step)).await;
         });
     }
 }

@@ -34,11 +34,19 @@ pub enum Shed {
     Backend,
     /// Connections of the same client were closed for floods: this one waits.
     Flooded,
+    /// A tenant has more than its share of connections.
+    ShareConnections,
+    /// A tenant has more than its share of connections to backends.
+    ShareBackends,
+    /// More than a tenant's share of handshakes wait for a turn.
+    ShareHandshakes,
+    /// The node is overloaded.
+    Overload,
 }
 
 /// Reasons told apart: those above, then the outcomes of refused certificates.
 const REASONS: usize = SHEDS + Outcome::ALL.len();
-const SHEDS: usize = 9;
+const SHEDS: usize = 13;
 /// Seconds between two lines of one worker about one reason.
 const TELL_EVERY: u64 = 10;
 
@@ -55,6 +63,10 @@ impl Shed {
             Shed::HandshakeOldest => Counter::HandshakeOldest,
             Shed::Backend => Counter::UpstreamDescriptors,
             Shed::Flooded => Counter::FloodDelayed,
+            Shed::ShareConnections => Counter::RefusedShare,
+            Shed::ShareBackends => Counter::ShedBackends,
+            Shed::ShareHandshakes => Counter::RefusedShareHandshakes,
+            Shed::Overload => Counter::RefusedOverload,
         }
     }
 
@@ -86,6 +98,16 @@ impl Shed {
             }
             Shed::Flooded => {
                 "connections of a client were closed for HTTP/2 floods; its new ones wait before their handshake (`flood_delay` in [server.limits])"
+            }
+            Shed::ShareConnections => {
+                "connections run short and a tenant has more than its share of them; its new ones are closed"
+            }
+            Shed::ShareBackends => {
+                "descriptors run short and a tenant has more than its share of them at its backends; requests of it that need a new one are refused"
+            }
+            Shed::Overload => "the node is overloaded; new connections of a tenant are closed",
+            Shed::ShareHandshakes => {
+                "many TLS handshakes wait for the processor, most of them for one tenant; its new connections are closed"
             }
         }
     }
@@ -123,6 +145,9 @@ impl Worker {
         let Some(more) = self.told.due(why as usize) else { return };
         let (worker, whom) = (self.id, whom.map(ToString::to_string).unwrap_or_default());
         match why {
+            Shed::ShareConnections | Shed::ShareBackends | Shed::ShareHandshakes | Shed::Overload => {
+                tracing::warn!(worker, tenant = whom, "{}{more}", why.sentence());
+            }
             Shed::SiteCap => tracing::warn!(worker, site = whom, "{}{more}", why.sentence()),
             Shed::ClientCap | Shed::Flooded => {
                 tracing::warn!(worker, client = whom, "{}{more}", why.sentence())

@@ -13,6 +13,9 @@
 //! Signing takes a few hundred microseconds in which nothing else happens on the worker. So turns are given a few at a
 //! time, and between them whatever else is ready runs once. How many depends on how long that took: handshakes get as
 //! much of the processor as everything else together when both want all of it, and what is left over otherwise.
+//!
+//! Whose handshakes get the turns: tenants take them in turn, by weight ([`Lanes`]); one that uses more than its share of the
+//! processor gets one at a time. When many wait, a tenant may have its share of the queue and no more.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -23,6 +26,8 @@ use std::task::{Context, Poll, Waker};
 use tokio::sync::Notify;
 
 use crate::base::clock;
+use crate::policy::share::{self, lanes::Lanes};
+use crate::proxy::fair::{Fair, Share};
 
 /// Turns given at once at most: what keeps requests waiting is at most this many signatures.
 const TURNS_MAX: u64 = 32;
@@ -38,8 +43,8 @@ pub struct Turnstile {
     /// Those that wait for their client, oldest first, and some that do not any more.
     clients: RefCell<VecDeque<Rc<Slot>>>,
     waiting: Cell<usize>,
-    /// Those that wait for a turn, oldest first, and some that gave up.
-    queue: RefCell<VecDeque<Rc<Slot>>>,
+    /// Those that wait for a turn, by tenant, and some that gave up.
+    queue: RefCell<Lanes<Rc<Slot>>>,
     queued: Cell<usize>,
     max: Cell<usize>,
     /// Microseconds for which nobody gives way; zero in tests.
@@ -51,6 +56,8 @@ pub struct Turnstile {
     /// Microseconds of that which turns took, and how many turns that was.
     computed: Cell<u64>,
     turns: Cell<u64>,
+    /// Knows what else tenants use; none in tests.
+    fair: Option<Rc<Fair>>,
 }
 
 /// A handshake's place; dropping it gives it back.
@@ -64,6 +71,7 @@ struct Slot {
     /// Since when it waits for its client, in microseconds.
     since: Cell<u64>,
     waker: RefCell<Option<Waker>>,
+    share: Cell<Share>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,6 +96,15 @@ pub struct Evicted;
 #[derive(Debug, PartialEq, Eq)]
 pub struct Full;
 
+/// Why a handshake has no turn.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// There are as many waiting as there may be.
+    Full,
+    /// Many wait, and as many of this tenant as it has a share.
+    Share,
+}
+
 impl Slot {
     fn wake(&self) {
         if let Some(waker) = self.waker.borrow_mut().take() {
@@ -105,8 +122,8 @@ impl Slot {
 
 impl Turnstile {
     /// One for a worker.
-    pub fn new() -> Turnstile {
-        Turnstile { patience: PATIENCE, ..Turnstile::default() }
+    pub fn new(fair: Rc<Fair>) -> Turnstile {
+        Turnstile { patience: PATIENCE, fair: Some(fair), ..Turnstile::default() }
     }
 
     /// A new handshake, which waits for its client. `max` is what the configuration says now.
@@ -118,8 +135,12 @@ impl Turnstile {
         if self.queued.get() >= max || (self.waiting.get() >= max && !self.may_evict(clock::micros())) {
             return Err(Full);
         }
-        let slot =
-            Rc::new(Slot { state: Cell::new(State::Client), since: Cell::new(0), waker: RefCell::new(None) });
+        let slot = Rc::new(Slot {
+            state: Cell::new(State::Client),
+            since: Cell::new(0),
+            waker: RefCell::new(None),
+            share: Cell::default(),
+        });
         self.await_client(&slot);
         Ok(Ticket { turnstile: self.clone(), slot })
     }
@@ -180,21 +201,28 @@ impl Turnstile {
         }
     }
 
-    fn add(&self, sum: &Cell<u64>, began: u64) {
-        sum.set(sum.get().saturating_add(clock::micros().saturating_sub(began)));
+    /// Whether as many wait of a tenant as is its part of `max`.
+    fn has_its_part(&self, share: Share, max: usize) -> bool {
+        let queue = self.queue.borrow();
+        queue.waiting(share.slot) >= queue.part(share.slot, share.weight, max)
+    }
+
+    fn is_over(&self, tenant: share::Slot) -> bool {
+        self.fair.as_ref().is_some_and(|fair| fair.is_over(Share { slot: tenant, weight: 1 }))
     }
 
     fn give(&self, turns: u64) {
         let mut queue = self.queue.borrow_mut();
         let mut left = turns;
         while left > 0
-            && let Some(slot) = queue.pop_front()
+            && let Some((lane, slot)) = queue.turn()
         {
             if slot.state.get() == State::Queued {
                 slot.state.set(State::Turn);
                 self.queued.set(self.queued.get().saturating_sub(1));
                 slot.wake();
-                left -= 1;
+                // One that has more than its share takes nobody's time but what is left over.
+                left = if self.is_over(lane) { 0 } else { left - 1 };
             }
         }
     }
@@ -207,7 +235,8 @@ impl Turnstile {
         if queue.len() >= 2 * self.max.get().max(self.queued.get()) {
             queue.retain(|slot| slot.state.get() == State::Queued);
         }
-        queue.push_back(slot.clone());
+        let share = slot.share.get();
+        queue.push(share.slot, share.weight, slot.clone(), false);
         self.ring.notify_one();
     }
 }
@@ -226,7 +255,11 @@ impl Ticket {
             self.slot.remember(cx);
             let began = clock::micros();
             let polled = handshake.as_mut().poll(cx).map(Ok);
-            self.turnstile.add(&self.turnstile.spent, began);
+            let spent = clock::micros().saturating_sub(began);
+            self.turnstile.spent.set(self.turnstile.spent.get().saturating_add(spent));
+            if let Some(fair) = &self.turnstile.fair {
+                fair.charge(self.slot.share.get(), spent);
+            }
             polled
         })
         .await
@@ -234,13 +267,23 @@ impl Ticket {
 
     /// Waits for a turn. To be called by what [`Ticket::drive`] drives: it wakes the handshake as a whole.
     ///
+    /// `share`: whose it is. Of more than `lent` percent of what may wait, its tenant may have its share.
+    ///
     /// # Errors
-    /// [`Full`].
-    pub async fn turn(&self) -> Result<(), Full> {
-        if self.turnstile.queued.get() >= self.turnstile.max.get() {
-            return Err(Full);
+    /// Why it has none.
+    pub async fn turn(&self, share: Share, lent: u32) -> Result<(), Refused> {
+        let turnstile = &self.turnstile;
+        let (queued, max) = (turnstile.queued.get(), turnstile.max.get());
+        if queued >= max {
+            return Err(Refused::Full);
         }
-        self.turnstile.enqueue(&self.slot);
+        if queued.saturating_mul(100) >= max.saturating_mul(lent as usize)
+            && turnstile.has_its_part(share, max)
+        {
+            return Err(Refused::Share);
+        }
+        self.slot.share.set(share);
+        turnstile.enqueue(&self.slot);
         poll_fn(|_| if self.slot.state.get() == State::Turn { Poll::Ready(()) } else { Poll::Pending }).await;
         Ok(())
     }
@@ -253,7 +296,9 @@ impl Ticket {
             let began = clock::micros();
             let polled = work.as_mut().poll(cx);
             if self.slot.state.get() == State::Turn {
-                turnstile.add(&turnstile.computed, began);
+                let spent = clock::micros().saturating_sub(began);
+                turnstile.computed.set(turnstile.computed.get().saturating_add(spent));
+                turnstile.queue.borrow_mut().charge(self.slot.share.get().slot, spent);
                 turnstile.turns.set(turnstile.turns.get() + 1);
                 turnstile.await_client(&self.slot);
             }
@@ -307,7 +352,7 @@ mod tests {
     #[test]
     fn a_flood_of_quick_clients_does_not_push_each_other_out() {
         local(async {
-            let turnstile = Rc::new(Turnstile::new());
+            let turnstile = Rc::new(Turnstile { patience: PATIENCE, ..Turnstile::default() });
             let first = turnstile.enter(2).unwrap();
             let _second = turnstile.enter(2).unwrap();
             assert_eq!(turnstile.enter(2).err(), Some(Full), "both have just come");
@@ -336,7 +381,9 @@ mod tests {
             let mut tasks = Vec::new();
             for _ in 0..3 {
                 let ticket = turnstile.enter(3).unwrap();
-                tasks.push(tokio::task::spawn_local(async move { ticket.drive(ticket.turn()).await }));
+                tasks.push(tokio::task::spawn_local(async move {
+                    ticket.drive(ticket.turn(Share::default(), 100)).await
+                }));
                 tokio::task::yield_now().await;
             }
             assert_eq!(turnstile.in_flight(), (0, 3));
@@ -355,14 +402,15 @@ mod tests {
         local(async {
             let turnstile = Rc::new(Turnstile::default());
             let gone = turnstile.enter(8).unwrap();
-            let task = tokio::task::spawn_local(async move { gone.drive(gone.turn()).await });
+            let task =
+                tokio::task::spawn_local(async move { gone.drive(gone.turn(Share::default(), 100)).await });
             tokio::task::yield_now().await;
             task.abort();
             let _ = task.await;
             assert_eq!(turnstile.in_flight(), (0, 0));
             tokio::task::spawn_local(turnstile.clone().run());
             let next = turnstile.enter(8).unwrap();
-            assert_eq!(next.drive(next.turn()).await, Ok(Ok(())));
+            assert_eq!(next.drive(next.turn(Share::default(), 100)).await, Ok(Ok(())));
         });
     }
 
@@ -375,7 +423,7 @@ mod tests {
             for _ in 0..4 {
                 let (ticket, log) = (turnstile.enter(8).unwrap(), log.clone());
                 tasks.push(tokio::task::spawn_local(async move {
-                    let _ = ticket.drive(ticket.turn()).await;
+                    let _ = ticket.drive(ticket.turn(Share::default(), 100)).await;
                     ticket.compute(async { log.borrow_mut().push('h') }).await;
                 }));
             }
@@ -405,7 +453,7 @@ mod tests {
             let ticket = turnstile.enter(1).unwrap();
             let task = tokio::task::spawn_local(async move {
                 let handshake = async {
-                    ticket.turn().await.unwrap();
+                    ticket.turn(Share::default(), 100).await.unwrap();
                     ticket.compute(pending::<()>()).await;
                 };
                 ticket.drive(handshake).await

@@ -265,6 +265,7 @@ async fn serve(
     tokio::task::spawn_local(control::eject::run(control.clone()));
     tokio::task::spawn_local(control::jwks::run(control.clone()));
     tokio::task::spawn_local(control::doctor::run(control.clone()));
+    tokio::task::spawn_local(control::load::run(control.clone()));
     let watching = control.clone();
     tokio::task::spawn_local(control::watch::run(control.clone(), async move |reason| {
         reload(&watching, reason).await;

@@ -17,6 +17,7 @@ use crate::control::Listener;
 use crate::net::{bind, timer};
 use crate::policy::connection_limit::Connections;
 use crate::proxy::accept::{self, Kind};
+use crate::proxy::fair::Sleep;
 use crate::proxy::{Parts, Worker};
 use crate::server::LOOK;
 use crate::snapshot::Cell;
@@ -102,22 +103,40 @@ impl Fleet {
         connections: &Connections,
     ) -> Result<Fleet, String> {
         let mut fleet = Fleet { threads: Vec::new(), signals: Vec::new() };
+        let workers = sinks.len();
         for (id, sink) in sinks.into_iter().enumerate() {
             let listeners = sockets.take();
             let signals = Arc::new(Signals::default());
             let (cell, hub) = (cell.clone(), residents.hub.clone());
             let (connections, watch) = (connections.clone(), residents.watch.clone());
             let (challenges, doctor) = (residents.acme.challenges.clone(), residents.doctor.clone());
+            let (sleep, levels) = (Sleep::default(), residents.tenants.levels.clone());
+            let (falls_asleep, wakes_up) = (sleep.clone(), sleep.clone());
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .max_blocking_threads(BLOCKING_MAX)
+                .on_thread_park(move || falls_asleep.begins())
+                .on_thread_unpark(move || wakes_up.ends())
                 .build()
                 .map_err(|error| format!("worker {id} cannot start: {error}"))?;
             let heard = signals.clone();
             let body = move || {
                 let reader = Reader::new(cell);
                 let (shard, seed) = (hub.shard(id), seed(id));
-                let parts = Parts { id, shard, sink, connections, challenges, doctor, watch, reader, seed };
+                let parts = Parts {
+                    id,
+                    shard,
+                    sink,
+                    connections,
+                    challenges,
+                    doctor,
+                    watch,
+                    sleep,
+                    levels,
+                    workers,
+                    reader,
+                    seed,
+                };
                 let worker = Rc::new(Worker::new(parts));
                 LocalSet::new().block_on(&runtime, run(worker, listeners, heard));
             };
@@ -173,6 +192,7 @@ async fn run(worker: Rc<Worker>, listeners: Vec<(Kind, TcpListener)>, signals: A
     }
     tokio::task::spawn_local(tick(worker.clone()));
     tokio::task::spawn_local(worker.turnstile.clone().run());
+    tokio::task::spawn_local(worker.fair.clone().run());
     signals.drain.notified().await;
     // Closed before the drain: what waits in their queues is refused at once instead of being let down later.
     for task in accepting {

@@ -21,6 +21,7 @@ use crate::policy::redirect::Redirect;
 use crate::policy::respond::Respond;
 use crate::policy::rewrite::Rewrite;
 use crate::policy::security::Security;
+use crate::policy::share::Tenant;
 use crate::policy::via::Via;
 use crate::route::{HostIndex, Table};
 use crate::snapshot::auth;
@@ -100,6 +101,8 @@ pub fn site(input: &Input<'_>, residents: &Residents) -> Result<Arc<Site>, Vec<D
                 claims: model.claims().map(|(claim, _)| claim).collect(),
                 waits: model.certificate == Certificate::Acme { until_issued: UntilIssued::Wait },
                 tenant: model.tenant.clone(),
+                owner: residents.tenants.get(&model.tenant),
+                priority: model.priority,
                 identity,
                 source,
                 told_waiting: AtomicU64::new(0),
@@ -208,7 +211,8 @@ fn route(
     let refuse = |why: String| Box::new(Diagnostic::error("bad-route", &said.origin, why));
     let action = match &said.action {
         model::Action::Proxy(service) => {
-            let mut main = self::service(service, toward, residents, &residents.sets)?;
+            let owner = residents.tenants.get(&site.tenant);
+            let mut main = self::service(service, &owner, toward, residents, &residents.sets)?;
             let split = service
                 .split
                 .as_ref()
@@ -257,7 +261,9 @@ fn split(
     let branch = |branch: &model::Branch| {
         let label = format!("{}#{}", route.label, branch.name);
         let series = residents.hub.series(&site.name, &label);
-        Ok(Branch { service: self::service(&branch.service, toward, residents, &residents.sets)?, series })
+        let owner = residents.tenants.get(&site.tenant);
+        let service = self::service(&branch.service, &owner, toward, residents, &residents.sets)?;
+        Ok(Branch { service, series })
     };
     let branches = said.branches.iter().map(branch).collect::<Result<_, Box<Diagnostic>>>()?;
     Ok(Box::new(Split { rules: upstream::Split::compile(said, &service.name), branches }))
@@ -289,12 +295,13 @@ pub fn trial(
     residents: &Residents,
 ) -> Result<Vec<Service>, Box<Diagnostic>> {
     let mut services = Vec::new();
+    let owner = residents.tenants.get(&site.tenant);
     for route in &site.routes {
         let model::Action::Proxy(said) = &route.action else { continue };
         let branches = said.split.iter().flat_map(|split| &split.branches).map(|branch| &branch.service);
         for said in std::iter::once(&**said).chain(branches) {
             if said.sources.iter().any(|found| found.value.source == *source) {
-                services.push(service(said, &files::toward(route, residents)?, residents, sets)?);
+                services.push(service(said, &owner, &files::toward(route, residents)?, residents, sets)?);
             }
         }
     }
@@ -303,6 +310,7 @@ pub fn trial(
 
 fn service(
     said: &model::Service,
+    owner: &Arc<Tenant>,
     toward: &Toward,
     residents: &Residents,
     sets: &Sets,
@@ -325,7 +333,7 @@ fn service(
     let core = upstream::Service::compile(said, &residents.endpoints, residents.ledger(&said.name));
     let alone = Upstream { http: Http::H1, ..said.upstream.clone() };
     let tls_alone = (core.http == Http::Auto).then(|| config(&alone)).transpose().map_err(refuse)?;
-    Ok(Service { core, server_names, tls, tls_alone, split: None })
+    Ok(Service { core, owner: owner.clone(), server_names, tls, tls_alone, split: None })
 }
 
 /// Puts compiled sites together. Hosts are known not to clash.

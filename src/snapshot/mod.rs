@@ -37,6 +37,7 @@ use crate::policy::respond::Respond;
 use crate::policy::rewrite::Rewrite;
 use crate::policy::security::Security;
 use crate::policy::shadow::WouldBlock;
+use crate::policy::share::Tenant;
 use crate::policy::site_limit::Places;
 use crate::policy::via::Via;
 use crate::route::{HostIndex, Table};
@@ -146,6 +147,10 @@ pub struct Site {
     pub claims: Vec<model::Claim>,
     /// Who owns it.
     pub tenant: Arc<str>,
+    /// What the owner's sites have together.
+    pub owner: Arc<Tenant>,
+    /// In which order its requests are given up in an overload.
+    pub priority: model::Priority,
     /// Certificate and key; `None`: an automatic one that is not there yet, or no hosts.
     pub identity: Option<Arc<Identity>>,
     /// Handshakes wait for an automatic certificate that is not there yet.
@@ -312,6 +317,8 @@ pub enum Action {
 pub struct Service {
     /// Endpoints, balancing, deadlines.
     pub core: upstream::Service,
+    /// Who owns its site.
+    pub owner: Arc<Tenant>,
     /// For each endpoint the name expected in its certificate, where it speaks TLS.
     pub server_names: Vec<Option<ServerName<'static>>>,
     /// How to speak TLS, where any endpoint does.

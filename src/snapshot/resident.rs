@@ -18,6 +18,7 @@ use crate::policy::hsts::Hsts;
 use crate::policy::observe::Watch;
 use crate::policy::rate_limit::{self, Limiter, Rule};
 use crate::policy::shadow::WouldBlock;
+use crate::policy::share::Tenants;
 use crate::policy::site_limit::Places;
 use crate::snapshot::hsts_since::Since;
 use crate::snapshot::lists::Lists;
@@ -46,6 +47,8 @@ pub struct Residents {
     pub lists: Lists,
     /// The CA for names that no public CA would sign.
     pub ca: InternalCa,
+    /// Who owns sites.
+    pub tenants: Tenants,
     /// Certificates from ACME authorities.
     pub acme: Automatic,
     /// Finds out when addresses are not those of clients.
@@ -182,6 +185,7 @@ impl Residents {
             endpoints,
             sets: Sets::default(),
             lists: Lists::default(),
+            tenants: Tenants::default(),
             ca,
             acme: Automatic::new(state),
             doctor: Arc::default(),
@@ -358,6 +362,7 @@ impl Residents {
         lock(&self.would_block).retain(|_, counts| Arc::strong_count(counts) > 1);
         self.save_hsts();
         self.endpoints.sweep();
+        self.tenants.sweep();
     }
 }
 

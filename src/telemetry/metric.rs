@@ -98,6 +98,16 @@ metrics! {
     ServiceInFlight = "tidegate_service_in_flight", Gauge, ["service"], "Requests in flight at all backends of a service with a `capacity`.";
     ServiceLimit = "tidegate_service_in_flight_max", Gauge, ["service"], "Requests that may be in flight at all backends of a service that has a limit as a whole.";
     BreakerOpen = "tidegate_breaker_open", Gauge, ["service"], "1 where the breaker of a service is open and requests are refused.";
+    Shed = "tidegate_shed_total", Counter, ["reason"], "Requests refused because the node has too much to do, by reason: a tenant's share (share), its share of connections to backends (share-backends), an overload (overload).";
+    OverloadStage = "tidegate_overload_stage", Gauge, [], "What is given up: 0 nothing, 1 connections are not kept, 2 new ones are refused, 3 requests are refused.";
+    Pressure = "tidegate_pressure_ratio", Gauge, ["cause"], "What is used of what there may be: how late workers are, memory, connections, descriptors, requests in flight.";
+    ShareWaits = "tidegate_share_waits_total", Counter, [], "Times that a connection of a tenant over its share waited for the processor.";
+    TenantShare = "tidegate_tenant_share_ratio", Gauge, ["tenant"], "Processor time a tenant used lately, as a part of its share, on the worker where that was most. Of the tenants that use most.";
+    TenantConnections = "tidegate_tenant_connections", Gauge, ["tenant"], "Open connections of a tenant's clients.";
+    TenantUpstream = "tidegate_tenant_upstream_connections", Gauge, ["tenant"], "Open connections to a tenant's backends.";
+    TenantInFlight = "tidegate_tenant_in_flight", Gauge, ["tenant"], "Requests of a tenant in flight.";
+    TenantCpu = "tidegate_tenant_cpu_seconds_total", Counter, ["tenant"], "Processor time used for a tenant's clients.";
+    TenantShed = "tidegate_tenant_shed_total", Counter, ["tenant"], "Connections and requests of a tenant refused because it had more than its share.";
     Tunnels = "tidegate_tunnels_total", Counter, [], "Connections upgraded to a tunnel (WebSocket and others).";
     TunnelsActive = "tidegate_tunnels_active", Gauge, [], "Tunnels open now.";
     TunnelBytes = "tidegate_tunnel_bytes_total", Counter, ["direction"], "Bytes moved through tunnels, as seen from the client.";
@@ -180,6 +190,9 @@ cells! {
         RefusedSiteCap = ConnectionsRefused ["site-cap"];
         RefusedHandshakeQueue = ConnectionsRefused ["handshake-queue"];
         RefusedAddress = ConnectionsRefused ["address"];
+        RefusedShare = ConnectionsRefused ["share"];
+        RefusedOverload = ConnectionsRefused ["overload"];
+        RefusedShareHandshakes = ConnectionsRefused ["share-handshakes"];
         RefusedProxyHeader = ConnectionsRefused ["proxy-header"];
         Tls12Full = Handshakes ["1.2", "full"];
         Tls12Resumed = Handshakes ["1.2", "resumed"];
@@ -275,6 +288,10 @@ cells! {
         QueueFull = QueueWaits ["full"];
         QueueTimeout = QueueWaits ["timeout"];
         QueueGone = QueueWaits ["gone"];
+        ShareWaits = ShareWaits [];
+        ShedShare = Shed ["share"];
+        ShedOverload = Shed ["overload"];
+        ShedBackends = Shed ["share-backends"];
         Tunnels = Tunnels [];
         TunnelBytesIn = TunnelBytes ["in"];
         TunnelBytesOut = TunnelBytes ["out"];

@@ -3,6 +3,12 @@
 use super::hub::Reading;
 use super::metric::Metric;
 
+/// Memory of the process, in bytes.
+pub fn resident() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    status_field(&status, "VmRSS:").map(|kib| (kib * 1024.0) as u64)
+}
+
 /// Appends the process metrics.
 pub fn read(readings: &mut Vec<Reading>) {
     let mut push = |metric, value: Option<f64>| {

@@ -16,6 +16,7 @@ pub mod protocol;
 pub mod route;
 pub mod server;
 pub mod service;
+pub mod share;
 pub mod site;
 mod store_key;
 pub mod tls;

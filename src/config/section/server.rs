@@ -8,7 +8,7 @@ use std::sync::Arc;
 use ipnet::{IpNet, Ipv4Net};
 use toml::de::{DeTable, DeValue};
 
-use super::{acme, address, discovery, docker, host, tls};
+use super::{acme, address, discovery, docker, host, share, tls};
 use crate::base::address::CidrSet;
 use crate::base::record::{AccessFormat, AccessTarget, Privacy};
 use crate::base::trust;
@@ -54,6 +54,8 @@ pub fn read(context: &mut Context<'_>, root: &DeTable<'_>) -> Said {
         limit_entries: wide(context.count(&table, "limit_entries")),
         tls: tls::of_server(context, &table),
         require_encrypted_backends: context.flag(&table, "require_encrypted_backends"),
+        shares: share::shares(context, &file, &table),
+        overload: share::overload(context, &table),
         timeouts: timeouts(context, &table),
         limits: limits(context, &table),
         default_certificate: default_certificate(context, &table),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::server::texts;
 use super::service::{self, located_path};
-use super::{acme, address, answer, auth, demand, host, limit, route, tls};
+use super::{acme, address, answer, auth, demand, host, limit, route, share, tls};
 use crate::config::model::{Certificate, HostPattern, Located, Origin, Server, Site, UntilIssued};
 use crate::config::parse::{Context, Table, Value, literal, literals, quoted};
 use crate::config::setting::{ACME_NAMES_MAX, Id, Setting};
@@ -37,6 +37,7 @@ pub fn read(
     let origin = context.origin(key);
     let hosts = hosts(context, &table, name, &origin);
     let tenant = tenant(context, &table, name);
+    let priority = share::priority(context, &table);
     let certificate = certificate(context, &table, &hosts, server);
     let on_demand = demand::read(context, &table, server);
     let tls = tls::of_site(context, &table, server);
@@ -59,6 +60,7 @@ pub fn read(
         hosts,
         on_demand,
         tenant,
+        priority,
         certificate,
         tls,
         max_connections,

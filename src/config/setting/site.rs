@@ -15,7 +15,8 @@ pub(super) static SITE: Section = Section {
     doc: "One site. An error here concerns this site only: it keeps its last good version. The site's own `backends`, `redirect` or `respond` answer whatever no route takes, and are the default of its routes.",
     settings: &[
         row("hosts", Kind::Texts(NAMES_MAX), Words("the site's name"), "Names served. `*.shop.example` takes exactly one more label. May be empty where `on_demand` is said."),
-        row("tenant", Kind::Text(128), Words("the site's name"), "Who owns the site; a label in logs and metrics."),
+        row("tenant", Kind::Text(128), Words("the site's name"), "Who owns the site; a label in logs and metrics, and who has a share of the node ([`[tenant]`](#tenant))."),
+        row("priority", Kind::Word(&["low", "normal", "high"]), Value(r#""normal""#), "In which order requests are given up in an overload; `\"high\"`: never."),
         row("certificate", Kind::Table(Id::Certificate), Words("see `certificates`"), "PEM files of the site's own certificate."),
         row("certificates", Kind::Word(&["acme", "internal"]), Words("`\"internal\"` where no public authority would sign (`localhost`, `.test`, `.example`, `.internal`, `.local`, IP addresses …); else `\"acme\"`, which needs `[acme]`"), "`\"acme\"`: got from the authority of `[acme]` and renewed. `\"internal\"`: signed by the built-in local authority, for development and inner networks."),
         row("until_issued", Kind::Word(&["wait", "refuse", "internal"]), Value(r#""wait""#), "What serves before the first automatic certificate is there. `\"wait\"`: handshakes wait up to 10 s for an order whose turn is now, and are refused otherwise; `\"refuse\"`: they are refused at once; `\"internal\"`: a certificate of the built-in authority, which browsers warn about."),

@@ -24,6 +24,7 @@ const LINKS: &[Link] = &[
     Link { what: "rate limits", settings: &["server.limit_entries"], needs: &["limit"], unless: None },
     Link { what: "client-IP doctor", settings: &["server.client_ip_doctor"], needs: &[], unless: Some(("server.client_ip_doctor", "\"off\"")) },
     Link { what: "floods", settings: &["server.limits.flood_delay"], needs: &[], unless: Some(("server.limits.flood_delay", "\"0s\"")) },
+    Link { what: "shares and overload", settings: &[], needs: &[], unless: None },
     Link { what: "sticky balancing", settings: &[], needs: &["balance~sticky"], unless: None },
     Link { what: "client certificates", settings: &[], needs: &["tls.client_auth"], unless: None },
     Link { what: "names on demand", settings: &[], needs: &["on_demand"], unless: None },

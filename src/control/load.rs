@@ -1,0 +1,204 @@
+//! Looks a few times a second at what tenants have of the node, so that their shares follow, and at how near the node is
+//! to its bounds, so that something is given up in time. For `status` and `/metrics` too.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::base::clock;
+use crate::control::Control;
+use crate::net::timer::TICK;
+use crate::policy::overload::{Cause, Controller, Stage, percent};
+use crate::policy::share::usage::OVER;
+use crate::policy::share::{Tenant, Thing};
+use crate::telemetry::hub::Reading;
+use crate::telemetry::metric::Metric;
+use crate::telemetry::process;
+
+/// How often.
+const LOOK: Duration = Duration::from_millis(250);
+/// Tenants that `status` shows, and that have metrics of their own: those that use most.
+const SHOWN_MAX: usize = 20;
+const MEASURED_MAX: usize = 200;
+
+/// Memory that is the process's where nothing else is said, in tenths of what there is.
+const MEMORY_TENTHS: u64 = 9;
+
+/// How near the node is to each bound, in percent; and what decides about it.
+#[derive(Default)]
+pub struct View {
+    pressures: [AtomicU32; Cause::ALL.len()],
+    /// Which of them is greatest.
+    cause: AtomicUsize,
+    /// Memory that there is for us, in bytes; 0: not known.
+    memory: AtomicU64,
+}
+
+/// Looks for ever.
+pub async fn run(control: Arc<Control>) {
+    let mut controller = Controller::default();
+    control.load.memory.store(memory_there_is().unwrap_or(0), Relaxed);
+    loop {
+        look(&control, &mut controller);
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+fn look(control: &Control, controller: &mut Controller) {
+    let (snapshot, now) = (control.cell.load(), clock::now());
+    let server = &snapshot.server;
+    let tenants = control.residents.tenants.survey();
+    let levels = &control.residents.tenants.levels;
+    let (in_flight, late) = levels.load.pulse(now, TICK);
+    let (connections, budget) = (&control.connections, control.connections.descriptors());
+    let in_flight_max = server.shares.in_flight.unwrap_or_else(|| connections.max());
+    let memory_max = server.overload.memory.unwrap_or_else(|| control.load.memory.load(Relaxed));
+    let millis = u64::try_from(server.overload.lag.as_millis()).unwrap_or(u64::MAX);
+    let of = |cause| match cause {
+        Cause::Lag => percent(late, millis),
+        Cause::Memory if memory_max == 0 => 0,
+        Cause::Memory => percent(process::resident().unwrap_or(0), memory_max),
+        Cause::Connections => percent(connections.open().into(), connections.max().into()),
+        Cause::Descriptors => percent(budget.used().into(), budget.max().into()),
+        Cause::InFlight => percent(in_flight, in_flight_max.into()),
+    };
+    let pressures = Cause::ALL.map(of);
+    for (cell, pressure) in control.load.pressures.iter().zip(pressures) {
+        cell.store(pressure, Relaxed);
+    }
+    let (at, pressure) = pressures.iter().enumerate().max_by_key(|(_, p)| **p).unwrap_or((0, &0));
+    control.load.cause.store(at, Relaxed);
+    // Whoever has more than its share of what is more than lent, or makes something be given up.
+    let enough = server.shares.lend.min(Stage::NoKeepAlive.enter());
+    let scarce = |cause: Cause| pressures.get(cause as usize).is_some_and(|p| *p >= enough);
+    let mut over = 0;
+    for tenant in &tenants {
+        let is_over = u64::from(tenant.percent.load(Relaxed)) > OVER
+            || [
+                (Cause::Connections, Thing::Connections, connections.max()),
+                (Cause::Descriptors, Thing::Upstream, budget.max()),
+                (Cause::InFlight, Thing::InFlight, in_flight_max),
+                (Cause::Memory, Thing::InFlight, u32::try_from(in_flight).unwrap_or(u32::MAX)),
+                (Cause::Memory, Thing::Connections, connections.open()),
+            ]
+            .into_iter()
+            .any(|(cause, thing, whole)| scarce(cause) && tenant.exceeds(thing, whole, levels));
+        tenant.over.store(is_over, Relaxed);
+        over += usize::from(is_over);
+    }
+    let before = controller.stage();
+    if let Some(stage) = controller.look(*pressure, server.overload.hold, now) {
+        tell(before, stage, Cause::ALL.get(at).copied().unwrap_or(Cause::Lag), *pressure, over);
+    }
+    // A connection costs more processor than a request: where that is what runs short, ending them would make it worse.
+    let by_count =
+        matches!(Cause::ALL.get(at), Some(Cause::Memory | Cause::Connections | Cause::Descriptors));
+    let full = pressures.get(Cause::Memory as usize).is_some_and(|memory| *memory >= 100);
+    levels.load.set(controller.stage(), over == 0 && by_count, full);
+}
+
+fn tell(before: Stage, stage: Stage, cause: Cause, pressure: u32, over: usize) {
+    let (cause, stage_number, what) = (cause.as_str(), stage as u8, stage.as_str());
+    if stage > before {
+        tracing::warn!(
+            stage = stage_number,
+            cause,
+            tenants_over_their_share = over,
+            "overload: {what} ({cause} is at {pressure} % of its bound)"
+        );
+    } else {
+        tracing::info!(stage = stage_number, cause, "overload: {what} (all is below its bound by far)");
+    }
+}
+
+/// What our control group may have, else what the machine has.
+fn memory_there_is() -> Option<u64> {
+    let machine = std::fs::read_to_string("/proc/meminfo").ok();
+    let machine = machine.and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+        Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+    });
+    // Version 2 of control groups; `max` is no number, and no bound.
+    let group = std::fs::read_to_string("/proc/self/cgroup").ok();
+    let path = group.as_deref().and_then(|text| text.lines().find_map(|line| line.strip_prefix("0::/")));
+    let files = [
+        path.map(|path| format!("/sys/fs/cgroup/{path}/memory.max")),
+        Some("/sys/fs/cgroup/memory.max".to_owned()),
+    ];
+    let bounds = files
+        .into_iter()
+        .flatten()
+        .filter_map(|file| std::fs::read_to_string(file).ok()?.trim().parse::<u64>().ok());
+    let least = bounds.chain(machine).min()?;
+    Some(least / 10 * MEMORY_TENTHS)
+}
+
+/// Tenants that have anything, or had something refused; those that used most of their share first.
+fn busiest(control: &Control) -> Vec<Arc<Tenant>> {
+    let mut tenants = control.residents.tenants.all();
+    tenants.retain(|tenant| {
+        let counts = [&*tenant.connections, &*tenant.upstream, &tenant.in_flight, &tenant.percent];
+        counts.iter().any(|count| count.load(Relaxed) > 0) || tenant.shed.load(Relaxed) > 0
+    });
+    let rank = |tenant: &Arc<Tenant>| {
+        let used =
+            [&tenant.percent, &tenant.in_flight, &*tenant.connections].map(|count| count.load(Relaxed));
+        Reverse((used, tenant.shed.load(Relaxed)))
+    };
+    tenants.sort_by_cached_key(rank);
+    tenants
+}
+
+/// The part of `GET /status` about overload.
+pub(super) fn overload(control: &Control) -> Value {
+    let stage = control.residents.tenants.levels.load.stage();
+    let cause = Cause::ALL.get(control.load.cause.load(Relaxed)).copied().unwrap_or(Cause::Lag);
+    let pressures = Cause::ALL.iter().zip(&control.load.pressures);
+    json!({
+        "stage": stage as u8,
+        "what": stage.as_str(),
+        "cause": cause.as_str(),
+        "pressure_percent": pressures.map(|(cause, p)| (cause.as_str(), p.load(Relaxed))).collect::<BTreeMap<_, _>>(),
+    })
+}
+
+/// The part of `GET /status` about tenants.
+pub(super) fn status(control: &Control) -> Value {
+    let row = |tenant: &Arc<Tenant>| {
+        json!({
+            "name": tenant.name,
+            "weight": tenant.weight(),
+            "share_percent": tenant.percent.load(Relaxed),
+            "over": tenant.over.load(Relaxed),
+            "connections": tenant.connections.load(Relaxed),
+            "in_flight": tenant.in_flight.load(Relaxed),
+            "upstream": tenant.upstream.load(Relaxed),
+            "shed": tenant.shed.load(Relaxed),
+        })
+    };
+    busiest(control).iter().take(SHOWN_MAX).map(row).collect()
+}
+
+/// What is read at each scrape.
+pub(super) fn readings(control: &Control, readings: &mut Vec<Reading>) {
+    let stage = control.residents.tenants.levels.load.stage();
+    readings.push(Reading::new(Metric::OverloadStage, &[], f64::from(stage as u8)));
+    for (cause, pressure) in Cause::ALL.iter().zip(&control.load.pressures) {
+        let value = f64::from(pressure.load(Relaxed)) / 100.0;
+        readings.push(Reading::new(Metric::Pressure, &[cause.as_str()], value));
+    }
+    for tenant in busiest(control).iter().take(MEASURED_MAX) {
+        let name = [&*tenant.name];
+        let mut read = |metric, value: f64| readings.push(Reading::new(metric, &name, value));
+        read(Metric::TenantShare, f64::from(tenant.percent.load(Relaxed)) / 100.0);
+        read(Metric::TenantConnections, f64::from(tenant.connections.load(Relaxed)));
+        read(Metric::TenantUpstream, f64::from(tenant.upstream.load(Relaxed)));
+        read(Metric::TenantInFlight, f64::from(tenant.in_flight.load(Relaxed)));
+        read(Metric::TenantCpu, tenant.micros.load(Relaxed) as f64 / 1e6);
+        read(Metric::TenantShed, tenant.shed.load(Relaxed) as f64);
+    }
+}
