@@ -11,6 +11,7 @@ mod config_show;
 mod deploy;
 mod hash_password;
 mod issue;
+mod patch;
 mod privacy;
 mod reload;
 mod run;
@@ -92,6 +93,11 @@ enum Command {
         events: bool,
         #[command(subcommand)]
         command: Option<CertsCommand>,
+    },
+    /// Virtual patches: what is in force, and packs before they are
+    Patch {
+        #[command(subcommand)]
+        command: patch::Patch,
     },
     /// Show what is kept about people, where, for how long, and what bounds it
     Privacy(privacy::Privacy),
@@ -240,6 +246,7 @@ fn dispatch(command: Command) -> Result<u8, String> {
         Command::Certs { command: Some(CertsCommand::Export(asked)), .. } => backup::export(asked),
         Command::Certs { command: Some(CertsCommand::Import(asked)), .. } => backup::import(asked),
         Command::HashPassword(asked) => hash_password::hash_password(&asked),
+        Command::Patch { command } => patch::patch(command),
         Command::Config { command: ConfigCommand::Show { target, output, effective, origin } } => {
             config_show::show(&target.socket()?, output.format, effective, origin)
         }

@@ -18,6 +18,7 @@ mod issue;
 pub mod jwks;
 pub mod last_good;
 pub mod observe;
+pub mod patches;
 pub mod probe;
 pub mod reload;
 mod remembered;

@@ -6,6 +6,8 @@
 //!    soon as the TLS handshake has named a site, before any cryptography.
 //! 2. [`address`] and [`country`]: as soon as the client's address is known; they cost a lookup and take no turn of a
 //!    limit from anybody.
+//! 2. [`patch`]: before the rate limits, so that a flood of exploits is told for what it is; of bodies, their beginning after
+//!    everything that may still refuse without reading.
 //! 3. [`rate_limit`]: as soon as the route is known: first the site's limits, then the route's. Before anything that
 //!    costs more than a table lookup.
 //! 4. [`auth`]: who the client is. After the limits, because it may cost a hash, a signature or a question; before
@@ -32,6 +34,7 @@ pub mod doctor;
 pub mod header;
 pub mod hsts;
 pub mod observe;
+pub mod patch;
 pub mod privacy;
 pub mod rate_limit;
 pub mod redirect;

@@ -66,6 +66,7 @@ use crate::net::timer::Wheel;
 use crate::policy::connection_limit::Connections;
 use crate::policy::doctor::Doctor;
 use crate::policy::observe::Watch;
+use crate::policy::patch::Scratch;
 use crate::proxy::body::RequestBody;
 use crate::proxy::context::Connection;
 use crate::proxy::penalty::Penalties;
@@ -105,6 +106,8 @@ pub struct Worker {
     pub turnstile: Rc<Turnstile>,
     /// Clients that flooded lately.
     pub penalties: Penalties,
+    /// What virtual patches use again for each request.
+    patch_scratch: RefCell<Scratch>,
     told: shed::Told,
     /// Services at which somebody on this worker waits.
     lines: RefCell<Vec<(Arc<str>, Arc<Ledger>)>>,
@@ -161,6 +164,7 @@ impl Worker {
             observed: observe::Observed::new(parts.watch),
             turnstile: Rc::new(Turnstile::new()),
             penalties: Penalties::default(),
+            patch_scratch: RefCell::default(),
             told: shed::Told::default(),
             lines: RefCell::default(),
             handshakes_shown: Cell::default(),

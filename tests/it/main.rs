@@ -61,6 +61,7 @@ mod limits;
 mod load;
 mod multiplexed;
 mod observe;
+mod patches;
 mod privacy;
 mod proxy_header;
 mod rates;
