@@ -31,9 +31,8 @@ pub async fn serve(listener: UnixListener, backend: Rc<dyn Backend>) -> io::Resu
 async fn route<B>(request: Request<B>, backend: Rc<dyn Backend>) -> Answer {
     let allowed = match request.uri().path() {
         "/observe" if request.method() == Method::POST => Method::POST,
-        "/status" | "/config" | "/deployments" | "/certs" | "/certs/plan" | "/certs/events" | "/observe" => {
-            Method::GET
-        }
+        "/status" | "/config" | "/patches" | "/deployments" | "/certs" | "/certs/plan" | "/certs/events"
+        | "/observe" => Method::GET,
         "/observe/end" | "/reload" | "/deploy" | "/certs/renew" | "/certs/issue" | "/certs/reread" => {
             Method::POST
         }
@@ -47,6 +46,7 @@ async fn route<B>(request: Request<B>, backend: Rc<dyn Backend>) -> Answer {
     match request.uri().path() {
         "/status" => json(StatusCode::OK, &backend.status()),
         "/config" => json(StatusCode::OK, &backend.config()),
+        "/patches" => json(StatusCode::OK, &backend.patches()),
         "/certs" => json(StatusCode::OK, &backend.certificates()),
         "/certs/plan" => json(StatusCode::OK, &backend.certificate_plan().await),
         "/certs/events" => json(StatusCode::OK, &backend.certificate_events()),
@@ -148,7 +148,7 @@ fn said(answered: Result<Value, String>) -> Answer {
 
 fn not_found(path: &str) -> Answer {
     let text = format!(
-        "there is no {path}: the admin API has GET /status, GET /config, GET /certs, GET /certs/plan, GET /certs/events, GET /deployments, GET /observe, \
+        "there is no {path}: the admin API has GET /status, GET /config, GET /patches, GET /certs, GET /certs/plan, GET /certs/events, GET /deployments, GET /observe, \
          POST /reload, POST /deploy?what=NAME&to=ADDRESSES&timeout_ms=MS&drain_ms=MS, POST /certs/renew?site=NAME, POST /certs/issue?names=NAMES&valid=SECONDS, POST /observe?seconds=N&site=NAME, POST /observe/end and POST /certs/reread"
     );
     json(StatusCode::NOT_FOUND, &problem(&text))

@@ -11,6 +11,7 @@
 //! | `GET /status` | [`Backend::status`] |
 //! | `POST /reload` | [`Backend::reload`] |
 //! | `GET /config` | [`Backend::config`] |
+//! | `GET /patches` | [`Backend::patches`] |
 //! | `GET /certs` | [`Backend::certificates`] |
 //! | `GET /certs/plan` | [`Backend::certificate_plan`] |
 //! | `GET /certs/events` | [`Backend::certificate_events`] |
@@ -65,6 +66,9 @@ pub trait Backend {
 
     /// The answer to `GET /config`.
     fn config(&self) -> serde_json::Value;
+
+    /// The answer to `GET /patches`.
+    fn patches(&self) -> serde_json::Value;
 
     /// The answer to `GET /certs`.
     fn certificates(&self) -> serde_json::Value;

@@ -62,6 +62,10 @@ impl Backend for Fake {
         json!({ "certificates": [{ "site": "a.example" }] })
     }
 
+    fn patches(&self) -> Value {
+        json!({})
+    }
+
     fn certificate_events(&self) -> Value {
         json!({ "events": [{ "event": "issued" }] })
     }

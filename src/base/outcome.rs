@@ -106,6 +106,7 @@ outcomes! {
     AuthRequired = "AUTH-REQUIRED", 401, Client, false, "http_request_denied", "This page asks who you are, and it was not said.";
     AuthWrong = "AUTH-WRONG", 401, Client, false, "http_request_denied", "What was said about who you are is wrong, or no longer good.";
     AuthDenied = "AUTH-DENIED", 403, Client, false, "http_request_denied", "This page is not for you.";
+    Patched = "PATCHED", 403, Client, false, "http_request_denied", "The request was recognised as an exploit by a virtual patch.";
     RateLimited = "RATE-LIMITED", 429, Client, true, "http_request_denied", "This client sent more requests than the limit allows.";
     ClientGone = "CLIENT-GONE", 499, Client, false, "", "The client went away before the answer was complete.";
     ClientStalled = "CLIENT-STALLED", 499, Client, false, "connection_write_timeout", "The client stopped reading the answer.";

@@ -12,6 +12,7 @@ mod deploy;
 mod hash_password;
 mod issue;
 mod load;
+mod patch;
 mod privacy;
 mod reload;
 mod run;
@@ -93,6 +94,11 @@ enum Command {
         events: bool,
         #[command(subcommand)]
         command: Option<CertsCommand>,
+    },
+    /// Virtual patches: what is in force, and packs before they are
+    Patch {
+        #[command(subcommand)]
+        command: patch::Patch,
     },
     /// Show what is kept about people, where, for how long, and what bounds it
     Privacy(privacy::Privacy),
@@ -241,6 +247,7 @@ fn dispatch(command: Command) -> Result<u8, String> {
         Command::Certs { command: Some(CertsCommand::Export(asked)), .. } => backup::export(asked),
         Command::Certs { command: Some(CertsCommand::Import(asked)), .. } => backup::import(asked),
         Command::HashPassword(asked) => hash_password::hash_password(&asked),
+        Command::Patch { command } => patch::patch(command),
         Command::Config { command: ConfigCommand::Show { target, output, effective, origin } } => {
             config_show::show(&target.socket()?, output.format, effective, origin)
         }

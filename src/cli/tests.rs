@@ -74,6 +74,10 @@ impl admin::Backend for Fake {
         json!({ "certificates": [{ "site": "b.example", "state": "failed", "last_error": "no A record" }] })
     }
 
+    fn patches(&self) -> Value {
+        json!({})
+    }
+
     fn certificate_events(&self) -> Value {
         json!({ "events": [{ "at": 1, "event": "failed", "site": "b.example", "message": "no A record" }] })
     }

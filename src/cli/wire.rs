@@ -85,3 +85,44 @@ pub(super) fn store_place(config: &Path) -> Result<StorePlace, String> {
 pub(super) fn serve(config: &Path, ready: impl FnOnce(&server::Started)) -> Result<(), String> {
     server::run(config, ready)
 }
+
+/// What a configuration says about virtual patches.
+pub(super) fn patches(config: &Path) -> Result<config::model::Patches, String> {
+    let server = config::load(config).server.ok_or_else(|| {
+        format!("the configuration {} has errors: `tidegate check` shows them", config.display())
+    })?;
+    server.patches.ok_or_else(|| format!("the configuration {} has no [patches]", config.display()))
+}
+
+/// What is checked where no configuration is asked.
+pub(super) fn no_patches() -> config::model::Patches {
+    config::model::Patches::default()
+}
+
+/// The same, with other keys where any are named.
+pub(super) fn with_keys(mut settings: config::model::Patches, keys: &[String]) -> config::model::Patches {
+    if !keys.is_empty() {
+        let located = |key: &String| config::model::Located {
+            value: key.clone(),
+            origin: config::model::Origin::Default,
+        };
+        settings.keys = keys.iter().map(located).collect();
+        settings.allow_unsigned = false;
+    }
+    settings
+}
+
+/// The packs of a folder.
+pub(super) fn packs(folder: &Path) -> Vec<PathBuf> {
+    control::patches::list(folder)
+}
+
+/// Checks a pack as a reload would; what vouches for it.
+pub(super) fn verify_pack(file: &Path, settings: &config::model::Patches) -> Result<String, String> {
+    control::patches::verify(file, settings)
+}
+
+/// Runs the cases of a pack; how many there were.
+pub(super) fn test_pack(file: &Path, settings: &config::model::Patches) -> Result<String, String> {
+    control::patches::test(file, settings)
+}

@@ -265,6 +265,7 @@ impl<'a> Run<'a> {
                 }
             }
         }
+        self.folders.extend(said.server.patches.iter().map(|patches| patches.folder.clone()));
         if said.server.docker.is_some() {
             self.fragments.iter().for_each(|fragment| self.fragment(fragment, &said.server));
         }

@@ -10,6 +10,7 @@ mod discovery;
 mod dns;
 mod docker;
 mod health;
+mod patch;
 mod policy;
 mod server;
 mod service;
@@ -26,6 +27,7 @@ pub use discovery::Resolution;
 pub use dns::{Cloudflare, Dns, DnsProvider, Exec, Rfc2136, Route53, SecretSource, TsigAlgorithm};
 pub use docker::{Docker, DockerSocket};
 pub use health::{BodyCheck, Check, Eject, Health, HttpCheck, PANIC_DEFAULT, Statuses};
+pub use patch::{Patches, Severity, SitePatches};
 pub use policy::{Limit, LimitKey, Mode};
 pub use server::{ClientIpDoctor, Limits, Log, Timeouts};
 pub use service::{
@@ -126,6 +128,8 @@ pub struct Server {
     pub docker: Option<Docker>,
     /// `[acme]`: certificates from a public authority; `None` where the section is absent.
     pub acme: Option<Acme>,
+    /// `[patches]`: virtual patches; `None` where the section is absent.
+    pub patches: Option<Patches>,
 }
 
 /// One customer's web presence.
@@ -162,6 +166,8 @@ pub struct Site {
     pub addresses: Option<Addresses>,
     /// Countries that are let in.
     pub countries: Option<Countries>,
+    /// What it says about virtual patches.
+    pub patches: SitePatches,
 }
 
 /// A name a site answers to.

@@ -155,6 +155,8 @@ fn name(id: Id) -> &'static str {
         Id::Networks => "networks",
         Id::Addresses => "addresses",
         Id::Countries => "countries",
+        Id::Patches => "patches",
+        Id::SitePatches => "site_patches",
         Id::Acme => "acme",
         Id::Directory => "directory",
         Id::Dns => "acme_dns",

@@ -10,6 +10,7 @@ mod auth;
 mod discovery;
 mod dns;
 mod docker;
+mod patch;
 mod policy;
 mod service;
 mod share;
@@ -53,6 +54,10 @@ pub enum Id {
     Demo,
     /// `[docker]`
     Docker,
+    /// `[patches]`
+    Patches,
+    /// `patches` of a site, as a table.
+    SitePatches,
     /// `[acme]`
     Acme,
     /// One of `[acme] directory`, long form.
@@ -363,6 +368,7 @@ static FILE: Section = Section {
         row("log", Kind::Table(Id::Log), Words("every default"), "The access log."),
         row("demo", Kind::Table(Id::Demo), Words("none"), "Built-in backends to try things with."),
         row("docker", Kind::Table(Id::Docker), Words("no engine is asked"), "The container engine whose containers are found by their labels."),
+        row("patches", Kind::Table(Id::Patches), Words("nothing is looked for"), "Virtual patches: requests that exploit known holes are recognised."),
         row("acme", Kind::Table(Id::Acme), Words("no automatic certificates"), "Certificates that get and keep themselves."),
         row("dns", Kind::Table(Id::Resolution), Words("every default"), "How names in `backends` are resolved."),
         row("networks", Kind::Named(Id::Networks), Words("none"), "Networks with names of yours."),
@@ -386,6 +392,7 @@ pub static TABLE: &[&Section] = &[
     &LOG,
     &DEMO,
     &docker::DOCKER,
+    &patch::PATCHES,
     &acme::ACME,
     &acme::DIRECTORY,
     &dns::DNS,
@@ -410,6 +417,7 @@ pub static TABLE: &[&Section] = &[
     &address::NETWORKS,
     &address::ADDRESSES,
     &address::COUNTRIES,
+    &patch::SITE_PATCHES,
     &policy::LIMIT,
     &REDIRECT,
     &RESPOND,

@@ -11,7 +11,7 @@ use crate::base::clock;
 use crate::config::model::{self, Certificate, Claim, Origin, Server};
 use crate::config::{self, Diagnostic, Loaded, SiteEntry};
 use crate::control::last_good::{self, Store};
-use crate::control::{Known, State, client_auth};
+use crate::control::{Known, State, client_auth, patches};
 use crate::snapshot::Site;
 use crate::snapshot::compile::{self, Input};
 use crate::snapshot::resident::Residents;
@@ -54,6 +54,7 @@ pub(super) fn build(
         next_age: state.next_age,
     };
     built.diagnostics.extend(residents.lists.refresh(server));
+    built.diagnostics.extend(patches::load(server.patches.as_ref(), residents));
     let reasons = Reasons::new(&loaded.diagnostics);
     for entry in &loaded.sites {
         let age = state.age(&entry.name).unwrap_or_else(|| {

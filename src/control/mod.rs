@@ -20,6 +20,7 @@ pub mod jwks;
 pub mod last_good;
 pub mod load;
 pub mod observe;
+pub mod patches;
 pub mod probe;
 pub mod reload;
 mod remembered;

@@ -14,7 +14,7 @@ use crate::config::model::{Certificate, Server};
 use crate::config::{self, Diagnostic, Loaded};
 use crate::control::choose::{self, Built, build, told};
 use crate::control::last_good::{self, Store};
-use crate::control::{Control, Known, State, View, Watched, lock, remembered, renew};
+use crate::control::{Control, Known, State, View, Watched, lock, patches, remembered, renew};
 use crate::net::descriptors::Budget;
 use crate::snapshot::lists;
 use crate::snapshot::resident::Residents;
@@ -169,7 +169,8 @@ impl Control {
         renew::configure(&self.residents, &server);
         self.residents.tenants.configure(&server.shares.weights);
         let built = build(&mut loaded, &state, &server, generation, &self.residents);
-        let mut report = built.compare(&state, &old, &server);
+        let patched = patches::changed(&old, &self.residents);
+        let mut report = built.compare(&state, &old, &server, patched);
         report.restart_needed = restart_needed;
         report.generation = if report.changed { generation } else { old.generation };
         self.apply(&mut state, built, loaded, &old, &server, &mut report);
@@ -308,7 +309,7 @@ pub fn connection_cap(server: &Server, budget: &Budget) -> u32 {
 }
 
 impl Built {
-    fn compare(&self, state: &State, old: &Snapshot, new: &Server) -> Report {
+    fn compare(&self, state: &State, old: &Snapshot, new: &Server, patched: bool) -> Report {
         let differs = |known: &Known| {
             state.sites.get(&known.site.name).is_none_or(|before| !Arc::ptr_eq(&before.site, &known.site))
         };
@@ -321,7 +322,7 @@ impl Built {
         // Sites without any version are answered otherwise than unknown ones, so they are a change too.
         let down_changed = self.down() != *old.unavailable;
         Report {
-            changed: server_changed || down_changed || !updated.is_empty() || !removed.is_empty(),
+            changed: server_changed || patched || down_changed || !updated.is_empty() || !removed.is_empty(),
             updated,
             removed,
             quarantined: self.quarantined.keys().cloned().collect(),

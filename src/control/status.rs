@@ -119,6 +119,7 @@ impl Control {
         self.clock_readings(readings);
         self.doctor_readings(readings);
         self.endpoint_readings(readings);
+        self.patch_readings(&snapshot, readings);
         traffic::readings(&snapshot, readings);
         load::readings(self, readings);
     }

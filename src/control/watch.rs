@@ -135,8 +135,9 @@ fn folders(watched: &Watched) -> HashSet<PathBuf> {
 
 fn look(watched: &Watched) -> Look {
     let inside = watched.folders.iter().filter_map(|folder| folder.read_dir().ok()).flatten().flatten();
-    let listed =
-        inside.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|kind| kind == "toml"));
+    let listed = inside
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|kind| kind == "toml" || kind == "minisig"));
     let state = |path: PathBuf| {
         // Following links: what matters is what would be read.
         let state = path.metadata().ok().map(|m| (m.ino(), m.size(), m.mtime(), m.mtime_nsec()));

@@ -7,6 +7,8 @@
 //!    [`share`]: what its tenant may take, there and with each request; [`overload`]: what is given up when it is too much.
 //! 2. [`address`] and [`country`]: as soon as the client's address is known; they cost a lookup and take no turn of a
 //!    limit from anybody.
+//!    [`patch`]: before the rate limits, so that a flood of exploits is told for what it is; of bodies, their beginning after
+//!    everything that may still refuse without reading.
 //! 3. [`rate_limit`]: as soon as the route is known: first the site's limits, then the route's. Before anything that
 //!    costs more than a table lookup.
 //! 4. [`auth`]: who the client is. After the limits, because it may cost a hash, a signature or a question; before
@@ -34,6 +36,7 @@ pub mod header;
 pub mod hsts;
 pub mod observe;
 pub mod overload;
+pub mod patch;
 pub mod privacy;
 pub mod rate_limit;
 pub mod redirect;

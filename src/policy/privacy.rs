@@ -129,6 +129,13 @@ pub const TABLE: &[Row] = &[
         bound: "one entry a tenant",
     },
     Row {
+        what: "virtual patches",
+        keeps: "nothing about who sent a request: how often each rule matched at each site",
+        place: "memory",
+        time: "while the process lives",
+        bound: "20,000 pairs of site and rule",
+    },
+    Row {
         what: "sticky balancing",
         keeps: "nothing here; a cookie at the client names an endpoint, not the client",
         place: "the client",

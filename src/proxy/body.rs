@@ -5,6 +5,7 @@
 //! cut, or is dropped, the request's outcome is known and the connection to the backend goes home or is closed.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -134,12 +135,22 @@ impl Upload {
         self.done.get()
     }
 
+    /// All of it was read, though nobody asked for what follows its last byte.
+    pub fn finish(&self) {
+        self.done.set(true);
+    }
+
     /// Why it was cut, if it was.
     pub fn failure(&self) -> Option<Outcome> {
         self.failure.get()
     }
 
-    fn poll(&self, incoming: &mut Incoming, cx: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+    /// The next piece of a body, under these limits.
+    pub fn poll(
+        &self,
+        incoming: &mut Incoming,
+        cx: &mut Task<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         if let Some(go_on) = self.expecting.borrow().as_ref()
             && go_on.poll(cx, &self.stall).is_pending()
         {
@@ -233,7 +244,7 @@ impl Body for RequestBody {
     fn is_end_stream(&self) -> bool {
         match self {
             RequestBody::Empty => true,
-            RequestBody::Streaming(body) => body.incoming.is_end_stream(),
+            RequestBody::Streaming(body) => body.is_end_stream(),
             RequestBody::Kept(kept) => kept.is_end_stream(),
         }
     }
@@ -241,7 +252,7 @@ impl Body for RequestBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             RequestBody::Empty => SizeHint::with_exact(0),
-            RequestBody::Streaming(body) => body.incoming.size_hint(),
+            RequestBody::Streaming(body) => body.size_hint(),
             RequestBody::Kept(kept) => kept.size_hint(),
         }
     }
@@ -249,6 +260,8 @@ impl Body for RequestBody {
 
 /// A body that streams from the client.
 pub struct Streaming {
+    /// What was read of it already.
+    pub ahead: VecDeque<Frame<Bytes>>,
     /// What hyper reads from the client.
     pub incoming: Incoming,
     /// Its limits.
@@ -258,7 +271,24 @@ pub struct Streaming {
 impl Streaming {
     /// The next piece of the body, under its limits.
     pub fn poll(&mut self, cx: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
-        self.upload.poll(&mut self.incoming, cx)
+        match self.ahead.pop_front() {
+            Some(frame) => Poll::Ready(Some(Ok(frame))),
+            None => self.upload.poll(&mut self.incoming, cx),
+        }
+    }
+
+    /// See [`Body::is_end_stream`].
+    pub fn is_end_stream(&self) -> bool {
+        self.ahead.is_empty() && self.incoming.is_end_stream()
+    }
+
+    /// See [`Body::size_hint`].
+    pub fn size_hint(&self) -> SizeHint {
+        let ahead: u64 = self.ahead.iter().filter_map(Frame::data_ref).map(|data| data.len() as u64).sum();
+        match self.incoming.size_hint().exact() {
+            Some(rest) => SizeHint::with_exact(rest + ahead),
+            None => SizeHint::default(),
+        }
     }
 
     /// Nobody will read on. hyper learns that only when it looks, and must not wait for the client to send more.

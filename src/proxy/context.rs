@@ -4,12 +4,15 @@
 //! whole request in the middle. Until an ending is known, its outcome is "the client went away".
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Uri, Version, header};
+use hyper::body::Frame;
 
 use crate::base::address::ClientKey;
 use crate::base::clock::{self, Millis};
@@ -303,6 +306,8 @@ pub struct Context {
     pub refusal: Option<Box<Refusal>>,
     /// Policies in shadow that would have refused it.
     pub would_block: Marks,
+    /// The virtual patch that recognised it.
+    pub patch: Option<Arc<str>>,
     /// Which shape of error the client reads best.
     pub accept: Accept,
     /// As received; kept for the record.
@@ -313,6 +318,8 @@ pub struct Context {
     pub upload: Option<Rc<Upload>>,
     /// It has a body that nobody took yet.
     pub untouched: bool,
+    /// The beginning of its body, read ahead of the backend.
+    pub ahead: VecDeque<Frame<Bytes>>,
     /// The endpoint that answered, or the last one tried.
     pub endpoint: Option<Arc<Endpoint>>,
     /// From sending to the answer's head, in microseconds.
@@ -373,11 +380,13 @@ impl Context {
             copied: Vec::new(),
             refusal: None,
             would_block: Marks::default(),
+            patch: None,
             accept: if grpc::is_request(request) { Accept::Grpc } else { Accept::of(headers) },
             user_agent: headers.get(header::USER_AGENT).filter(|_| verbose).cloned(),
             referer: headers.get(header::REFERER).filter(|_| verbose).cloned(),
             upload: None,
             untouched: false,
+            ahead: VecDeque::new(),
             endpoint: None,
             upstream_micros: None,
             reset: None,

@@ -10,7 +10,7 @@ use std::task::{Context as Task, Poll};
 
 use bytes::Bytes;
 use http::HeaderMap;
-use hyper::body::{Body, Frame, SizeHint};
+use hyper::body::{Frame, SizeHint};
 
 use crate::base::outcome::Outcome;
 use crate::proxy::body::{Cut, Streaming};
@@ -162,13 +162,13 @@ impl Kept {
 
     /// See [`Body::is_end_stream`].
     pub fn is_end_stream(&self) -> bool {
-        self.ahead().is_none() && self.source.body.borrow().incoming.is_end_stream()
+        self.ahead().is_none() && self.source.body.borrow().is_end_stream()
     }
 
     /// See [`Body::size_hint`].
     pub fn size_hint(&self) -> SizeHint {
         let ahead: usize = self.source.pieces.borrow().iter().skip(self.at).map(Piece::size).sum();
-        match self.source.body.borrow().incoming.size_hint().exact() {
+        match self.source.body.borrow().size_hint().exact() {
             Some(rest) => SizeHint::with_exact(rest + ahead as u64),
             None => SizeHint::default(),
         }

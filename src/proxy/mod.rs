@@ -70,6 +70,7 @@ use crate::policy::connection_limit::Connections;
 use crate::policy::doctor::Doctor;
 use crate::policy::observe::Watch;
 use crate::policy::share::Levels;
+use crate::policy::patch::Scratch;
 use crate::proxy::body::RequestBody;
 use crate::proxy::context::Connection;
 use crate::proxy::fair::{Fair, Sleep};
@@ -115,6 +116,8 @@ pub struct Worker {
     pub fair: Rc<Fair>,
     /// What tenants have here.
     pub shares: Shares,
+    /// What virtual patches use again for each request.
+    patch_scratch: RefCell<Scratch>,
     told: shed::Told,
     /// Services at which somebody on this worker waits.
     lines: RefCell<Vec<(Arc<str>, Arc<Ledger>)>>,
@@ -180,6 +183,7 @@ impl Worker {
             turnstile: Rc::new(Turnstile::new(fair.clone())),
             fair,
             shares: Shares::new(parts.levels, parts.workers),
+            patch_scratch: RefCell::default(),
             told: shed::Told::default(),
             lines: RefCell::default(),
             handshakes_shown: Cell::default(),

@@ -65,6 +65,7 @@ pub fn record(context: &Context) {
         referer: context.referer.as_ref().map_or(b"", HeaderValue::as_bytes),
         user: context.identity.as_deref().unwrap_or_default(),
         would_block: context.would_block,
+        patch: context.patch.as_deref().unwrap_or_default(),
         generation: context.snapshot.generation,
     });
 }
@@ -114,6 +115,7 @@ pub fn unread(worker: &Worker, connection: &Connection, outcome: Outcome) -> Str
             referer: b"",
             user: "",
             would_block: Marks::default(),
+            patch: "",
             generation: worker.snapshot().generation,
         });
     }

@@ -159,7 +159,7 @@ fn outgoing(
     extended: Option<Extended>,
 ) -> Result<forward::Outgoing, Outcome> {
     // What follows the head would be body and tunnel at once: an upgrade may be ignored (RFC 9110 section 7.8).
-    if context.untouched {
+    if context.untouched || context.upload.is_some() {
         found.upgrade = None;
     }
     let mut wish = None;
@@ -168,6 +168,8 @@ fn outgoing(
         wish = upgrade::wish(worker, &mut parts, &mut found.upgrade, extended, allowed)?;
     }
     let multiplexed = service.core.http != Http::H1;
+    // Who was asked for the beginning of the body was told to go on.
+    let asked = context.upload.is_some();
     let body = match body {
         Some(body) => upload(context, route.max_body, body, body_rate(context, &parts)),
         None => RequestBody::Empty,
@@ -179,7 +181,7 @@ fn outgoing(
     };
     // RFC 9110 section 10.1.1: from an HTTP/1.0 client it means nothing.
     let expects = found.expects && parts.version > Version::HTTP_10;
-    let expects = expects && !multiplexed && matches!(body, RequestBody::Streaming(_));
+    let expects = expects && !asked && !multiplexed && matches!(body, RequestBody::Streaming(_));
     Ok(forward::Outgoing { parts, body, found, wish, expects })
 }
 
@@ -316,15 +318,15 @@ async fn discard(context: &mut Context, body: Incoming) {
 }
 
 /// Bytes of a body that must arrive in a second. A gRPC stream may say little for long.
-fn body_rate(context: &Context, parts: &Parts) -> u64 {
+pub fn body_rate(context: &Context, parts: &Parts) -> u64 {
     let kind = parts.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
     if kind.starts_with(b"application/grpc") { 0 } else { context.snapshot.server.limits.body_rate }
 }
 
-/// Puts a body under its limits; nothing at all for requests without one.
-fn upload(context: &mut Context, max: Option<u64>, body: Incoming, rate: u64) -> RequestBody {
-    if body.is_end_stream() {
-        return RequestBody::Empty;
+/// The limits of a body that is about to be read; the same ones where its beginning was read already.
+pub fn limits_of_body(context: &mut Context, max: Option<u64>, rate: u64) -> Rc<Upload> {
+    if let Some(upload) = &context.upload {
+        return upload.clone();
     }
     let (wheel, client) = (&context.worker().wheel, context.connection.clone());
     let timeouts = &context.snapshot.server.timeouts;
@@ -334,5 +336,15 @@ fn upload(context: &mut Context, max: Option<u64>, body: Incoming, rate: u64) ->
     let upload = Rc::new(Upload::new(wheel, client, max, stall, rate).stripping(strip));
     context.untouched = false;
     context.upload = Some(upload.clone());
-    RequestBody::Streaming(Streaming { incoming: body, upload })
+    upload
+}
+
+/// Puts a body under its limits; nothing at all for requests without one.
+fn upload(context: &mut Context, max: Option<u64>, body: Incoming, rate: u64) -> RequestBody {
+    if body.is_end_stream() && context.ahead.is_empty() {
+        return RequestBody::Empty;
+    }
+    let upload = limits_of_body(context, max, rate);
+    let ahead = std::mem::take(&mut context.ahead);
+    RequestBody::Streaming(Streaming { ahead, incoming: body, upload })
 }

@@ -365,6 +365,10 @@ impl admin::Backend for Handle {
         Box::pin(async move { control.certificate_plan().await })
     }
 
+    fn patches(&self) -> serde_json::Value {
+        self.0.patches()
+    }
+
     fn certificate_events(&self) -> serde_json::Value {
         self.0.certificate_events()
     }

@@ -116,6 +116,7 @@ pub fn site(input: &Input<'_>, residents: &Residents) -> Result<Arc<Site>, Vec<D
                 addresses,
                 countries: model.countries.as_ref().map(CountryList::compile),
                 would_block: residents.would_block(&model.name),
+                patches: model.patches.clone(),
                 limits: model.limits.iter().map(|l| residents.limit(model, &none, l)).collect(),
                 table,
                 routes,
@@ -362,6 +363,7 @@ pub fn assemble(
     let fallback = default.and_then(|index| sites.get(index)).and_then(|site| self::key(site));
     let certificates = Arc::new(CertificateIndex::new(certificates, fallback));
     let rules = rules(&server, &sites);
+    let patches = residents.guard(&server, &sites);
     let waiting = sites.iter().any(|site| site.identity.is_none() && !site.hosts.is_empty());
     let strips = auth::strips(&sites);
     let plain = Policy::plain(TlsVersion::V12);
@@ -386,6 +388,7 @@ pub fn assemble(
         strips,
         certificates,
         refusing: refusing.transpose()?,
+        patches,
     };
     named(&snapshot, generation, residents)
 }

@@ -31,6 +31,7 @@ use crate::policy::cors::Cors;
 use crate::policy::country::{CountryList, Database};
 use crate::policy::header::HeaderEdits;
 use crate::policy::hsts::Hsts;
+use crate::policy::patch;
 use crate::policy::rate_limit::Rule;
 use crate::policy::redirect::Redirect;
 use crate::policy::respond::Respond;
@@ -91,6 +92,8 @@ pub struct Snapshot {
     /// Refuses handshakes for names whose certificate is not there yet; `None` where every site has one and none takes
     /// names on demand, so that a handshake then costs no look.
     pub refusing: Option<Arc<ServerConfig>>,
+    /// Virtual patches; `None` where nothing is looked for.
+    pub patches: Option<Arc<patch::Guard>>,
 }
 
 impl Snapshot {
@@ -179,6 +182,8 @@ pub struct Site {
     pub addresses: Vec<Arc<AddressList>>,
     /// Countries that are let in.
     pub countries: Option<CountryList>,
+    /// What it says about virtual patches.
+    pub patches: model::SitePatches,
     /// Limits over all routes.
     pub limits: Vec<Rule>,
     /// Finds a route.

@@ -16,13 +16,16 @@ use crate::policy::auth;
 use crate::policy::doctor::Doctor;
 use crate::policy::hsts::Hsts;
 use crate::policy::observe::Watch;
+use crate::policy::patch::Guard;
+use crate::policy::patch::counts::Counts;
+use crate::policy::patch::shelf::{InForce, Shelf};
 use crate::policy::rate_limit::{self, Limiter, Rule};
 use crate::policy::shadow::WouldBlock;
 use crate::policy::share::Tenants;
 use crate::policy::site_limit::Places;
 use crate::snapshot::hsts_since::Since;
 use crate::snapshot::lists::Lists;
-use crate::snapshot::sticky_key;
+use crate::snapshot::{Site, sticky_key};
 use crate::telemetry::hub::Hub;
 use crate::tls;
 use crate::tls::acme::{Challenges, Manager};
@@ -55,6 +58,8 @@ pub struct Residents {
     pub doctor: Arc<Doctor>,
     /// What is watched for `tidegate suggest`.
     pub watch: Arc<Watch>,
+    /// Virtual patches: the packs that were good last, and what rules matched.
+    pub patches: Patches,
     /// Encrypts session tickets; kept, so that a reload does not end resumption.
     pub ticketer: Arc<dyn ProducesTickets>,
     buckets: Arc<rate_limit::Table>,
@@ -71,6 +76,17 @@ pub struct Residents {
     /// What was found out about users, and who computes hashes.
     pub auth: Arc<auth::Shared>,
     hsts_since: Since,
+}
+
+/// What is known about virtual patches.
+#[derive(Default)]
+pub struct Patches {
+    /// The packs that were good last.
+    pub shelf: Shelf,
+    /// What rules matched.
+    pub counts: Arc<Counts>,
+    /// What the last load put in force.
+    pub in_force: ArcSwapOption<InForce>,
 }
 
 /// The one manager of automatic certificates, opened when `[acme]` is first seen and then kept for the life of the
@@ -203,6 +219,7 @@ impl Residents {
             would_block: Mutex::default(),
             auth: Arc::new(auth::Shared::new()?),
             hsts_since: if state.as_os_str().is_empty() { Since::default() } else { Since::open(state) },
+            patches: Patches::default(),
         })
     }
 
@@ -322,6 +339,13 @@ impl Residents {
     /// The open connections of a site.
     pub fn places(&self, site: &Arc<str>) -> Arc<Places> {
         lock(&self.places).entry(site.clone()).or_default().clone()
+    }
+
+    /// What virtual patches look for at these sites.
+    pub fn guard(&self, server: &model::Server, sites: &[Arc<Site>]) -> Option<Arc<Guard>> {
+        let (settings, in_force) = (server.patches.as_ref()?, self.patches.in_force.load_full()?);
+        let counts = self.patches.counts.clone();
+        Some(Arc::new(Guard::new(in_force, settings, counts, sites.iter().map(|site| &site.patches))))
     }
 
     /// What the policies of a site would have refused.

@@ -69,6 +69,9 @@ metrics! {
     Auth = "tidegate_auth_total", Counter, ["kind", "result"], "Requests whose client was asked who it is, by how (basic, forward, jwt, client-cert) and by what came out: accepted, missing (nothing was shown), wrong, denied (good and not enough), redirected (to where one says it), busy (too much waited), unavailable (nobody could tell).";
     AuthHashes = "tidegate_auth_hashes_total", Counter, [], "Password hashes asked for; the others were remembered.";
     DoctorFindings = "tidegate_doctor_findings", Gauge, ["finding"], "Signs that client addresses are not those of clients: proxies that are not trusted, one address with most of the requests.";
+    PatchMatches = "tidegate_patch_matches_total", Counter, ["site", "rule", "mode"], "Requests that a virtual patch recognised; of several rules the first in order counts.";
+    PatchRules = "tidegate_patch_rules", Gauge, [], "Rules of virtual patches in force.";
+    PatchPacks = "tidegate_patch_packs", Gauge, ["state"], "Packs of virtual patches: in force, and refused.";
     Outcomes = "tidegate_outcomes_total", Counter, ["outcome", "blame"], "Ways requests and connections ended; see the outcome table.";
     ConnectionsOpened = "tidegate_connections_opened_total", Counter, ["listener"], "Client connections accepted.";
     ConnectionsClosed = "tidegate_connections_closed_total", Counter, ["listener"], "Client connections closed.";

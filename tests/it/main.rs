@@ -62,6 +62,7 @@ mod load;
 mod multiplexed;
 mod observe;
 mod overload;
+mod patches;
 mod privacy;
 mod proxy_header;
 mod rates;

@@ -12,6 +12,7 @@ pub mod header;
 pub mod host;
 pub mod limit;
 pub mod mode;
+pub mod patch;
 pub mod protocol;
 pub mod route;
 pub mod server;

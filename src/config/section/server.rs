@@ -8,7 +8,7 @@ use std::sync::Arc;
 use ipnet::{IpNet, Ipv4Net};
 use toml::de::{DeTable, DeValue};
 
-use super::{acme, address, discovery, docker, host, share, tls};
+use super::{acme, address, discovery, docker, host, patch, share, tls};
 use crate::base::address::CidrSet;
 use crate::base::record::{AccessFormat, AccessTarget, Privacy};
 use crate::base::trust;
@@ -65,6 +65,7 @@ pub fn read(context: &mut Context<'_>, root: &DeTable<'_>) -> Said {
         demo: addresses(context, &demo, "listen", &mut taken),
         docker: docker::read(context, &file),
         acme: acme::read(context, &file),
+        patches: patch::read(context, &file),
         resolution: discovery::resolution(context, &file),
     };
     let include = includes(context, &table);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::server::texts;
 use super::service::{self, located_path};
-use super::{acme, address, answer, auth, demand, host, limit, route, share, tls};
+use super::{acme, address, answer, auth, demand, host, limit, patch, route, share, tls};
 use crate::config::model::{Certificate, HostPattern, Located, Origin, Server, Site, UntilIssued};
 use crate::config::parse::{Context, Table, Value, literal, literals, quoted};
 use crate::config::setting::{ACME_NAMES_MAX, Id, Setting};
@@ -47,6 +47,7 @@ pub fn read(
     let limits = limit::read(context, &table);
     let addresses = address::addresses(context, &table, &server.networks);
     let countries = address::countries(context, &table, server);
+    let patches = patch::of_site(context, &table);
     let encrypted = encrypted(context, &table, server);
     let shared = service::read(context, &table, &service::of_server(server, encrypted));
     let routes = route::read(context, &table, name, &shared, &origin, server);
@@ -70,6 +71,7 @@ pub fn read(
         limits,
         addresses,
         countries,
+        patches,
     })
 }
 

@@ -34,6 +34,7 @@ pub(super) static SITE: Section = Section {
         row("addresses", Kind::Table(Id::Addresses), Words("all are let in"), "Which client addresses are let in (403)."),
         row("countries", Kind::Table(Id::Countries), Words("all are let in"), "From which countries clients are let in (403); needs `country_database`."),
         row("limit", LIMIT_KIND, Words("none"), "Rate limits over all routes of the site."),
+        row("patches", PATCHES, Words("as `[patches]` says"), "Virtual patches: `\"off\"`, or what is different here."),
         row("max_body", Kind::SizeOr("unlimited", 0, TIB), Value(r#""unlimited""#), "Largest request body (413)."),
         row("timeout", Kind::Duration(1, DAY), Words("`server.timeouts.first_byte`"), "From the request sent to the first byte of the backend's answer (504)."),
         row("connect_timeout", Kind::Duration(1, HOUR), Words("`server.timeouts.connect`"), "Connecting to a backend."),
@@ -65,6 +66,7 @@ const BREAKER: Kind = Kind::ShortOr("\"off\"", Id::Breaker);
 const SECURITY_KIND: Kind = Kind::ShortOr(SECURITY_SHORT, Id::Security);
 const CORS_KIND: Kind = Kind::ShortOr(CORS_SHORT, Id::Cors);
 const AUTH_KIND: Kind = Kind::ShortOr(AUTH_SHORT, Id::Auth);
+const PATCHES: Kind = Kind::ShortOr("\"off\"", Id::SitePatches);
 const LIMIT_KIND: Kind = Kind::ShortOrTables(LIMIT_SHORT, Id::Limit, LIMITS_MAX, true);
 
 #[rustfmt::skip]

@@ -5,6 +5,7 @@ mod address;
 mod auth;
 mod forward_auth;
 mod limits;
+mod patch;
 
 pub use limits::answered;
 
@@ -35,6 +36,7 @@ pub async fn all(
     doctor::note(context, &parts.headers);
     address::check(context, site, route)?;
     observe::arrived(context, site);
+    let wanted = patch::head(context, site, route, parts)?;
     limits::check(context, site, route, parts, path, When::Before)?;
     context.cors = route.cors.as_ref().and_then(|cors| cors.allows(&parts.headers));
     // Browsers send no credentials with such a question, and nobody but us answers it.
@@ -42,7 +44,12 @@ pub async fn all(
         auth::check(context, site, route, parts, path).await?;
     }
     limits::check(context, site, route, parts, path, When::After)?;
-    body_length(route, body.as_ref())
+    body_length(route, body.as_ref())?;
+    if let (Some(kind), Some(body)) = (wanted, body.as_mut()) {
+        // Boxed: few requests wait here.
+        Box::pin(patch::body(context, site, route, parts, kind, body)).await?;
+    }
+    Ok(())
 }
 
 /// What it means that a policy refuses: in shadow the request is marked, counted and let through.

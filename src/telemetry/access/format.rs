@@ -70,6 +70,8 @@ pub struct Record<'a> {
     pub user: &'a str,
     /// Policies in shadow that would have refused it.
     pub would_block: Marks,
+    /// Id of the virtual patch that recognised it; empty where none did.
+    pub patch: &'a str,
     /// Generation of the configuration that served the request.
     pub generation: u64,
 }
@@ -113,6 +115,7 @@ pub const FIELDS: &[(&str, &str)] = &[
         "who the client is, as `auth` found out; only with `privacy = \"full\"`, absent where nobody was asked",
     ),
     ("would_block", "policies in shadow that would have refused the request; absent where none would"),
+    ("patch", "id of the virtual patch that recognised the request; absent where none did"),
     ("generation", "generation of the configuration that served the request"),
 ];
 
@@ -204,6 +207,10 @@ pub(super) fn json(out: &mut Vec<u8>, r: &Record<'_>, worker: usize, privacy: Pr
             before = b"\",\"";
         }
         out.extend_from_slice(b"\"]");
+    }
+    if !r.patch.is_empty() {
+        text(out, b",\"patch\":\"", r.patch.as_bytes());
+        out.push(b'"');
     }
     number(out, b",\"generation\":", r.generation);
     out.extend_from_slice(b"}\n");

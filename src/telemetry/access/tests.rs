@@ -40,6 +40,7 @@ fn record() -> Record<'static> {
             marks.set(PolicyKind::RateLimit);
             marks
         },
+        patch: "log4shell",
         generation: 7,
     }
 }
@@ -78,6 +79,7 @@ fn json_says_everything_the_table_of_fields_says_and_nothing_else() {
     assert_eq!(object["bytes_out"], 1234);
     assert_eq!(object["user"], "ann \"a\"");
     assert_eq!(object["would_block"], serde_json::json!(["rate-limit", "auth"]));
+    assert_eq!(object["patch"], "log4shell");
     assert_eq!(object["generation"], 7);
 }
 

@@ -1,0 +1,158 @@
+//! Virtual patches: first the head, and where a rule may need it, the beginning of the body before a backend sees any.
+
+use std::collections::VecDeque;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::request::Parts;
+use hyper::body::{Body as _, Frame, Incoming};
+
+use crate::base::outcome::Outcome;
+use crate::base::policy::PolicyKind;
+use crate::config::model::Mode;
+use crate::policy::patch::{Body, Facts, ForSite, Guard, Kind, Look};
+use crate::proxy::context::Context;
+use crate::proxy::enforce::settle;
+use crate::proxy::request;
+use crate::proxy::respond::Accept;
+use crate::snapshot::{Action, Route, Site};
+
+/// How long the beginning of a body is waited for where a match would not refuse it: what is slow by its nature, like a
+/// conversation in pieces, must not stand still because of a rule on trial.
+const SHADOW_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Looks at a head. Gives the kind of the body where its beginning is to be looked at too.
+///
+/// # Errors
+/// [`Outcome::Patched`].
+pub(super) fn head(
+    context: &mut Context,
+    site: &Site,
+    route: &Route,
+    parts: &Parts,
+) -> Result<Option<Kind>, Outcome> {
+    if context.snapshot.patches.is_none() {
+        return Ok(None);
+    }
+    let kind = body_kind(context, route, parts);
+    let wanted = look(context, site, parts, kind.map_or(Body::None, Body::Ahead))?;
+    Ok(kind.filter(|_| wanted))
+}
+
+/// Reads the beginning of a body and looks at it. What was read is kept, and sent on unchanged.
+///
+/// # Errors
+/// [`Outcome::Patched`], or what the body ended in.
+pub(super) async fn body(
+    context: &mut Context,
+    site: &Site,
+    route: &Route,
+    parts: &Parts,
+    kind: Kind,
+    incoming: &mut Incoming,
+) -> Result<(), Outcome> {
+    let snapshot = context.snapshot.clone();
+    let Some((guard, here)) = guard(&snapshot.patches, context.site) else { return Ok(()) };
+    ahead(context, route, parts, incoming, guard.body, here.mode).await?;
+    let mut text = Vec::with_capacity(guard.body);
+    for data in context.ahead.iter().filter_map(|frame| frame.data_ref()) {
+        let room = guard.body - text.len();
+        text.extend_from_slice(data.get(..room).unwrap_or(data));
+    }
+    look(context, site, parts, Body::Here(kind, &text)).map(drop)
+}
+
+fn guard(patches: &Option<std::sync::Arc<Guard>>, site: Option<usize>) -> Option<(&Guard, &ForSite)> {
+    let guard = patches.as_deref()?;
+    Some((guard, guard.site(site?)?))
+}
+
+/// What the body is, where there is one that a backend would get and that is not a stream of messages.
+fn body_kind(context: &Context, route: &Route, parts: &Parts) -> Option<Kind> {
+    let looked_at = context.snapshot.patches.as_ref().is_some_and(|guard| guard.body > 0);
+    let proxied = matches!(route.action, Action::Proxy(_));
+    if !looked_at || !context.untouched || !proxied || context.accept == Accept::Grpc {
+        return None;
+    }
+    Kind::of(&parts.headers)
+}
+
+/// Asks the rules; whether they want the body.
+fn look(context: &mut Context, site: &Site, parts: &Parts, body: Body<'_>) -> Result<bool, Outcome> {
+    let snapshot = context.snapshot.clone();
+    let Some((guard, here)) = guard(&snapshot.patches, context.site) else { return Ok(false) };
+    let facts = Facts {
+        method: parts.method.as_str(),
+        path: parts.uri.path(),
+        query: parts.uri.query(),
+        headers: &parts.headers,
+        body,
+    };
+    let set = &guard.in_force.set;
+    let found = set.look(&facts, &here.off, &mut context.worker().patch_scratch.borrow_mut());
+    let id = match found {
+        Look::Clean => return Ok(false),
+        Look::WantsBody => return Ok(true),
+        Look::Overworked => &guard.overwork,
+        Look::Match(at) => set.rules.get(at).map_or(&guard.overwork, |rule| &rule.id),
+    };
+    guard.counts.add(&site.name, id, here.mode);
+    context.patch = Some(id.clone());
+    settle(context, site, PolicyKind::Patch, here.mode, Outcome::Patched)?;
+    Ok(false)
+}
+
+/// Reads so many bytes of a body, or all of it, into the context. The limits of bodies hold here too.
+async fn ahead(
+    context: &mut Context,
+    route: &Route,
+    parts: &Parts,
+    incoming: &mut Incoming,
+    bytes: usize,
+    mode: Mode,
+) -> Result<(), Outcome> {
+    let upload = request::limits_of_body(context, route.max_body, request::body_rate(context, parts));
+    let patience = context.worker().wheel.timer();
+    let impatient = mode == Mode::Shadow;
+    if impatient {
+        patience.set(SHADOW_PATIENCE);
+    }
+    let mut got = 0;
+    std::future::poll_fn(|cx| {
+        while got < bytes && !incoming.is_end_stream() {
+            match upload.poll(incoming, cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    got += frame.data_ref().map_or(0, Bytes::len);
+                    context.ahead.push_back(frame);
+                }
+                Poll::Ready(Some(Err(_))) => {
+                    return Poll::Ready(Err(upload.failure().unwrap_or(Outcome::ClientGone)));
+                }
+                Poll::Ready(None) => return Poll::Ready(Ok(())),
+                Poll::Pending if impatient => return patience.poll_expired(cx).map(Ok),
+                Poll::Pending => return Poll::Pending,
+            }
+            // A flood of tiny pieces costs more than its bytes.
+            if context.ahead.len() >= PIECES_MAX {
+                merge(&mut context.ahead);
+            }
+        }
+        if incoming.is_end_stream() {
+            upload.finish();
+        }
+        Poll::Ready(Ok(()))
+    })
+    .await
+}
+
+/// Pieces of a body that are kept before they are made one.
+const PIECES_MAX: usize = 256;
+
+/// Makes one piece of all that were read; trailers come last, and nothing is read after them.
+fn merge(pieces: &mut VecDeque<Frame<Bytes>>) {
+    let mut whole = BytesMut::new();
+    pieces.iter().filter_map(Frame::data_ref).for_each(|data| whole.extend_from_slice(data));
+    pieces.retain(|piece| !piece.is_data());
+    pieces.push_front(Frame::data(whole.freeze()));
+}
