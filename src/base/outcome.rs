@@ -107,6 +107,7 @@ outcomes! {
     AuthWrong = "AUTH-WRONG", 401, Client, false, "http_request_denied", "What was said about who you are is wrong, or no longer good.";
     AuthDenied = "AUTH-DENIED", 403, Client, false, "http_request_denied", "This page is not for you.";
     RateLimited = "RATE-LIMITED", 429, Client, true, "http_request_denied", "This client sent more requests than the limit allows.";
+    Banned = "BANNED", 403, Client, true, "http_request_denied", "This client is banned for a time.";
     ClientGone = "CLIENT-GONE", 499, Client, false, "", "The client went away before the answer was complete.";
     ClientStalled = "CLIENT-STALLED", 499, Client, false, "connection_write_timeout", "The client stopped reading the answer.";
     ClientFlood = "CLIENT-FLOOD", 499, Client, false, "", "The client's HTTP/2 connection was closed because of a flood of frames.";

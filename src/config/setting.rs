@@ -7,6 +7,7 @@ mod acme;
 mod address;
 mod answer;
 mod auth;
+mod ban;
 mod discovery;
 mod dns;
 mod docker;
@@ -96,6 +97,12 @@ pub enum Id {
     Countries,
     /// One of `limit`, long form.
     Limit,
+    /// `[bans]`
+    Bans,
+    /// `ban = { … }`
+    Ban,
+    /// `bandwidth = { … }`
+    Bandwidth,
     /// `redirect = { … }`
     Redirect,
     /// `respond = { … }`
@@ -357,6 +364,7 @@ static FILE: Section = Section {
         row("demo", Kind::Table(Id::Demo), Words("none"), "Built-in backends to try things with."),
         row("docker", Kind::Table(Id::Docker), Words("no engine is asked"), "The container engine whose containers are found by their labels."),
         row("acme", Kind::Table(Id::Acme), Words("no automatic certificates"), "Certificates that get and keep themselves."),
+        row("bans", Kind::Table(Id::Bans), Words("nobody is banned, unless by command"), "Clients that are turned away from all sites."),
         row("dns", Kind::Table(Id::Resolution), Words("every default"), "How names in `backends` are resolved."),
         row("networks", Kind::Named(Id::Networks), Words("none"), "Networks with names of yours."),
         row("site", Kind::Named(Id::Site), Words("none"), "The sites, by name."),
@@ -400,6 +408,9 @@ pub static TABLE: &[&Section] = &[
     &address::ADDRESSES,
     &address::COUNTRIES,
     &policy::LIMIT,
+    &ban::BANS,
+    &ban::BAN,
+    &policy::BANDWIDTH,
     &REDIRECT,
     &RESPOND,
     &EDITS,

@@ -77,7 +77,7 @@ pub const TABLE: &[Row] = &[
         bound: "no label is made from what a client sends",
     },
     Row {
-        what: "rate limits",
+        what: "rate limits and bandwidth",
         keeps: "a keyed hash of what the limit counts (client address, IPv6 cut to /64) and one moment; neither can be \
                 turned back into an address",
         place: "memory",
@@ -120,6 +120,14 @@ pub const TABLE: &[Row] = &[
         place: "memory",
         time: "auth.basic.remember, 5 minutes by default",
         bound: "16,384 entries over all sites",
+    },
+    Row {
+        what: "bans",
+        keeps: "address (IPv6: its /64) or network, why, since when and until when; what counts towards a ban is kept like \
+                rate limits",
+        place: "memory, and bans.json in the state folder",
+        time: "until the ban ends, at most 30 days (by command: 366 days), or `tidegate unban`",
+        bound: "[bans] entries",
     },
     Row {
         what: "sticky balancing",

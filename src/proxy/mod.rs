@@ -11,7 +11,7 @@
 //! 6. [`enforce`]: the policies, in their fixed order.
 //! 7. [`affinity`]: where a request belongs, by its key or cookie; [`forward`]: [`admit`] chooses an endpoint or lets the
 //!    request wait, [`exchange`] is one try, perhaps there is another; [`multiplexed`] where the backend speaks HTTP/2.
-//! 8. [`body`], [`backlog`] and [`upgrade`]: streaming, limits, tunnels. [`expect`], [`keep`] and [`reset`] are what bodies
+//! 8. [`body`], [`delivery`], [`throttle`], [`backlog`] and [`upgrade`]: streaming, limits, tunnels. [`expect`], [`keep`] and [`reset`] are what bodies
 //!    need for `100-continue`, another try, and the codes of HTTP/2.
 //! 9. [`respond`]: the only place where an outcome becomes an answer; [`grpc`] is its form for gRPC; [`answer`]: what every
 //!    answer of a route gets, whoever made it.
@@ -29,6 +29,7 @@ pub mod backlog;
 pub mod body;
 pub mod client_cert;
 pub mod context;
+pub mod delivery;
 pub mod demand;
 pub mod doctor;
 pub mod enforce;
@@ -51,6 +52,7 @@ pub mod reset;
 pub mod respond;
 pub mod serve;
 pub mod shed;
+pub mod throttle;
 pub mod turnstile;
 pub mod upgrade;
 

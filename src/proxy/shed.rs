@@ -34,11 +34,15 @@ pub enum Shed {
     Backend,
     /// Connections of the same client were closed for floods: this one waits.
     Flooded,
+    /// The client is banned.
+    Banned,
+    /// The client is banned from now on.
+    Offender,
 }
 
 /// Reasons told apart: those above, then the outcomes of refused certificates.
 const REASONS: usize = SHEDS + Outcome::ALL.len();
-const SHEDS: usize = 9;
+const SHEDS: usize = 11;
 /// Seconds between two lines of one worker about one reason.
 const TELL_EVERY: u64 = 10;
 
@@ -55,6 +59,8 @@ impl Shed {
             Shed::HandshakeOldest => Counter::HandshakeOldest,
             Shed::Backend => Counter::UpstreamDescriptors,
             Shed::Flooded => Counter::FloodDelayed,
+            Shed::Banned => Counter::RefusedBanned,
+            Shed::Offender => Counter::BansMade,
         }
     }
 
@@ -87,6 +93,8 @@ impl Shed {
             Shed::Flooded => {
                 "connections of a client were closed for HTTP/2 floods; its new ones wait before their handshake (`flood_delay` in [server.limits])"
             }
+            Shed::Banned => "a client is banned; its connections are closed",
+            Shed::Offender => "a client is banned for its offences; `tidegate bans` shows all",
         }
     }
 }
@@ -124,9 +132,10 @@ impl Worker {
         let (worker, whom) = (self.id, whom.map(ToString::to_string).unwrap_or_default());
         match why {
             Shed::SiteCap => tracing::warn!(worker, site = whom, "{}{more}", why.sentence()),
-            Shed::ClientCap | Shed::Flooded => {
+            Shed::ClientCap | Shed::Flooded | Shed::Offender => {
                 tracing::warn!(worker, client = whom, "{}{more}", why.sentence())
             }
+            Shed::Banned => tracing::info!(worker, client = whom, "{}{more}", why.sentence()),
             _ => tracing::warn!(worker, "{}{more}", why.sentence()),
         }
     }

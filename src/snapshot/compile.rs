@@ -14,6 +14,7 @@ use crate::config::model::{
 };
 use crate::config::{self, Diagnostic};
 use crate::discovery::Sets;
+use crate::policy::ban;
 use crate::policy::cors::Cors;
 use crate::policy::country::CountryList;
 use crate::policy::header::HeaderEdits;
@@ -113,6 +114,7 @@ pub fn site(input: &Input<'_>, residents: &Residents) -> Result<Arc<Site>, Vec<D
                 addresses,
                 countries: model.countries.as_ref().map(CountryList::compile),
                 would_block: residents.would_block(&model.name),
+                ban: model.ban.as_ref().map(|rule| residents.ban_rule(rule, Some(&model.name))),
                 limits: model.limits.iter().map(|l| residents.limit(model, &none, l)).collect(),
                 table,
                 routes,
@@ -235,6 +237,7 @@ fn route(
             .iter()
             .chain(&said.limits)
             .any(|limit| limit.keys.contains(&LimitKey::User)),
+        bandwidth: residents.lanes(site, said),
         max_body: said.max_body,
         rewrite: rewrite.transpose().map_err(refuse)?,
         security: said.security.as_ref().map(Security::compile),
@@ -374,6 +377,10 @@ pub fn assemble(
         default_site: default,
         database: residents.lists.countries(),
         addresses: policies::of_server(&server, residents).ok().flatten(),
+        bans: ban::Watch {
+            bans: residents.bans.clone(),
+            rule: server.bans.rule.as_ref().map(|rule| Arc::new(residents.ban_rule(rule, None))),
+        },
         via: server.via.as_deref().and_then(Via::compile),
         strips,
         certificates,

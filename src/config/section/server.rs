@@ -8,7 +8,7 @@ use std::sync::Arc;
 use ipnet::{IpNet, Ipv4Net};
 use toml::de::{DeTable, DeValue};
 
-use super::{acme, address, discovery, docker, host, tls};
+use super::{acme, address, ban, discovery, docker, host, tls};
 use crate::base::address::CidrSet;
 use crate::base::record::{AccessFormat, AccessTarget, Privacy};
 use crate::base::trust;
@@ -63,6 +63,7 @@ pub fn read(context: &mut Context<'_>, root: &DeTable<'_>) -> Said {
         demo: addresses(context, &demo, "listen", &mut taken),
         docker: docker::read(context, &file),
         acme: acme::read(context, &file),
+        bans: ban::of_server(context, &file),
         resolution: discovery::resolution(context, &file),
     };
     let include = includes(context, &table);

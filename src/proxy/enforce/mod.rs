@@ -3,9 +3,13 @@
 
 mod address;
 mod auth;
+mod bandwidth;
+mod bans;
 mod forward_auth;
 mod limits;
 
+pub use bandwidth::would_wait;
+pub use bans::{banned, note};
 pub use limits::answered;
 
 use http::request::Parts;
@@ -34,6 +38,7 @@ pub async fn all(
 ) -> Result<(), Outcome> {
     doctor::note(context, &parts.headers);
     address::check(context, site, route)?;
+    bans::check(context, site)?;
     observe::arrived(context, site);
     limits::check(context, site, route, parts, path, When::Before)?;
     context.cors = route.cors.as_ref().and_then(|cors| cors.allows(&parts.headers));
@@ -42,7 +47,9 @@ pub async fn all(
         auth::check(context, site, route, parts, path).await?;
     }
     limits::check(context, site, route, parts, path, When::After)?;
-    body_length(route, body.as_ref())
+    body_length(route, body.as_ref())?;
+    bandwidth::begin(context, route, parts, path);
+    Ok(())
 }
 
 /// What it means that a policy refuses: in shadow the request is marked, counted and let through.
