@@ -32,10 +32,9 @@ async fn route<B>(request: Request<B>, backend: Rc<dyn Backend>) -> Answer {
     let allowed = match request.uri().path() {
         "/observe" if request.method() == Method::POST => Method::POST,
         "/status" | "/config" | "/patches" | "/deployments" | "/certs" | "/certs/plan" | "/certs/events"
-        | "/observe" => Method::GET,
-        "/observe/end" | "/reload" | "/deploy" | "/certs/renew" | "/certs/issue" | "/certs/reread" => {
-            Method::POST
-        }
+        | "/observe" | "/bans" => Method::GET,
+        "/observe/end" | "/reload" | "/deploy" | "/certs/renew" | "/certs/issue" | "/certs/reread"
+        | "/ban" | "/unban" => Method::POST,
         path => return not_found(path),
     };
     // RFC 9110 section 9.3.2: HEAD is answered like GET, without the body.
@@ -57,6 +56,9 @@ async fn route<B>(request: Request<B>, backend: Rc<dyn Backend>) -> Answer {
         "/observe" => json(StatusCode::OK, &backend.observation()),
         "/observe/end" => said(backend.end_observation().await),
         "/deployments" => json(StatusCode::OK, &backend.deployments()),
+        "/bans" => json(StatusCode::OK, &backend.bans()),
+        "/ban" => ban(request.uri().query(), &*backend),
+        "/unban" => unban(request.uri().query(), &*backend),
         "/certs/reread" => finish(backend.reread()).await,
         _ => finish(backend.reload()).await,
     }
@@ -146,9 +148,50 @@ fn said(answered: Result<Value, String>) -> Answer {
     }
 }
 
+fn ban(query: Option<&str>, backend: &dyn Backend) -> Answer {
+    let fields = || query.unwrap_or_default().split('&').filter_map(|field| field.split_once('='));
+    let field = |name: &str| fields().find(|(key, _)| *key == name).and_then(|(_, value)| decoded(value));
+    let order = || Some((field("net")?, field("seconds")?.parse().ok()?, field("why").unwrap_or_default()));
+    let Some((net, seconds, why)) = order() else {
+        let text = "name whom, and for how long: POST /ban?net=NET&seconds=N&why=TEXT";
+        return json(StatusCode::BAD_REQUEST, &problem(text));
+    };
+    match backend.ban(&net, Duration::from_secs(seconds), &why) {
+        Ok(banned) => json(StatusCode::OK, &banned),
+        Err(why) => json(StatusCode::CONFLICT, &problem(&why)),
+    }
+}
+
+fn unban(query: Option<&str>, backend: &dyn Backend) -> Answer {
+    let Some(net) = query.and_then(|query| query.strip_prefix("net=")).and_then(decoded) else {
+        return json(StatusCode::BAD_REQUEST, &problem("name whom: POST /unban?net=NET"));
+    };
+    match backend.unban(&net) {
+        Ok(ended) => json(StatusCode::OK, &ended),
+        Err(why) => json(StatusCode::CONFLICT, &problem(&why)),
+    }
+}
+
+/// A value of a query, percent-encoded (RFC 3986 section 2.1); `None` where that is broken, or the result no text.
+fn decoded(value: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(value.len());
+    let mut rest = value.as_bytes();
+    while let Some((&first, after)) = rest.split_first() {
+        if first == b'%' {
+            let digits = std::str::from_utf8(after.get(..2)?).ok()?;
+            bytes.push(u8::from_str_radix(digits, 16).ok()?);
+            rest = after.get(2..)?;
+        } else {
+            bytes.push(first);
+            rest = after;
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
 fn not_found(path: &str) -> Answer {
     let text = format!(
-        "there is no {path}: the admin API has GET /status, GET /config, GET /patches, GET /certs, GET /certs/plan, GET /certs/events, GET /deployments, GET /observe, \
+        "there is no {path}: the admin API has GET /status, GET /config, GET /patches, GET /certs, GET /certs/plan, GET /certs/events, GET /deployments, GET /observe, GET /bans, POST /ban?net=NET&seconds=N&why=TEXT, POST /unban?net=NET, \
          POST /reload, POST /deploy?what=NAME&to=ADDRESSES&timeout_ms=MS&drain_ms=MS, POST /certs/renew?site=NAME, POST /certs/issue?names=NAMES&valid=SECONDS, POST /observe?seconds=N&site=NAME, POST /observe/end and POST /certs/reread"
     );
     json(StatusCode::NOT_FOUND, &problem(&text))

@@ -22,6 +22,9 @@
 //! | `POST /observe?seconds=N[&site=NAME]` | [`Backend::observe`] |
 //! | `GET /observe` | [`Backend::observation`] |
 //! | `POST /observe/end` | [`Backend::end_observation`] |
+//! | `GET /bans` | [`Backend::bans`] |
+//! | `POST /ban?net=NET&seconds=N&why=TEXT` | [`Backend::ban`] |
+//! | `POST /unban?net=NET` | [`Backend::unban`] |
 //! | `POST /certs/reread` | [`Backend::reread`] |
 
 mod api;
@@ -111,6 +114,21 @@ pub trait Backend {
 
     /// Ends it and says what was seen; nothing of it is kept.
     fn end_observation(&self) -> Pin<Box<dyn Future<Output = Result<serde_json::Value, String>>>>;
+
+    /// Bans an address or a network.
+    ///
+    /// # Errors
+    /// A sentence: why not.
+    fn ban(&self, net: &str, time: Duration, why: &str) -> Result<serde_json::Value, String>;
+
+    /// Ends the bans of an address or a network.
+    ///
+    /// # Errors
+    /// A sentence: why not.
+    fn unban(&self, net: &str) -> Result<serde_json::Value, String>;
+
+    /// Who is banned.
+    fn bans(&self) -> serde_json::Value;
 
     /// Reads the certificate store again and puts in force what others wrote. Runs to its end like a reload.
     fn reread(&self) -> Pin<Box<dyn Future<Output = serde_json::Value>>>;

@@ -54,6 +54,18 @@ impl Backend for Fake {
         })
     }
 
+    fn ban(&self, net: &str, time: std::time::Duration, why: &str) -> Result<Value, String> {
+        if net == "planet" { Err("no".into()) } else { Ok(json!([net, time.as_secs(), why])) }
+    }
+
+    fn unban(&self, net: &str) -> Result<Value, String> {
+        Ok(json!(net))
+    }
+
+    fn bans(&self) -> Value {
+        json!({ "bans": [] })
+    }
+
     fn config(&self) -> Value {
         json!([{ "key": "server.drain", "value": "30s", "origin": "default" }])
     }
@@ -252,4 +264,35 @@ fn more_clients_than_the_cap_wait_and_are_served_when_others_leave() {
         drop(silent);
         assert!(waiting.await.unwrap().ends_with("ok\n"));
     });
+}
+
+#[test]
+fn bans_are_asked_for_with_any_text() {
+    let asked = |line: &'static str| {
+        local(async move {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("s");
+            let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+            tokio::task::spawn_local(serve(listener, Rc::new(Fake::default())));
+            ask(UnixStream::connect(&path).await.unwrap(), line).await
+        })
+    };
+    let banned = asked("POST /ban?net=2001%3Adb8%3A%3A%2F32&seconds=60&why=a%26b%20%C3%A9");
+    assert_eq!(body(&banned), json!(["2001:db8::/32", 60, "a&b é"]));
+    for wrong in [
+        "POST /ban",
+        "POST /ban?net=1",
+        "POST /ban?net=1&seconds=x",
+        "POST /ban?net=%zz&seconds=1",
+        "POST /ban?net=%f&seconds=1",
+        "POST /ban?net=%ff&seconds=1",
+        "POST /unban",
+        "POST /unban?net=%",
+    ] {
+        assert!(asked(wrong).starts_with("HTTP/1.1 400 "), "{wrong}");
+    }
+    assert!(asked("POST /ban?net=planet&seconds=1").starts_with("HTTP/1.1 409 "));
+    assert!(asked("GET /ban?net=1&seconds=1").starts_with("HTTP/1.1 405 "));
+    assert_eq!(body(&asked("POST /unban?net=192.0.2.1")), json!("192.0.2.1"));
+    assert_eq!(body(&asked("GET /bans")), json!({ "bans": [] }));
 }

@@ -4,6 +4,7 @@
 //! Answers go to standard output, complaints to standard error.
 
 mod backup;
+mod ban;
 mod certs;
 mod check;
 mod client;
@@ -83,6 +84,12 @@ enum Command {
     Deploy(deploy::Deploy),
     /// Watch how clients use the sites for a while, and propose limits
     Suggest(suggest::Suggest),
+    /// Turn an address or a network away from all sites for a time
+    Ban(ban::Ban),
+    /// Let an address or a network in again
+    Unban(ban::Unban),
+    /// Show who is banned, why and until when
+    Bans(ban::Bans),
     /// Show the certificate of every site: where from, until when, what is next, what went wrong
     Certs {
         #[command(flatten)]
@@ -231,6 +238,9 @@ fn dispatch(command: Command) -> Result<u8, String> {
         Command::Deploy(asked) => deploy::deploy(asked),
         Command::Suggest(asked) => suggest::suggest(asked),
         Command::Privacy(asked) => privacy::privacy(asked),
+        Command::Ban(asked) => ban::ban(asked),
+        Command::Unban(asked) => ban::unban(asked),
+        Command::Bans(asked) => ban::bans(asked),
         Command::Certs { target, output, events: true, command: None } => {
             certs::events(&target.socket()?, output.format)
         }

@@ -58,6 +58,18 @@ fn wrong_lines_exit_with_2_and_help_with_0() {
 struct Fake;
 
 impl admin::Backend for Fake {
+    fn ban(&self, net: &str, time: std::time::Duration, why: &str) -> Result<Value, String> {
+        Ok(json!({ "net": net, "for_seconds": time.as_secs(), "why": why }))
+    }
+
+    fn unban(&self, net: &str) -> Result<Value, String> {
+        Ok(json!({ "net": net, "ended": 1 }))
+    }
+
+    fn bans(&self) -> Value {
+        json!({ "bans": [], "in_file": 0, "given_way": 0 })
+    }
+
     fn status(&self) -> Value {
         json!({ "version": "0.1.0", "sites": [] })
     }

@@ -6,6 +6,8 @@
 mod address;
 mod answer;
 mod auth;
+mod ban;
+mod bandwidth;
 mod discovery;
 mod dns;
 mod docker;
@@ -23,6 +25,8 @@ pub use answer::{Cors, CorsOrigin, Hsts, SecurityHeaders, SecurityPreset};
 pub use auth::{
     Auth, Basic, CertField, CertUser, ForwardAuth, ForwardUrl, JwksUrl, Jwt, JwtAlgorithm, JwtKeys, Scheme,
 };
+pub use ban::{BanRule, Bans, Offence};
+pub use bandwidth::{Bandwidth, Flow};
 pub use discovery::Resolution;
 pub use dns::{Cloudflare, Dns, DnsProvider, Exec, Rfc2136, Route53, SecretSource, TsigAlgorithm};
 pub use docker::{Docker, DockerSocket};
@@ -130,6 +134,8 @@ pub struct Server {
     pub acme: Option<Acme>,
     /// `[patches]`: virtual patches; `None` where the section is absent.
     pub patches: Option<Patches>,
+    /// `[bans]`: who is turned away from all sites.
+    pub bans: Bans,
 }
 
 /// One customer's web presence.
@@ -160,6 +166,10 @@ pub struct Site {
     /// Routes in the order written; the site's own `backends` (or `redirect`, `respond`) stand last as the
     /// catch-all `/`. May be empty: every request is then `NO-ROUTE`.
     pub routes: Vec<Route>,
+    /// What bans clients from the site.
+    pub ban: Option<BanRule>,
+    /// Bytes in a second over all its routes.
+    pub bandwidth: Bandwidth,
     /// `limit` of the site: one bucket per key over all its routes.
     pub limits: Vec<Limit>,
     /// Addresses that are let in.
@@ -281,6 +291,8 @@ pub struct Route {
     pub query: Vec<FieldCondition>,
     /// Where it leads.
     pub action: Action,
+    /// Bytes in a second of this route, besides the site's.
+    pub bandwidth: Bandwidth,
     /// Limits of this route, besides the site's.
     pub limits: Vec<Limit>,
     /// Addresses that are let in, of those that the site lets in.

@@ -7,6 +7,7 @@ mod acme;
 mod address;
 mod answer;
 mod auth;
+mod ban;
 mod discovery;
 mod dns;
 mod docker;
@@ -108,6 +109,12 @@ pub enum Id {
     Countries,
     /// One of `limit`, long form.
     Limit,
+    /// `[bans]`
+    Bans,
+    /// `ban = { … }`
+    Ban,
+    /// `bandwidth = { … }`
+    Bandwidth,
     /// `redirect = { … }`
     Redirect,
     /// `respond = { … }`
@@ -370,6 +377,7 @@ static FILE: Section = Section {
         row("docker", Kind::Table(Id::Docker), Words("no engine is asked"), "The container engine whose containers are found by their labels."),
         row("patches", Kind::Table(Id::Patches), Words("nothing is looked for"), "Virtual patches: requests that exploit known holes are recognised."),
         row("acme", Kind::Table(Id::Acme), Words("no automatic certificates"), "Certificates that get and keep themselves."),
+        row("bans", Kind::Table(Id::Bans), Words("nobody is banned, unless by command"), "Clients that are turned away from all sites."),
         row("dns", Kind::Table(Id::Resolution), Words("every default"), "How names in `backends` are resolved."),
         row("networks", Kind::Named(Id::Networks), Words("none"), "Networks with names of yours."),
         row("tenant", Kind::Named(Id::Tenant), Words("every default"), "Who owns sites, by name, where more is to be said than the name."),
@@ -419,6 +427,9 @@ pub static TABLE: &[&Section] = &[
     &address::COUNTRIES,
     &patch::SITE_PATCHES,
     &policy::LIMIT,
+    &ban::BANS,
+    &ban::BAN,
+    &policy::BANDWIDTH,
     &REDIRECT,
     &RESPOND,
     &EDITS,

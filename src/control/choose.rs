@@ -11,7 +11,7 @@ use crate::base::clock;
 use crate::config::model::{self, Certificate, Claim, Origin, Server};
 use crate::config::{self, Diagnostic, Loaded, SiteEntry};
 use crate::control::last_good::{self, Store};
-use crate::control::{Known, State, client_auth, patches};
+use crate::control::{Known, State, bans, client_auth, patches};
 use crate::snapshot::Site;
 use crate::snapshot::compile::{self, Input};
 use crate::snapshot::resident::Residents;
@@ -50,7 +50,7 @@ pub(super) fn build(
     let mut built = Built {
         sites: BTreeMap::new(),
         quarantined: BTreeMap::new(),
-        diagnostics: loaded.diagnostics.clone(),
+        diagnostics: [loaded.diagnostics.clone(), bans::read_file(server, residents)].concat(),
         next_age: state.next_age,
     };
     built.diagnostics.extend(residents.lists.refresh(server));

@@ -386,7 +386,7 @@ mod tests {
         let loaded = config::load(&path);
         let server = loaded.server.clone().expect("a good server part");
         std::fs::create_dir_all(&server.state).unwrap();
-        let residents = Arc::new(Residents::new(Hub::new(1), &server.state, server.limit_entries).unwrap());
+        let residents = Arc::new(Residents::new(Hub::new(1), &server).unwrap());
         residents.sets.learn(source, found.to_vec());
         let mut first = reload::first(&path, loaded, server.clone(), None, &residents).unwrap();
         let cell = Arc::new(Cell::new(first.snapshot.take().unwrap()));

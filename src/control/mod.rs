@@ -7,6 +7,7 @@
 //! what limits would fit; [`doctor`] tells when addresses are not those of clients; [`renew`] gets certificates and keeps
 //! them, [`clock_guard`] sees to it that this is not done by a wrong clock; [`status`] says how everything is.
 
+pub mod bans;
 mod choose;
 mod client_auth;
 pub mod clock_guard;

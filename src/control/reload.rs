@@ -10,11 +10,11 @@ use std::sync::Arc;
 use serde_json::json;
 
 use crate::base::clock;
-use crate::config::model::{Certificate, Server};
+use crate::config::model::{Bans, Certificate, Server};
 use crate::config::{self, Diagnostic, Loaded};
 use crate::control::choose::{self, Built, build, told};
 use crate::control::last_good::{self, Store};
-use crate::control::{Control, Known, State, View, Watched, lock, patches, remembered, renew};
+use crate::control::{Control, Known, State, View, Watched, bans, lock, patches, remembered, renew};
 use crate::net::descriptors::Budget;
 use crate::snapshot::lists;
 use crate::snapshot::resident::Residents;
@@ -104,6 +104,7 @@ pub fn first(
     if server.docker.is_some() {
         remembered::load(&server.state, &residents.sets);
     }
+    bans::load(&server.state, residents);
     let server = Arc::new(server);
     renew::configure(residents, &server);
     residents.tenants.configure(&server.shares.weights);
@@ -374,6 +375,7 @@ fn fixed(new: Server, old: &Server) -> (Server, Vec<&'static str>) {
         metrics: old.metrics,
         admin_socket: old.admin_socket.clone(),
         demo: old.demo.clone(),
+        bans: Bans { entries: old.bans.entries, ..new.bans },
         ..new
     };
     (server, waiting)

@@ -195,8 +195,9 @@ impl Control {
         }
     }
 
-    /// The last thing: waits a little until what orders have left outside is taken away.
+    /// The last thing: stores what was not stored yet, and waits a little until what orders have left outside is taken away.
     pub async fn farewell(&self) {
+        self.keep_bans();
         if let Some(manager) = self.residents.acme.manager()
             && tokio::time::timeout(FAREWELL, manager.cleaned()).await.is_err()
         {

@@ -101,6 +101,7 @@ impl Control {
                 readings.push(Reading::new(Metric::WouldBlock, &labels, count as f64));
             }
         }
+        self.ban_readings(readings);
         for (source, set) in self.residents.sets.list() {
             let source = source.to_string();
             let members = set.members.len() as f64;

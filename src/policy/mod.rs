@@ -9,18 +9,20 @@
 //!    limit from anybody.
 //!    [`patch`]: before the rate limits, so that a flood of exploits is told for what it is; of bodies, their beginning after
 //!    everything that may still refuse without reading.
-//! 3. [`rate_limit`]: as soon as the route is known: first the site's limits, then the route's. Before anything that
+//! 3. [`ban`]: at accept where the client is known then, else with the request: who is banned costs nothing more.
+//! 4. [`rate_limit`]: as soon as the route is known: first the site's limits, then the route's. Before anything that
 //!    costs more than a table lookup.
-//! 4. [`auth`]: who the client is. After the limits, because it may cost a hash, a signature or a question; before
+//! 5. [`auth`]: who the client is. After the limits, because it may cost a hash, a signature or a question; before
 //!    limits that are kept for each user.
-//! 5. [`redirect`] and [`respond`]: answers that need no backend end the request here, after the limits, so that they
+//! 6. [`redirect`] and [`respond`]: answers that need no backend end the request here, after the limits, so that they
 //!    are limited too.
-//! 6. [`rewrite`]: the path is changed last before sending, so that every decision above saw what the client asked for.
-//! 7. [`header`]: edits of the request's fields follow the fields that Tidegate sets itself and can overrule them;
+//! 7. [`rewrite`]: the path is changed last before sending, so that every decision above saw what the client asked for.
+//! 8. [`header`]: edits of the request's fields follow the fields that Tidegate sets itself and can overrule them;
 //!    edits of the answer's fields are the last thing done to an answer, whoever made it.
 //!    [`security`], [`cors`] and [`hsts`] are said before them; a preflight question of [`cors`] is answered before [`auth`].
-//! 8. [`via`]: said to a backend with the fields that Tidegate sets itself, so that the edits can take it away again.
+//! 9. [`via`]: said to a backend with the fields that Tidegate sets itself, so that the edits can take it away again.
 //!
+//! [`bandwidth`] delays bodies while they move; it refuses nothing.
 //! [`doctor`] finds out when addresses are not those of clients. [`observe`] watches for a while what limits would fit.
 //! [`shadow`] counts what policies in shadow would have refused; [`privacy`] says what all of them keep about people.
 //!
@@ -28,6 +30,8 @@
 
 pub mod address;
 pub mod auth;
+pub mod ban;
+pub mod bandwidth;
 pub mod connection_limit;
 pub mod cors;
 pub mod country;

@@ -77,7 +77,7 @@ pub const TABLE: &[Row] = &[
         bound: "no label is made from what a client sends",
     },
     Row {
-        what: "rate limits",
+        what: "rate limits and bandwidth",
         keeps: "a keyed hash of what the limit counts (client address, IPv6 cut to /64) and one moment; neither can be \
                 turned back into an address",
         place: "memory",
@@ -134,6 +134,14 @@ pub const TABLE: &[Row] = &[
         place: "memory",
         time: "while the process lives",
         bound: "20,000 pairs of site and rule",
+    },
+    Row {
+        what: "bans",
+        keeps: "address (IPv6: its /64) or network, why, since when and until when; what counts towards a ban is kept like \
+                rate limits",
+        place: "memory, and bans.json in the state folder",
+        time: "until the ban ends, at most 30 days (by command: 366 days), or `tidegate unban`",
+        bound: "[bans] entries",
     },
     Row {
         what: "sticky balancing",

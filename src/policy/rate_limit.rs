@@ -19,8 +19,8 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub use key::Facts;
-pub use table::{Fingerprint, Table};
+pub use key::{Facts, Keys};
+pub use table::{Fingerprint, Frame, Table};
 
 use std::hash::Hasher;
 use std::io::Write;
@@ -35,10 +35,9 @@ use governor::state::StateStore;
 use governor::{Quota, RateLimiter};
 use http::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 
+use crate::base::address::ClientKey;
 use crate::base::unit::Rate;
 use crate::config::model::{Limit, Mode, Statuses};
-use key::Keys;
-use table::Frame;
 
 /// The longest time between two refills of one request: 36 years. Longer ones are cut to it.
 const INTERVAL_NS_MAX: u64 = 1 << 60;
@@ -183,6 +182,14 @@ impl<C: Clock + Clone> Limiter<C> {
     /// Takes one request out of a bucket, if there is as much left.
     pub fn check(&self, bucket: Fingerprint) -> Verdict {
         self.look(Look { bucket, debit: true })
+    }
+
+    /// Takes one out of the bucket of a client address, whatever the limit's keys.
+    pub fn check_client(&self, client: ClientKey) -> Verdict {
+        self.check(self.table.fingerprint(|hasher| {
+            hasher.write_u64(self.id);
+            hasher.write_u128(client.0);
+        }))
     }
 
     /// Says what [`Limiter::check`] would say, and takes nothing.

@@ -12,7 +12,7 @@ use crate::config::model::Mode;
 use crate::net::{bind, proxy_protocol};
 use crate::policy::connection_limit::{Permit, Refusal};
 use crate::proxy::shed::Shed;
-use crate::proxy::{Worker, handshake, observe, serve};
+use crate::proxy::{Worker, enforce, handshake, observe, serve};
 use crate::telemetry::metric::{Counter, Gauge};
 
 /// What a listener speaks.
@@ -83,6 +83,10 @@ fn admit(worker: &Rc<Worker>, tcp: TcpStream, peer: SocketAddr, port: u16, kind:
 fn permit(worker: &Worker, client: SocketAddr, trusted: bool) -> Option<Permit> {
     if !trusted && denied(worker, client) {
         worker.shard.add(Counter::RefusedAddress, 1);
+        return None;
+    }
+    if !trusted && enforce::banned(&worker.snapshot(), client.ip()) {
+        worker.shed_client(Shed::Banned, client.ip());
         return None;
     }
     // Behind a proxy that nobody trusts yet there are many clients, too.

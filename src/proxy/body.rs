@@ -23,11 +23,14 @@ use crate::net::pace::Pace;
 use crate::net::timer::{Timer, Wheel};
 use crate::policy::auth::strip::Strip;
 use crate::proxy::context::{Connection, Context};
+use crate::proxy::delivery::{Delivery, in_pieces};
+use crate::proxy::enforce;
 use crate::proxy::expect::GoOn;
 use crate::proxy::fields;
 use crate::proxy::forward::{Lease, broke};
 use crate::proxy::keep::Kept;
 use crate::proxy::reset;
+use crate::proxy::throttle::Throttle;
 
 /// Why a body was cut; hyper turns it into an aborted message, never into a clean end.
 #[derive(Debug)]
@@ -83,6 +86,7 @@ pub struct Upload {
     done: Cell<bool>,
     failure: Cell<Option<Outcome>>,
     expecting: RefCell<Option<Rc<GoOn>>>,
+    throttle: RefCell<Option<Box<Throttle>>>,
     wheel: Wheel,
     client: Rc<Connection>,
     strip: Option<Arc<Strip>>,
@@ -109,6 +113,7 @@ impl Upload {
             done: Cell::new(false),
             failure: Cell::new(None),
             expecting: RefCell::new(None),
+            throttle: RefCell::new(None),
             wheel: wheel.clone(),
             client,
             strip: None,
@@ -156,6 +161,9 @@ impl Upload {
         {
             return Poll::Pending;
         }
+        if let Some(throttle) = self.throttle.borrow_mut().as_mut() {
+            ready!(throttle.poll(cx));
+        }
         match Pin::new(incoming).poll_frame(cx) {
             Poll::Pending => self.pending(cx),
             Poll::Ready(Some(Ok(frame))) => self.frame(frame),
@@ -171,6 +179,16 @@ impl Upload {
                 Poll::Ready(None)
             }
         }
+    }
+
+    /// It moves no faster than this lets it.
+    pub fn hold(&self, throttle: Option<Box<Throttle>>) {
+        self.throttle.replace(throttle);
+    }
+
+    /// It would have waited for its bandwidth, if that were not in shadow.
+    pub fn would_wait(&self) -> bool {
+        self.throttle.borrow().as_ref().is_some_and(|throttle| throttle.would_wait())
     }
 
     /// Nothing is read before the backend says so.
@@ -202,6 +220,9 @@ impl Upload {
         let size = frame.data_ref().map_or(0, |data| data.len() as u64);
         let received = self.received.get() + size;
         self.received.set(received);
+        if let Some(throttle) = self.throttle.borrow_mut().as_mut() {
+            throttle.moved(usize::try_from(size).unwrap_or(usize::MAX));
+        }
         if self.max.is_some_and(|max| received > max) {
             return self.cut(Outcome::BodyTooLarge);
         }
@@ -314,79 +335,7 @@ pub struct ResponseBody {
     source: Source,
     context: Option<Box<Context>>,
     delivery: Option<Delivery>,
-}
-
-/// Under HTTP/2: how long a client may leave a body waiting, with its window shut.
-struct Delivery {
-    timer: Timer,
-    stall_after: Duration,
-    pace: Pace,
-    /// Bytes that were offered last.
-    offered: u64,
-    /// The last byte of a piece is still to be offered, by itself.
-    held_back: bool,
-    connection: Rc<Connection>,
-}
-
-impl Delivery {
-    fn of(context: &Context) -> Option<Delivery> {
-        let timer = context.connection.delivery.borrow().clone()?;
-        let server = &context.snapshot.server;
-        let stall_after = server.timeouts.write;
-        let pace = Pace::new(server.limits.write_rate, stall_after);
-        let connection = context.connection.clone();
-        let mut delivery = Delivery { timer, stall_after, pace, offered: 0, held_back: false, connection };
-        delivery.offer(0);
-        Some(delivery)
-    }
-
-    /// How many of so many bytes are offered next.
-    fn piece(&mut self, size: usize) -> usize {
-        if std::mem::take(&mut self.held_back) {
-            return size.min(1);
-        }
-        let piece = size.min(PIECE_MAX);
-        self.held_back = piece > 1 && self.connection.backlog.lags();
-        if self.held_back { piece - 1 } else { piece }
-    }
-
-    /// Keeps what is not offered yet for the next time.
-    fn in_pieces<E>(
-        &mut self,
-        next: Option<Result<Frame<Bytes>, E>>,
-        kept: &mut Option<Bytes>,
-    ) -> Option<Result<Frame<Bytes>, E>> {
-        let size = match &next {
-            Some(Ok(frame)) => frame.data_ref().map_or(0, Bytes::len),
-            _ => 0,
-        };
-        let piece = if size > 0 { self.piece(size) } else { 0 };
-        match next {
-            Some(Ok(frame)) if piece < size => {
-                let Ok(mut data) = frame.into_data() else { return None };
-                let offered = data.split_to(piece);
-                *kept = Some(data);
-                Some(Ok(Frame::data(offered)))
-            }
-            next => next,
-        }
-    }
-
-    /// There is something for the client to take.
-    fn offer(&mut self, bytes: usize) {
-        self.offered = bytes as u64;
-        self.connection.backlog.add(self.offered);
-        self.pace.wait(self.timer.now());
-        self.timer.set(self.stall_after);
-    }
-
-    /// The client took what there was; whether it takes too little.
-    fn taken(&mut self) -> bool {
-        self.timer.clear();
-        let bytes = std::mem::take(&mut self.offered);
-        self.connection.backlog.sub(bytes);
-        self.pace.moved(self.timer.now(), bytes)
-    }
+    throttle: Option<Box<Throttle>>,
 }
 
 #[allow(
@@ -413,14 +362,15 @@ type Polled = Poll<Option<Result<Frame<Bytes>, Cut>>>;
 impl ResponseBody {
     /// No body, and nothing to record when it ends.
     pub fn nothing() -> ResponseBody {
-        ResponseBody { source: Source::Piece(None), context: None, delivery: None }
+        ResponseBody { source: Source::Piece(None), context: None, delivery: None, throttle: None }
     }
 
     /// A body that we made ourselves.
-    pub fn piece(bytes: Bytes, context: Box<Context>) -> ResponseBody {
+    pub fn piece(bytes: Bytes, mut context: Box<Context>) -> ResponseBody {
         let piece = if bytes.is_empty() { None } else { Some(bytes) };
         let delivery = Delivery::of(&context);
-        ResponseBody { source: Source::Piece(piece), context: Some(context), delivery }
+        let throttle = context.throttles.0.take();
+        ResponseBody { source: Source::Piece(piece), context: Some(context), delivery, throttle }
     }
 
     /// A body that streams from a backend, `first` ahead of it; `stall_after` bounds its silences.
@@ -429,14 +379,15 @@ impl ResponseBody {
         incoming: Incoming,
         lease: Lease,
         stall_after: Duration,
-        context: Box<Context>,
+        mut context: Box<Context>,
     ) -> ResponseBody {
         let lease = RefCell::new(Some(lease));
         // RFC 9110 sections 9.3.2, 15.3.5 and 15.4.5.
         let bare = matches!(context.status, 204 | 304) || context.method == http::Method::HEAD;
         let source = Source::Upstream { first, incoming, lease, stall_after, stalled: false, bare };
         let delivery = Delivery::of(&context);
-        ResponseBody { source, context: Some(context), delivery }
+        let throttle = context.throttles.0.take();
+        ResponseBody { source, context: Some(context), delivery, throttle }
     }
 
     /// The answer is complete: the backend's connection goes home and the request is recorded.
@@ -471,6 +422,24 @@ impl ResponseBody {
         Poll::Ready(Some(Err(cut)))
     }
 
+    /// So many bytes are on their way to the client.
+    fn moves(&mut self, bytes: usize) {
+        if let Some(context) = self.context.as_mut() {
+            context.sent(bytes);
+        }
+        if let Some(delivery) = &mut self.delivery {
+            delivery.offer(bytes);
+        }
+        if let Some(throttle) = &mut self.throttle {
+            throttle.moved(bytes);
+            if throttle.would_wait()
+                && let Some(context) = self.context.as_mut()
+            {
+                enforce::would_wait(context);
+            }
+        }
+    }
+
     /// It ended before its announced length: hyper takes an HTTP/2 stream that was reset without an error for a whole
     /// one, but RFC 9113 section 8.1 allows that reset only behind a whole answer.
     fn is_short(&self) -> bool {
@@ -492,6 +461,10 @@ impl Body for ResponseBody {
             }
             ready!(delivery.connection.backlog.poll_room(cx.waker()));
         }
+        if let Some(throttle) = &mut this.throttle {
+            ready!(throttle.poll(cx));
+        }
+        let throttle = this.throttle.as_deref();
         let polled = match &mut this.source {
             Source::Piece(piece) => {
                 let Some(bytes) = piece.take() else {
@@ -499,10 +472,7 @@ impl Body for ResponseBody {
                     return Poll::Ready(None);
                 };
                 let whole = Some(Ok(Frame::data(bytes)));
-                Poll::Ready(match &mut this.delivery {
-                    Some(delivery) => delivery.in_pieces(whole, piece),
-                    None => whole,
-                })
+                Poll::Ready(in_pieces(&mut this.delivery, throttle, whole, piece))
             }
             Source::Upstream { bare: true, .. } => Poll::Ready(None),
             Source::Upstream { first, incoming, lease, stall_after, stalled, .. } => {
@@ -510,10 +480,7 @@ impl Body for ResponseBody {
                     Some(first) => Poll::Ready(Some(Ok(Frame::data(first)))),
                     None => Pin::new(incoming).poll_frame(cx),
                 };
-                let polled = match &mut this.delivery {
-                    Some(delivery) => polled.map(|next| delivery.in_pieces(next, first)),
-                    None => polled,
-                };
+                let polled = polled.map(|next| in_pieces(&mut this.delivery, throttle, next, first));
                 if let (Poll::Pending, Some(lease)) = (&polled, lease.get_mut().as_ref()) {
                     if !std::mem::replace(stalled, true) {
                         lease.timer().set(*stall_after);
@@ -531,12 +498,7 @@ impl Body for ResponseBody {
         match polled {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Some(Ok(frame))) => {
-                if let (Some(context), Some(data)) = (this.context.as_mut(), frame.data_ref()) {
-                    context.sent(data.len());
-                }
-                if let Some(delivery) = &mut this.delivery {
-                    delivery.offer(frame.data_ref().map_or(0, Bytes::len));
-                }
+                this.moves(frame.data_ref().map_or(0, Bytes::len));
                 Poll::Ready(Some(Ok(cleaned(frame, None))))
             }
             Poll::Ready(Some(Err(error))) => {
@@ -577,11 +539,6 @@ impl Body for ResponseBody {
         }
     }
 }
-
-/// What one offer of an HTTP/2 stream holds at most: h2 keeps all of it while the client's window lets nothing go. One
-/// frame of the usual size, so that nothing is cut that would not be cut there. See [`backlog`](crate::proxy::backlog) for
-/// what becomes of its last byte.
-const PIECE_MAX: usize = 16 * 1024;
 
 impl Drop for ResponseBody {
     fn drop(&mut self) {

@@ -32,6 +32,7 @@ use crate::proxy::body::Upload;
 use crate::proxy::client_cert::{self, ClientCert};
 use crate::proxy::fair::Share;
 use crate::proxy::respond::{Accept, Refusal};
+use crate::proxy::throttle::Throttle;
 use crate::proxy::upgrade::Tunnel;
 use crate::proxy::{Worker, grpc, record};
 use crate::snapshot::cell::Held;
@@ -304,6 +305,8 @@ pub struct Context {
     pub copied: Vec<(HeaderName, HeaderValue)>,
     /// What its refusal tells besides the outcome.
     pub refusal: Option<Box<Refusal>>,
+    /// What holds the bodies of the answer and of the request to their bandwidth, until they take it.
+    pub throttles: (Option<Box<Throttle>>, Option<Box<Throttle>>),
     /// Policies in shadow that would have refused it.
     pub would_block: Marks,
     /// The virtual patch that recognised it.
@@ -379,6 +382,7 @@ impl Context {
             cors: None,
             copied: Vec::new(),
             refusal: None,
+            throttles: (None, None),
             would_block: Marks::default(),
             patch: None,
             accept: if grpc::is_request(request) { Accept::Grpc } else { Accept::of(headers) },

@@ -19,8 +19,8 @@ use crate::base::address::ClientKey;
 use crate::base::clock::Millis;
 use crate::base::outcome::Outcome;
 use crate::net::timer::Timer;
-use crate::proxy::Worker;
 use crate::proxy::context::{Connection, Watched};
+use crate::proxy::{Worker, enforce};
 use crate::telemetry::metric::Counter;
 
 /// What a client sends before its first frame (RFC 9113 section 3.4).
@@ -396,6 +396,10 @@ impl Watch {
     fn refuse(&mut self, flood: Flood) {
         self.worker.shard.add(flood.counter(), 1);
         self.worker.shard.outcome_only(Outcome::ClientFlood);
+        if !self.connection.trusted {
+            let client = self.connection.client.ip();
+            enforce::note(&self.worker, &self.worker.snapshot(), None, client, Outcome::ClientFlood);
+        }
         self.connection.ending.set(Outcome::ClientFlood);
         tracing::debug!(client = %self.connection.client.ip(), "HTTP/2 connection closed: {flood:?}");
         // A trusted proxy brings many clients. Streams are left unread by whoever loses its network, too, and slowly.

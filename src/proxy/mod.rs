@@ -12,7 +12,7 @@
 //! 6. [`share`]: what its tenant may have in flight; [`enforce`]: the policies, in their fixed order.
 //! 7. [`affinity`]: where a request belongs, by its key or cookie; [`forward`]: [`admit`] chooses an endpoint or lets the
 //!    request wait, [`exchange`] is one try, perhaps there is another; [`multiplexed`] where the backend speaks HTTP/2.
-//! 8. [`body`], [`backlog`] and [`upgrade`]: streaming, limits, tunnels. [`expect`], [`keep`] and [`reset`] are what bodies
+//! 8. [`body`], [`delivery`], [`throttle`], [`backlog`] and [`upgrade`]: streaming, limits, tunnels. [`expect`], [`keep`] and [`reset`] are what bodies
 //!    need for `100-continue`, another try, and the codes of HTTP/2.
 //! 9. [`respond`]: the only place where an outcome becomes an answer; [`grpc`] is its form for gRPC; [`answer`]: what every
 //!    answer of a route gets, whoever made it.
@@ -30,6 +30,7 @@ pub mod backlog;
 pub mod body;
 pub mod client_cert;
 pub mod context;
+pub mod delivery;
 pub mod demand;
 pub mod doctor;
 pub mod enforce;
@@ -54,6 +55,7 @@ pub mod respond;
 pub mod serve;
 pub mod share;
 pub mod shed;
+pub mod throttle;
 pub mod turnstile;
 pub mod upgrade;
 
@@ -69,8 +71,8 @@ use crate::net::timer::Wheel;
 use crate::policy::connection_limit::Connections;
 use crate::policy::doctor::Doctor;
 use crate::policy::observe::Watch;
-use crate::policy::share::Levels;
 use crate::policy::patch::Scratch;
+use crate::policy::share::Levels;
 use crate::proxy::body::RequestBody;
 use crate::proxy::context::Connection;
 use crate::proxy::fair::{Fair, Sleep};

@@ -6,14 +6,18 @@ use crate::base::clock;
 use crate::base::outcome::Outcome;
 use crate::base::policy::Marks;
 use crate::proxy::context::{Connection, Context};
-use crate::proxy::{Worker, observe};
+use crate::proxy::{Worker, enforce, observe};
 use crate::telemetry::access::Record;
 use crate::telemetry::hub::SeriesId;
 use crate::telemetry::metric::Counter;
 use crate::telemetry::shard::Ending;
 
 /// Records a request.
-pub fn record(context: &Context) {
+pub fn record(context: &mut Context) {
+    if context.upload.as_ref().is_some_and(|upload| upload.would_wait()) {
+        enforce::would_wait(context);
+    }
+    let context = &*context;
     let worker = context.worker();
     let outcome = context.outcome();
     let (bytes_in, bytes_out) = context.bytes();
@@ -74,6 +78,9 @@ pub fn record(context: &Context) {
 pub fn unread(worker: &Worker, connection: &Connection, outcome: Outcome) -> String {
     let id = worker.next_request_id();
     let id = id.to_str().unwrap_or_default().to_owned();
+    if !connection.trusted {
+        enforce::note(worker, &worker.snapshot(), None, connection.client.ip(), outcome);
+    }
     let status = outcome.row().status;
     // A method the client may have meant is not known: it counts as another one.
     let method = Method::from_bytes(b"-").unwrap_or_default();

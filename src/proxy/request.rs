@@ -334,6 +334,7 @@ pub fn limits_of_body(context: &mut Context, max: Option<u64>, rate: u64) -> Rc<
     let stall = if context.accept == Accept::Grpc { timeouts.tunnel } else { timeouts.body };
     let strip = context.site.and_then(|site| context.snapshot.strips.get(site)).cloned();
     let upload = Rc::new(Upload::new(wheel, client, max, stall, rate).stripping(strip));
+    upload.hold(context.throttles.1.take());
     context.untouched = false;
     context.upload = Some(upload.clone());
     upload

@@ -68,6 +68,8 @@ pub fn finish(headers: &mut HeaderMap, context: &Context) {
 /// The answer to a request that failed.
 pub fn failure(mut context: Box<Context>, outcome: Outcome) -> Response<ResponseBody> {
     let row = outcome.row();
+    let site = context.site().map(|site| &**site);
+    enforce::note(context.worker(), &context.snapshot, site, context.client, outcome);
     // Framing that was not understood: what follows on this connection is anyone's guess (RFC 9112 section 9.6).
     if row.status == 400 || matches!(outcome, Outcome::BodyTooLarge | Outcome::HeadTooLarge) {
         context.close = true;
@@ -95,6 +97,9 @@ pub fn failure(mut context: Box<Context>, outcome: Outcome) -> Response<Response
     }
     if status == StatusCode::SERVICE_UNAVAILABLE {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(context.retry_after.unwrap_or(1)));
+    }
+    if let (Outcome::Banned, Some(seconds)) = (outcome, context.retry_after) {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
     if context.accept == Accept::Grpc {
         grpc::write(&mut headers, outcome, context.reset);

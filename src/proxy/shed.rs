@@ -42,11 +42,15 @@ pub enum Shed {
     ShareHandshakes,
     /// The node is overloaded.
     Overload,
+    /// The client is banned.
+    Banned,
+    /// The client is banned from now on.
+    Offender,
 }
 
 /// Reasons told apart: those above, then the outcomes of refused certificates.
 const REASONS: usize = SHEDS + Outcome::ALL.len();
-const SHEDS: usize = 13;
+const SHEDS: usize = 15;
 /// Seconds between two lines of one worker about one reason.
 const TELL_EVERY: u64 = 10;
 
@@ -67,6 +71,8 @@ impl Shed {
             Shed::ShareBackends => Counter::ShedBackends,
             Shed::ShareHandshakes => Counter::RefusedShareHandshakes,
             Shed::Overload => Counter::RefusedOverload,
+            Shed::Banned => Counter::RefusedBanned,
+            Shed::Offender => Counter::BansMade,
         }
     }
 
@@ -109,6 +115,8 @@ impl Shed {
             Shed::ShareHandshakes => {
                 "many TLS handshakes wait for the processor, most of them for one tenant; its new connections are closed"
             }
+            Shed::Banned => "a client is banned; its connections are closed",
+            Shed::Offender => "a client is banned for its offences; `tidegate bans` shows all",
         }
     }
 }
@@ -149,9 +157,10 @@ impl Worker {
                 tracing::warn!(worker, tenant = whom, "{}{more}", why.sentence());
             }
             Shed::SiteCap => tracing::warn!(worker, site = whom, "{}{more}", why.sentence()),
-            Shed::ClientCap | Shed::Flooded => {
+            Shed::ClientCap | Shed::Flooded | Shed::Offender => {
                 tracing::warn!(worker, client = whom, "{}{more}", why.sentence())
             }
+            Shed::Banned => tracing::info!(worker, client = whom, "{}{more}", why.sentence()),
             _ => tracing::warn!(worker, "{}{more}", why.sentence()),
         }
     }

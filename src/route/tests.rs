@@ -21,6 +21,7 @@ fn route(path: &str) -> Route {
         headers: Vec::new(),
         query: Vec::new(),
         action: Action::Respond { status: 200, body: String::new(), content_type: "text/plain".into() },
+        bandwidth: crate::config::model::Bandwidth::default(),
         limits: Vec::new(),
         addresses: None,
         countries: None,

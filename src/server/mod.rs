@@ -58,7 +58,7 @@ pub fn run(path: &Path, ready: impl FnOnce(&Started)) -> Result<(), StartError> 
     let workers = server.workers.unwrap_or_else(cores);
     let sockets = worker::Sockets::bind(&server, workers)?;
     let hub = Hub::new(workers);
-    let residents = Arc::new(Residents::new(hub.clone(), &server.state, server.limit_entries)?);
+    let residents = Arc::new(Residents::new(hub.clone(), &server)?);
     let mut first = control::reload::first(path, loaded, server.clone(), sockets.https_port(), &residents)?;
     let snapshot = first.snapshot.take().ok_or("the first snapshot is missing")?;
     let cell = Arc::new(Cell::new(snapshot));
@@ -274,6 +274,7 @@ async fn serve(
     tokio::task::spawn_local(control::renew::run(control.clone(), async move |reason| {
         reload(&renewing, reason).await;
     }));
+    tokio::task::spawn_local(control::bans::run(control.clone()));
     tokio::task::spawn_local(upkeep(control.clone()));
     let told = control.clone();
     // A task of its own: a slow reload keeps nobody from ending the process. Signals that come meanwhile are one.
@@ -399,6 +400,18 @@ impl admin::Backend for Handle {
     fn end_observation(&self) -> std::pin::Pin<Box<dyn Future<Output = Result<serde_json::Value, String>>>> {
         let control = self.0.clone();
         Box::pin(async move { control.end_observation().await })
+    }
+
+    fn ban(&self, net: &str, time: Duration, why: &str) -> Result<serde_json::Value, String> {
+        self.0.ban(net, time, why)
+    }
+
+    fn unban(&self, net: &str) -> Result<serde_json::Value, String> {
+        self.0.unban(net)
+    }
+
+    fn bans(&self) -> serde_json::Value {
+        self.0.bans()
     }
 
     fn issue(&self, names: &str, valid: Duration) -> Result<serde_json::Value, String> {

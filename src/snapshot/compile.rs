@@ -14,6 +14,7 @@ use crate::config::model::{
 };
 use crate::config::{self, Diagnostic};
 use crate::discovery::Sets;
+use crate::policy::ban;
 use crate::policy::cors::Cors;
 use crate::policy::country::CountryList;
 use crate::policy::header::HeaderEdits;
@@ -65,9 +66,7 @@ pub fn site(input: &Input<'_>, residents: &Residents) -> Result<Arc<Site>, Vec<D
         None => identity(input, residents).map_err(fail)?,
     };
     let policy = files::policy(model, residents).map_err(fail)?;
-    let toward = model.routes.iter().map(|route| files::toward(route, residents));
-    let toward = toward.collect::<Result<Vec<_>, _>>();
-    let toward = toward.map_err(fail)?;
+    let toward = files::toward_all(model, residents).map_err(fail)?;
     let addresses = policies::of_site(model, input.server, residents).map_err(fail)?;
     let sources = members::sources(model);
     let auths = auth::read(model).map_err(fail)?;
@@ -117,15 +116,15 @@ pub fn site(input: &Input<'_>, residents: &Residents) -> Result<Arc<Site>, Vec<D
                 countries: model.countries.as_ref().map(CountryList::compile),
                 would_block: residents.would_block(&model.name),
                 patches: model.patches.clone(),
+                ban: model.ban.as_ref().map(|rule| residents.ban_rule(rule, Some(&model.name))),
                 limits: model.limits.iter().map(|l| residents.limit(model, &none, l)).collect(),
                 table,
                 routes,
                 sources,
             }))
         }
-        Ok(_) => Err(problems),
-        Err(mut more) => {
-            problems.append(&mut more);
+        table => {
+            problems.extend(table.err().into_iter().flatten());
             Err(problems)
         }
     }
@@ -240,6 +239,7 @@ fn route(
             .iter()
             .chain(&said.limits)
             .any(|limit| limit.keys.contains(&LimitKey::User)),
+        bandwidth: residents.lanes(site, said),
         max_body: said.max_body,
         rewrite: rewrite.transpose().map_err(refuse)?,
         security: said.security.as_ref().map(Security::compile),
@@ -384,6 +384,10 @@ pub fn assemble(
         default_site: default,
         database: residents.lists.countries(),
         addresses: policies::of_server(&server, residents).ok().flatten(),
+        bans: ban::Watch {
+            bans: residents.bans.clone(),
+            rule: server.bans.rule.as_ref().map(|rule| Arc::new(residents.ban_rule(rule, None))),
+        },
         via: server.via.as_deref().and_then(Via::compile),
         strips,
         certificates,

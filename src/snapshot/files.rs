@@ -43,6 +43,11 @@ pub(super) struct Toward {
     pub identity: Option<Arc<Identity>>,
 }
 
+/// What the services of all routes of a site need.
+pub(super) fn toward_all(site: &model::Site, residents: &Residents) -> Result<Vec<Toward>, Box<Diagnostic>> {
+    site.routes.iter().map(|route| toward(route, residents)).collect()
+}
+
 pub(super) fn toward(route: &model::Route, residents: &Residents) -> Result<Toward, Box<Diagnostic>> {
     let model::Action::Proxy(service) = &route.action else { return Ok(Toward::default()) };
     let upstream = &service.upstream;

@@ -27,6 +27,8 @@ use crate::config::model;
 use crate::policy::address::AddressList;
 use crate::policy::auth::Auth;
 use crate::policy::auth::strip::Strip;
+use crate::policy::ban;
+use crate::policy::bandwidth::Lanes;
 use crate::policy::cors::Cors;
 use crate::policy::country::{CountryList, Database};
 use crate::policy::header::HeaderEdits;
@@ -85,6 +87,8 @@ pub struct Snapshot {
     pub database: Option<Arc<Database>>,
     /// The server's own list of addresses, for connections.
     pub addresses: Option<Arc<AddressList>>,
+    /// Who is banned from all sites.
+    pub bans: ban::Watch,
     /// What requests to backends say of the way they took; `None`: nothing.
     pub via: Option<Via>,
     /// Fields that clients may not write, for each site by its position in `sites`: those of all sites of its tenant.
@@ -184,6 +188,8 @@ pub struct Site {
     pub countries: Option<CountryList>,
     /// What it says about virtual patches.
     pub patches: model::SitePatches,
+    /// What bans clients from it.
+    pub ban: Option<ban::Rule>,
     /// Limits over all routes.
     pub limits: Vec<Rule>,
     /// Finds a route.
@@ -265,6 +271,8 @@ pub struct Route {
     pub limits: Vec<Rule>,
     /// Whether one of them, or of the site's, counts users.
     pub limits_by_user: bool,
+    /// Bytes in a second, the site's limits among them; `None`: any.
+    pub bandwidth: Option<Box<Lanes>>,
     /// Bytes a request body may have.
     pub max_body: Option<u64>,
     /// Change of the path.

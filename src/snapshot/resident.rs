@@ -4,15 +4,18 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use rustls::ClientConfig;
 use rustls::server::ProducesTickets;
 
 use crate::base::clock;
-use crate::config::model::{self, Acme, HostPattern, Http, Limit, LimitKey, Origin, Site, Tls, Upstream};
+use crate::config::model::{self, Acme, BanRule, HostPattern, Http, Limit, LimitKey, Origin, Tls, Upstream};
 use crate::discovery::Sets;
 use crate::policy::auth;
+use crate::policy::ban::{self, Bans};
+use crate::policy::bandwidth::{Lane, Lanes};
 use crate::policy::doctor::Doctor;
 use crate::policy::hsts::Hsts;
 use crate::policy::observe::Watch;
@@ -60,6 +63,8 @@ pub struct Residents {
     pub watch: Arc<Watch>,
     /// Virtual patches: the packs that were good last, and what rules matched.
     pub patches: Patches,
+    /// Who is banned.
+    pub bans: Arc<Bans>,
     /// Encrypts session tickets; kept, so that a reload does not end resumption.
     pub ticketer: Arc<dyn ProducesTickets>,
     buckets: Arc<rate_limit::Table>,
@@ -171,13 +176,15 @@ struct Limiters {
 }
 
 impl Residents {
-    /// Residents of a new process. `limit_entries` bounds the buckets of all limits together.
+    /// Residents of a new process. Its `limit_entries` bounds the buckets of all limits together.
     ///
     /// # Errors
     /// A sentence when the internal CA or the ticket keys cannot be had.
-    pub fn new(hub: Arc<Hub>, state: &std::path::Path, limit_entries: usize) -> Result<Residents, String> {
+    pub fn new(hub: Arc<Hub>, server: &model::Server) -> Result<Residents, String> {
+        let (state, entries) = (&*server.state, (server.limit_entries, server.bans.entries));
         let ca = InternalCa::open(state)?;
-        Residents::with(hub, ca, Registry::with_secret(sticky_key::open(state)?), state, limit_entries)
+        let endpoints = Registry::with_secret(sticky_key::open(state)?);
+        Residents::with(hub, ca, endpoints, state, entries)
     }
 
     /// Residents for looking at a configuration without running it: nothing touches the disk.
@@ -186,7 +193,13 @@ impl Residents {
     /// A sentence when keys cannot be made.
     pub fn for_check() -> Result<Residents, String> {
         // One limit entry: nothing is counted.
-        Residents::with(Hub::new(1), InternalCa::ephemeral()?, Registry::new(), std::path::Path::new(""), 1)
+        Residents::with(
+            Hub::new(1),
+            InternalCa::ephemeral()?,
+            Registry::new(),
+            std::path::Path::new(""),
+            (1, 1),
+        )
     }
 
     fn with(
@@ -194,7 +207,7 @@ impl Residents {
         ca: InternalCa,
         endpoints: Registry,
         state: &std::path::Path,
-        limit_entries: usize,
+        (limit_entries, ban_entries): (usize, usize),
     ) -> Result<Residents, String> {
         Ok(Residents {
             hub,
@@ -206,6 +219,7 @@ impl Residents {
             acme: Automatic::new(state),
             doctor: Arc::default(),
             watch: Arc::default(),
+            bans: Arc::new(Bans::new(ban_entries)),
             ticketer: tls::server::ticketer()?,
             buckets: Arc::new(rate_limit::Table::new(limit_entries)),
             limiters: Mutex::default(),
@@ -239,6 +253,34 @@ impl Residents {
             limiter
         });
         Rule { limiter, mode: limit.mode, statuses: limit.statuses.clone() }
+    }
+
+    /// What bans clients from a site, or from all.
+    pub fn ban_rule(&self, said: &BanRule, site: Option<&Arc<str>>) -> ban::Rule {
+        ban::Rule::compile(said, site, &self.buckets)
+    }
+
+    /// Takes in a ban that was stored.
+    pub fn restore_ban(&self, key: ban::Key, entry: ban::Entry, left: Duration) {
+        self.bans.restore(key, entry, left, &self.buckets);
+    }
+
+    /// The bandwidth limits of a route, its site's among them. Their buckets stay as long as their text does.
+    pub fn lanes(&self, site: &model::Site, route: &model::Route) -> Option<Box<Lanes>> {
+        let lane = |flow: &model::Flow, mode, up: bool, route: &str| {
+            let tenant = flow.keys.contains(&LimitKey::Tenant);
+            let (whose, route) = if tenant { (&site.tenant, "") } else { (&site.name, route) };
+            let id = self.buckets.id(&("bandwidth", tenant, whose, route, up, &flow.text));
+            Arc::new(Lane::compile(flow, mode, &self.buckets, id))
+        };
+        let both = |up: bool, of_site: &[model::Flow], of_route: &[model::Flow]| {
+            let of_site = of_site.iter().map(|flow| lane(flow, site.bandwidth.mode, up, ""));
+            let of_route = of_route.iter().map(|flow| lane(flow, route.bandwidth.mode, up, &route.label));
+            of_site.chain(of_route).collect::<Vec<_>>()
+        };
+        let down = both(false, &site.bandwidth.down, &route.bandwidth.down);
+        let up = both(true, &site.bandwidth.up, &route.bandwidth.up);
+        (!down.is_empty() || !up.is_empty()).then(|| Box::new(Lanes { down, up }))
     }
 
     /// A certificate of the internal CA for these names; issued when there is none or it grows old.
@@ -354,7 +396,7 @@ impl Residents {
     }
 
     /// What browsers are told about HTTPS, counted from when the site began to.
-    pub fn hsts(&self, site: &Site) -> Option<Hsts> {
+    pub fn hsts(&self, site: &model::Site) -> Option<Hsts> {
         match &site.hsts {
             Some(said) => Some(Hsts::compile(said, self.hsts_since.of(&site.name, clock::wall().as_secs()))),
             None => {

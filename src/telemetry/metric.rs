@@ -72,11 +72,15 @@ metrics! {
     PatchMatches = "tidegate_patch_matches_total", Counter, ["site", "rule", "mode"], "Requests that a virtual patch recognised; of several rules the first in order counts.";
     PatchRules = "tidegate_patch_rules", Gauge, [], "Rules of virtual patches in force.";
     PatchPacks = "tidegate_patch_packs", Gauge, ["state"], "Packs of virtual patches: in force, and refused.";
+    BandwidthWaits = "tidegate_bandwidth_waits_total", Counter, ["direction"], "Waits of bodies for their bandwidth limit: down (answers) or up (uploads).";
     Outcomes = "tidegate_outcomes_total", Counter, ["outcome", "blame"], "Ways requests and connections ended; see the outcome table.";
     ConnectionsOpened = "tidegate_connections_opened_total", Counter, ["listener"], "Client connections accepted.";
     ConnectionsClosed = "tidegate_connections_closed_total", Counter, ["listener"], "Client connections closed.";
     ConnectionsActive = "tidegate_connections_active", Gauge, ["listener"], "Client connections open now.";
     ConnectionsRefused = "tidegate_connections_refused_total", Counter, ["reason"], "Client connections closed at once because a cap was reached.";
+    Bans = "tidegate_bans", Gauge, ["by"], "Bans in force: of clients by their offences, by command, and networks of the file.";
+    BansMade = "tidegate_bans_by_offences_total", Counter, [], "Clients banned by their offences, those in shadow included.";
+    BansGivenWay = "tidegate_bans_given_way_total", Counter, [], "Bans that ended early, or were not made, because there was no room for more.";
     Handshakes = "tidegate_tls_handshakes_total", Counter, ["version", "kind"], "TLS handshakes completed with clients.";
     HandshakeFailures = "tidegate_tls_handshake_failures_total", Counter, ["reason"], "TLS handshakes with clients that failed.";
     Floods = "tidegate_floods_total", Counter, ["reason"], "HTTP/2 connections closed because of a flood, by what there was too much of.";
@@ -187,6 +191,10 @@ cells! {
         ClosedHttp = ConnectionsClosed ["http"];
         ClosedHttps = ConnectionsClosed ["https"];
         RefusedClientCap = ConnectionsRefused ["client-cap"];
+        RefusedBanned = ConnectionsRefused ["banned"];
+        BansMade = BansMade [];
+        BandwidthDown = BandwidthWaits ["down"];
+        BandwidthUp = BandwidthWaits ["up"];
         RefusedTotalCap = ConnectionsRefused ["total-cap"];
         RefusedDescriptors = ConnectionsRefused ["descriptors"];
         RefusedReserve = ConnectionsRefused ["reserve"];

@@ -7,7 +7,7 @@ use super::{Origin, Statuses};
 use crate::base::unit::Rate;
 
 /// Whether a policy refuses, or says only what it would have refused.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Mode {
     /// It refuses.
     #[default]

@@ -1,6 +1,6 @@
 //! Rate limits: `limit = "100 per 10s by client-ip"`, several of them, or tables.
 
-mod key;
+pub(super) mod key;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -4,6 +4,8 @@ pub mod acme;
 pub mod address;
 mod answer;
 pub mod auth;
+pub mod ban;
+pub mod bandwidth;
 pub mod demand;
 pub mod discovery;
 pub mod dns;

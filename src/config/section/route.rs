@@ -8,9 +8,9 @@ use toml::de::DeTable;
 
 use super::server::texts;
 use super::service::{self, Shared, Target};
-use super::{address, header, limit};
+use super::{address, bandwidth, header, limit};
 use crate::config::diagnostic::Diagnostic;
-use crate::config::model::{Action, Located, Origin, PathPattern, Rewrite, Route, Server};
+use crate::config::model::{Action, Bandwidth, Located, Origin, PathPattern, Rewrite, Route, Server};
 use crate::config::parse::{Context, Table, Value, literal, literals, quoted};
 use crate::config::setting::{Id, Setting};
 
@@ -115,6 +115,7 @@ impl Routes<'_> {
         let headers = header::conditions(context, &table, "headers");
         let query = header::conditions(context, &table, "query");
         let shared = service::read(context, &table, self.shared);
+        let bandwidth = bandwidth::read(context, &table);
         let limits = limit::read(context, &table);
         let addresses = address::addresses(context, &table, &self.server.networks);
         let countries = address::countries(context, &table, self.server);
@@ -148,6 +149,7 @@ impl Routes<'_> {
             headers,
             query,
             action,
+            bandwidth,
             limits,
             addresses,
             countries,
@@ -187,6 +189,7 @@ impl Routes<'_> {
             headers: Vec::new(),
             query: Vec::new(),
             action,
+            bandwidth: Bandwidth::default(),
             limits: Vec::new(),
             addresses: None,
             countries: None,

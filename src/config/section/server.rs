@@ -8,7 +8,7 @@ use std::sync::Arc;
 use ipnet::{IpNet, Ipv4Net};
 use toml::de::{DeTable, DeValue};
 
-use super::{acme, address, discovery, docker, host, patch, share, tls};
+use super::{acme, address, ban, discovery, docker, host, patch, share, tls};
 use crate::base::address::CidrSet;
 use crate::base::record::{AccessFormat, AccessTarget, Privacy};
 use crate::base::trust;
@@ -66,6 +66,7 @@ pub fn read(context: &mut Context<'_>, root: &DeTable<'_>) -> Said {
         docker: docker::read(context, &file),
         acme: acme::read(context, &file),
         patches: patch::read(context, &file),
+        bans: ban::of_server(context, &file),
         resolution: discovery::resolution(context, &file),
     };
     let include = includes(context, &table);

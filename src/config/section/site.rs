@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::server::texts;
 use super::service::{self, located_path};
-use super::{acme, address, answer, auth, demand, host, limit, patch, route, share, tls};
+use super::{acme, address, answer, auth, ban, bandwidth, demand, host, limit, patch, route, share, tls};
 use crate::config::model::{Certificate, HostPattern, Located, Origin, Server, Site, UntilIssued};
 use crate::config::parse::{Context, Table, Value, literal, literals, quoted};
 use crate::config::setting::{ACME_NAMES_MAX, Id, Setting};
@@ -44,6 +44,8 @@ pub fn read(
     let max_connections = u32::try_from(context.count(&table, "max_connections")).unwrap_or(u32::MAX);
     let plain_http = context.flag(&table, "plain_http");
     let hsts = answer::hsts(context, &table);
+    let ban = ban::of_site(context, &table);
+    let bandwidth = bandwidth::read(context, &table);
     let limits = limit::read(context, &table);
     let addresses = address::addresses(context, &table, &server.networks);
     let countries = address::countries(context, &table, server);
@@ -68,6 +70,8 @@ pub fn read(
         plain_http,
         hsts,
         routes,
+        ban,
+        bandwidth,
         limits,
         addresses,
         countries,

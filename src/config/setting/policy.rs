@@ -34,3 +34,18 @@ pub(super) static LIMIT: Section = Section {
         MODE,
     ],
 };
+
+/// Limits of one direction.
+const FLOWS: Kind = Kind::TextOrTexts("a rate like \"2MiB/s by client-ip\"", 4);
+
+#[rustfmt::skip]
+pub(super) static BANDWIDTH: Section = Section {
+    id: Id::Bandwidth,
+    title: "bandwidth = { down = \"…\", … }",
+    doc: "Bytes of bodies in a second, from `\"1KiB/s\"` to `\"1TiB/s\"`. What is faster is delayed. `by` is that of `limit`.",
+    settings: &[
+        row("down", FLOWS, Words("any"), "Answers."),
+        row("up", FLOWS, Words("any"), "Uploads."),
+        MODE,
+    ],
+};

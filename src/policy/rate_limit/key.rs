@@ -30,7 +30,7 @@ pub struct Facts<'a> {
 
 /// The compiled keys of a limit, all of which make its buckets together; none: one bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Keys(Box<[Key]>);
+pub struct Keys(Box<[Key]>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Key {
@@ -46,7 +46,7 @@ enum Key {
 impl Keys {
     /// Compiles keys. `site` and `tenant` say whose the buckets are and are no part of the key. A name that is not one
     /// has been refused before.
-    pub(super) fn compile(keys: &[LimitKey]) -> Keys {
+    pub fn compile(keys: &[LimitKey]) -> Keys {
         let compiled = keys.iter().filter_map(|key| match key {
             LimitKey::Site | LimitKey::Tenant => None,
             LimitKey::ClientIp => Some(Key::ClientIp),
@@ -63,7 +63,7 @@ impl Keys {
     }
 
     /// Whether it can be told only once it is known who was authenticated.
-    pub(super) fn need_user(&self) -> bool {
+    pub fn need_user(&self) -> bool {
         self.0.contains(&Key::User)
     }
 
@@ -73,7 +73,7 @@ impl Keys {
     }
 
     /// Feeds a request's keys to a hash.
-    pub(super) fn hash(&self, facts: &Facts<'_>, hasher: &mut impl Hasher) {
+    pub fn hash(&self, facts: &Facts<'_>, hasher: &mut impl Hasher) {
         for key in &self.0 {
             let value = match key {
                 Key::ClientIp => None,

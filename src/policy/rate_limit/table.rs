@@ -83,11 +83,11 @@ pub struct Fingerprint(u64);
 
 /// What a limiter knows about its own times.
 #[derive(Clone, Copy)]
-pub(super) struct Frame {
+pub struct Frame {
     /// The limiter's start, in nanoseconds since the table was made.
-    pub(super) start_ns: u64,
+    pub start_ns: u64,
     /// How far a TAT of this limiter can lie ahead: the time in which an empty bucket fills.
-    pub(super) ahead_ns_max: u64,
+    pub ahead_ns_max: u64,
 }
 
 impl Table {
@@ -123,7 +123,7 @@ impl<C: Clock> Table<C> {
     }
 
     /// Nanoseconds since the table was made.
-    pub(super) fn now_ns(&self) -> u64 {
+    pub fn now_ns(&self) -> u64 {
         self.clock.now().duration_since(self.epoch).as_u64()
     }
 
@@ -137,6 +137,18 @@ impl<C: Clock> Table<C> {
     /// A number for a name, under the same seed: the same one as long as the process lives.
     pub fn id(&self, name: &impl Hash) -> u64 {
         self.seed.hash_one(name)
+    }
+
+    /// The moment kept for a fingerprint, in nanoseconds since the table was made; 0 where there is none.
+    pub fn moment(&self, Fingerprint(fingerprint): Fingerprint) -> u64 {
+        let place = self.known(fingerprint).and_then(|set| set.find(fingerprint));
+        place.map_or(0, |place| place.tat.load(Ordering::Acquire))
+    }
+
+    /// Keeps a moment for a fingerprint, whatever was kept before. One that has passed is forgotten.
+    pub fn set_moment(&self, fingerprint: Fingerprint, moment_ns: u64) {
+        let frame = Frame { start_ns: 0, ahead_ns_max: u64::MAX };
+        let _ = self.update::<(), ()>(fingerprint, frame, |_| Ok(((), Nanos::new(moment_ns))));
     }
 
     /// Decides by `decide` as [`Table::update`] does, and keeps nothing. Takes no memory either.
@@ -153,7 +165,7 @@ impl<C: Clock> Table<C> {
 
     /// Decides by `decide`, which takes the bucket's TAT in the limiter's own time and gives the next one, and keeps
     /// what it decided.
-    pub(super) fn update<T, E>(
+    pub fn update<T, E>(
         &self,
         Fingerprint(fingerprint): Fingerprint,
         frame: Frame,

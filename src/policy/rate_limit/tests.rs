@@ -363,6 +363,36 @@ fn a_flood_of_addresses_stays_within_the_memory_and_lets_strangers_in() {
     assert_eq!(Table::new(0).capacity(), 8);
 }
 
+/// As many as the environment says, for `scripts/bench-spray`; few enough for every day otherwise.
+fn sprayed() -> u128 {
+    std::env::var("TIDEGATE_SPRAY_KEYS").ok().and_then(|count| count.parse().ok()).unwrap_or(300_000)
+}
+
+#[test]
+fn a_spray_of_addresses_neither_grows_the_table_nor_frees_who_is_over_its_limit() {
+    let (count, entries) = (sprayed(), 1 << 16);
+    let table = Arc::new(Table::new(entries));
+    let limiter = Limiter::compile(&limit("100 per 1d", 100, LimitKey::ClientIp), &table, 1);
+    let begin = crate::base::clock::now();
+    let mut honest = 0;
+    for client in 1..=count {
+        assert!(check(&limiter, client).allowed, "a stranger that asks once");
+        if client % (count / 1000) == 0 {
+            honest += u32::from(check(&limiter, 0).allowed);
+        }
+    }
+    let seconds = (crate::base::clock::now().0 - begin.0) as f64 / 1000.0;
+    println!(
+        "{count} addresses in {seconds:.1} s: {} of {entries} buckets evicted, {} bytes of {}; the honest client: {honest} of 1000",
+        table.evictions(),
+        table.bytes(),
+        entries * 16
+    );
+    assert!((100..=101).contains(&honest), "{honest} of 1000 passed, 100 may");
+    assert!(table.bytes() <= entries * 16);
+    assert!(u128::from(table.evictions()) <= count);
+}
+
 #[test]
 fn an_untouched_table_allocates_one_piece_for_one_client() {
     let table = Arc::new(Table::new(1 << 20));

@@ -56,7 +56,7 @@ pub(super) fn check(
 }
 
 /// Who was authenticated.
-fn user(context: &Context) -> Option<&str> {
+pub(super) fn user(context: &Context) -> Option<&str> {
     context.identity.as_deref()
 }
 

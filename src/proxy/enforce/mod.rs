@@ -3,10 +3,14 @@
 
 mod address;
 mod auth;
+mod bandwidth;
+mod bans;
 mod forward_auth;
 mod limits;
 mod patch;
 
+pub use bandwidth::would_wait;
+pub use bans::{banned, note};
 pub use limits::answered;
 
 use http::request::Parts;
@@ -35,6 +39,7 @@ pub async fn all(
 ) -> Result<(), Outcome> {
     doctor::note(context, &parts.headers);
     address::check(context, site, route)?;
+    bans::check(context, site)?;
     observe::arrived(context, site);
     let wanted = patch::head(context, site, route, parts)?;
     limits::check(context, site, route, parts, path, When::Before)?;
@@ -49,6 +54,7 @@ pub async fn all(
         // Boxed: few requests wait here.
         Box::pin(patch::body(context, site, route, parts, kind, body)).await?;
     }
+    bandwidth::begin(context, route, parts, path);
     Ok(())
 }
 

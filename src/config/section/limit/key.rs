@@ -42,14 +42,18 @@ pub(super) fn read(context: &mut Context<'_>, table: &Table<'_>) -> Option<Vec<L
 }
 
 /// Keys as one text: `client-ip, path`.
-pub(super) fn listed(context: &mut Context<'_>, value: &Value<'_>, text: &str) -> Option<Vec<LimitKey>> {
+pub(in crate::config::section) fn listed(
+    context: &mut Context<'_>,
+    value: &Value<'_>,
+    text: &str,
+) -> Option<Vec<LimitKey>> {
     let keys = text.split(',').map(|key| one(context, value, key.trim()));
     let keys: Option<Vec<LimitKey>> = keys.collect();
     checked(context, value, keys?)
 }
 
 /// As it is written.
-pub(super) fn print(keys: &[LimitKey]) -> String {
+pub(in crate::config::section) fn print(keys: &[LimitKey]) -> String {
     keys.iter().map(LimitKey::to_string).collect::<Vec<_>>().join(", ")
 }
 

@@ -1,0 +1,54 @@
+//! Bans: who is turned away, and what is counted against whom. Most of the banned never come here: their connections
+//! are closed when they are accepted.
+
+use std::net::IpAddr;
+
+use crate::base::outcome::Outcome;
+use crate::base::policy::PolicyKind;
+use crate::config::model::Mode;
+use crate::policy::ban;
+use crate::proxy::Worker;
+use crate::proxy::context::Context;
+use crate::proxy::enforce::settle;
+use crate::proxy::shed::Shed;
+use crate::snapshot::{Site, Snapshot};
+
+/// Whether a client is banned from all sites, and so not to be let in. Trusted proxies never are.
+pub fn banned(snapshot: &Snapshot, client: IpAddr) -> bool {
+    let hit = snapshot.bans.bans.look(client, None);
+    hit.is_some_and(|hit| hit.mode == Mode::Enforce) && !snapshot.server.trusted_proxies.contains(client)
+}
+
+/// Refuses a request of a client that is banned, and ends its connection where that is the client's own.
+///
+/// # Errors
+/// [`Outcome::Banned`].
+pub(super) fn check(context: &mut Context, site: &Site) -> Result<(), Outcome> {
+    let snapshot = &context.snapshot;
+    let Some(hit) = snapshot.bans.bans.look(context.client, site.ban.as_ref().map(|rule| &rule.scope)) else {
+        return Ok(());
+    };
+    if snapshot.server.trusted_proxies.contains(context.client) {
+        return Ok(());
+    }
+    settle(context, site, PolicyKind::Ban, hit.mode, Outcome::Banned).inspect_err(|_| {
+        context.retry_after = hit.left.map(|left| left.as_secs().saturating_add(1));
+        if !context.connection.trusted {
+            context.close = true;
+            context.connection.closing.set(true);
+            context.connection.progress.wake();
+        }
+    })
+}
+
+/// Counts an ending against its client, where it is an offence and somebody counts them.
+pub fn note(worker: &Worker, snapshot: &Snapshot, site: Option<&Site>, client: IpAddr, outcome: Outcome) {
+    let Some(offence) = ban::offence(outcome) else { return };
+    let watch = &snapshot.bans;
+    let rules = watch.rule.as_deref().into_iter().chain(site.and_then(|site| site.ban.as_ref()));
+    for rule in rules {
+        if !snapshot.server.trusted_proxies.contains(client) && watch.bans.offend(rule, client, offence) {
+            worker.shed_client(Shed::Offender, client);
+        }
+    }
+}
