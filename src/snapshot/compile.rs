@@ -75,8 +75,7 @@ pub fn site(input: &Input<'_>, residents: &Residents) -> Result<Arc<Site>, Vec<D
     if let Some(current) = input.current.filter(|current| current.fingerprint == fingerprint) {
         return Ok(current.clone());
     }
-    let mut problems = Vec::new();
-    let mut routes = Vec::with_capacity(model.routes.len());
+    let (mut problems, mut routes) = (Vec::new(), Vec::with_capacity(model.routes.len()));
     let auths = auths.compile(model, residents).map_err(fail)?;
     for ((said, toward), auth) in model.routes.iter().zip(&toward).zip(auths) {
         match route(model, said, toward, residents) {
