@@ -123,15 +123,19 @@ mod tests {
         for part in [
             "by a test:\n",
             "\naccess log (not in use)\n",
-            "\nrate limits (in use by a, b)\n",
+            "\nrate limits and bandwidth (in use by a, b)\n",
             "  in force  server.limit_entries = 1024\n",
             "\ntidegate suggest (only when you ask for it)\n",
         ] {
             assert!(text.contains(part), "{part:?} in\n{text}");
         }
         let json = to_json(&table, "a test");
-        let limits =
-            json["table"].as_array().unwrap().iter().find(|row| row["what"] == "rate limits").unwrap();
+        let limits = json["table"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|row| row["what"] == "rate limits and bandwidth")
+            .unwrap();
         assert_eq!((&limits["used"], &limits["sites"]), (&json!("by sites"), &json!(["a", "b"])));
         assert_eq!(limits["settings"]["server.limit_entries"], "1024");
     }

@@ -15,10 +15,10 @@ fn rows(old: &Server, new: &Server) -> Vec<(&'static str, bool)> {
         ("server.workers", old.workers != new.workers),
         ("server.state", old.state != new.state),
         ("server.limit_entries", old.limit_entries != new.limit_entries),
-        ("bans.entries", old.bans.entries != new.bans.entries),
         ("metrics.listen", old.metrics != new.metrics),
         ("admin.socket", old.admin_socket != new.admin_socket),
         ("demo.listen", old.demo != new.demo),
+        ("bans.entries", old.bans.entries != new.bans.entries),
     ]
 }
 

@@ -38,7 +38,7 @@ async fn the_table_is_that_of_the_running_process_or_of_the_file_that_is_named()
     let running: Value =
         serde_json::from_slice(&ask(&["privacy", "--socket", &socket, "--json"]).await).unwrap();
     assert_eq!(running["of"], "the running process");
-    let limits = row(&running, "rate limits");
+    let limits = row(&running, "rate limits and bandwidth");
     assert_eq!((&limits["used"], &limits["sites"]), (&"by sites".into(), &serde_json::json!([SITE])));
     assert_eq!(limits["settings"]["server.limit_entries"], "4096");
     assert_eq!(row(&running, "client certificates")["used"], "no");
@@ -48,7 +48,7 @@ async fn the_table_is_that_of_the_running_process_or_of_the_file_that_is_named()
     std::fs::write(&file, changed).unwrap();
     let config = file.display().to_string();
     let text = String::from_utf8(ask(&["privacy", "--config", &config]).await).unwrap();
-    assert!(text.contains("\nrate limits (in use by shop.test)\n"), "{text}");
+    assert!(text.contains("\nrate limits and bandwidth (in use by shop.test)\n"), "{text}");
     assert!(text.contains("  in force  server.limit_entries = 8192\n"), "{text}");
 
     std::fs::write(&file, "[server]\nlimit_entries = \"many\"\n").unwrap();

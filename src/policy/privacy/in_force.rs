@@ -21,7 +21,7 @@ const LINKS: &[Link] = &[
     Link { what: "process log", settings: &["log.privacy"], needs: &[], unless: None },
     Link { what: "connections", settings: &["server.max_connections", "server.timeouts.idle", "server.timeouts.age"], needs: &[], unless: None },
     Link { what: "requests in flight", settings: &["server.limits.head", "server.timeouts.body"], needs: &[], unless: None },
-    Link { what: "rate limits", settings: &["server.limit_entries"], needs: &["limit"], unless: None },
+    Link { what: "rate limits and bandwidth", settings: &["server.limit_entries"], needs: &["limit", "bandwidth"], unless: None },
     Link { what: "client-IP doctor", settings: &["server.client_ip_doctor"], needs: &[], unless: Some(("server.client_ip_doctor", "\"off\"")) },
     Link { what: "floods", settings: &["server.limits.flood_delay"], needs: &[], unless: Some(("server.limits.flood_delay", "\"0s\"")) },
     Link { what: "shares and overload", settings: &[], needs: &[], unless: None },
@@ -143,7 +143,7 @@ mod tests {
             ("site.\"c.test\".route[12].limit[0].rate", "\"1 per 1s\""),
             ("site.\"d.test\".limits_of_old", "1"),
         ];
-        let limits = one(&settings, "rate limits");
+        let limits = one(&settings, "rate limits and bandwidth");
         assert_eq!(limits.used, Used::Sites(vec!["a.test".into(), "c.test".into()]));
         assert_eq!(limits.values, [("server.limit_entries".into(), "1024".into())]);
         assert_eq!(one(&settings, "client certificates").used, Used::No);
