@@ -38,6 +38,7 @@ const PATH: u8 = 16;
 const SPACE: u8 = 32;
 
 /// What each byte may set off.
+#[allow(clippy::indexing_slicing, reason = "evaluated when compiled, where a wrong index is an error")]
 static TABLE: [u8; 256] = {
     let mut table = [0; 256];
     table[b'%' as usize] = PERCENT;
