@@ -98,7 +98,9 @@ fn look(control: &Control, controller: &mut Controller) {
     let by_count =
         matches!(Cause::ALL.get(at), Some(Cause::Memory | Cause::Connections | Cause::Descriptors));
     let full = pressures.get(Cause::Memory as usize).is_some_and(|memory| *memory >= 100);
-    levels.load.set(controller.stage(), over == 0 && by_count, full);
+    // Only while it is needed: the stage outlasts that for a while.
+    let everybody = over == 0 && by_count && *pressure >= Stage::NoKeepAlive.enter();
+    levels.load.set(controller.stage(), everybody, full);
 }
 
 fn tell(before: Stage, stage: Stage, cause: Cause, pressure: u32, over: usize) {

@@ -156,8 +156,8 @@ pub enum Thing {
 }
 
 impl Levels {
-    /// A tenant's weight, and what it is a part of. Who is the only one that has anything still leaves room for one other,
-    /// where there are others: what is taken does not come back at once.
+    /// A tenant's weight, and what it is a part of. Who is the only one that has anything still leaves room for one other of
+    /// the usual weight, where there are others: what is taken does not come back at once.
     pub fn weights(&self, thing: Thing, tenant: &Tenant) -> (u32, u32) {
         let sum = match thing {
             Thing::Connections => &self.connections,
@@ -165,7 +165,7 @@ impl Levels {
             Thing::InFlight => &self.in_flight,
         };
         let own = tenant.weight();
-        let least = if self.tenants.load(Relaxed) > 1 { own.saturating_mul(2) } else { own };
+        let least = if self.tenants.load(Relaxed) > 1 { own.saturating_add(1) } else { own };
         (own, sum.load(Relaxed).max(least))
     }
 }
@@ -320,7 +320,7 @@ mod tests {
         drop((held, upstream));
         tenants.survey();
         assert_eq!(read(&one), [(1, 2), (1, 2), (1, 2)]);
-        assert_eq!(read(&heavy), [(3, 6), (3, 6), (3, 6)]);
+        assert_eq!(read(&heavy), [(3, 4), (3, 4), (3, 4)]);
         drop(heavy);
         tenants.sweep();
         assert_eq!(read(&one), [(1, 1), (1, 1), (1, 1)], "there is nobody else");
