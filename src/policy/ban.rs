@@ -146,6 +146,7 @@ pub fn offence(outcome: Outcome) -> Option<Offence> {
     match outcome {
         Outcome::RateLimited => Some(Offence::RateLimit),
         Outcome::AuthWrong => Some(Offence::Auth),
+        Outcome::Patched => Some(Offence::Patch),
         Outcome::ClientFlood => Some(Offence::Flood),
         Outcome::BadRequest | Outcome::BadHost | Outcome::BadPath | Outcome::BadFraming => {
             Some(Offence::BadRequest)

@@ -17,7 +17,7 @@ use crate::proxy::body::ResponseBody;
 use crate::proxy::context::Context;
 use crate::proxy::fields::X_REQUEST_ID;
 use crate::proxy::request::Answer;
-use crate::proxy::{enforce, grpc};
+use crate::proxy::{doctor, enforce, grpc};
 use crate::telemetry::metric::Counter;
 
 const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
@@ -69,7 +69,9 @@ pub fn finish(headers: &mut HeaderMap, context: &Context) {
 pub fn failure(mut context: Box<Context>, outcome: Outcome) -> Response<ResponseBody> {
     let row = outcome.row();
     let site = context.site().map(|site| &**site);
-    enforce::note(context.worker(), &context.snapshot, site, context.client, outcome);
+    if !doctor::doubts(&context) {
+        enforce::note(context.worker(), &context.snapshot, site, context.client, outcome);
+    }
     // Framing that was not understood: what follows on this connection is anyone's guess (RFC 9112 section 9.6).
     if row.status == 400 || matches!(outcome, Outcome::BodyTooLarge | Outcome::HeadTooLarge) {
         context.close = true;

@@ -137,12 +137,12 @@ fn told(what: &str, count: u64, seen: &Seen, seconds: f64, before: f64, after: f
         seen.allowed.load(Ordering::Relaxed),
         seen.refused.load(Ordering::Relaxed),
         seen.failed.load(Ordering::Relaxed),
-        ENTRIES * 16 >> 20,
+        (ENTRIES * 16) >> 20,
     );
 }
 
 /// Beyond the table a run may cost what connections cost while they are open.
-const MEMORY_MIB: f64 = (ENTRIES * 16 >> 20) as f64 + 48.0;
+const MEMORY_MIB: f64 = ((ENTRIES * 16) >> 20) as f64 + 48.0;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_sprays_within_a_48_is_limited_as_one_and_the_honest_client_as_itself() {

@@ -182,6 +182,11 @@ fn read_cors(
         let help = "name at least one, like \"https://app.example\"; or say cors = \"off\"";
         context.error("missing", table.span_of("origins"), "`origins` is empty", help);
     }
+    if cors.credentials && cors.origins.contains(&CorsOrigin::Exact("null".into())) {
+        let message = "`credentials` for the origin `null`: every sandboxed page and local file has it";
+        let help = "name the origins that may, or leave `credentials`";
+        context.error("conflict", table.span_of("credentials"), message, help);
+    }
     if cors.credentials && cors.origins.contains(&CorsOrigin::Any) {
         let message = "`credentials` for every origin: any page could act for whoever is signed in here";
         let help = "name the origins that may, or leave `credentials`; browsers refuse this too";

@@ -44,6 +44,10 @@ pub(super) fn check(context: &mut Context, site: &Site) -> Result<(), Outcome> {
 /// Counts an ending against its client, where it is an offence and somebody counts them.
 pub fn note(worker: &Worker, snapshot: &Snapshot, site: Option<&Site>, client: IpAddr, outcome: Outcome) {
     let Some(offence) = ban::offence(outcome) else { return };
+    // A ban of a proxy that nobody trusts yet would be one of everybody behind it.
+    if worker.examiner.is_proxy(&snapshot.server, client) {
+        return;
+    }
     let watch = &snapshot.bans;
     let rules = watch.rule.as_deref().into_iter().chain(site.and_then(|site| site.ban.as_ref()));
     for rule in rules {

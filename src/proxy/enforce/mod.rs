@@ -40,8 +40,8 @@ pub async fn all(
     doctor::note(context, &parts.headers);
     address::check(context, site, route)?;
     bans::check(context, site)?;
-    observe::arrived(context, site);
     let wanted = patch::head(context, site, route, parts)?;
+    observe::arrived(context, site);
     limits::check(context, site, route, parts, path, When::Before)?;
     context.cors = route.cors.as_ref().and_then(|cors| cors.allows(&parts.headers));
     // Browsers send no credentials with such a question, and nobody but us answers it.
