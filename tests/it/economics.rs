@@ -207,6 +207,8 @@ async fn without_a_descriptor_for_a_backend_the_request_is_told_so_and_the_next_
     .await;
     let proxy = Proxy::builder()
         .set("server.limits.h2_streams", "1000")
+        // So that descriptors run out first.
+        .set("server.shares.in_flight", "100000")
         .files(FILES)
         .site(SITE, &origin.backends())
         .start()
