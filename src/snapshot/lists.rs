@@ -89,9 +89,17 @@ fn read_list(
     list: &NetworkList,
     former: Option<&(Print, Arc<CidrSet>)>,
 ) -> Result<(Print, Arc<CidrSet>), Box<Diagnostic>> {
+    const WHAT: &str = "list of networks";
     let text = match &list.file {
         None => Vec::new(),
-        Some(file) => read(file, LIST_BYTES_MAX, "list of networks")?,
+        Some(file) => {
+            let text = read(file, LIST_BYTES_MAX, WHAT)?;
+            // Most often a writer that has begun anew and not written yet: whom it kept out must not come in meanwhile.
+            if text.is_empty() {
+                return Err(refused(file, WHAT, "it is empty; one without networks has a comment at least"));
+            }
+            text
+        }
     };
     let mut hash = Sha256::new();
     hash.update(format!("{:?}", list.networks));
@@ -103,7 +111,7 @@ fn read_list(
     let parsed =
         std::str::from_utf8(&text).map_err(|_| "it is not UTF-8".to_owned()).and_then(address::parse);
     let more = parsed.map_err(|why| match &list.file {
-        Some(file) => refused(file, "list of networks", &why),
+        Some(file) => refused(file, WHAT, &why),
         None => Box::new(Diagnostic::error(CODE, &crate::config::model::Origin::Default, why)),
     })?;
     let networks = list.networks.iter().copied().chain(more);
@@ -166,6 +174,10 @@ mod tests {
         std::fs::write(&list, "203.0.113.0/24\nnonsense\n").unwrap();
         let problems = lists.refresh(&server);
         assert!(problems[0].message.contains("line 2: `nonsense`"), "{}", problems[0].message);
+        assert_eq!((has("192.0.2.1"), lists.print("bad") == print), (Some(true), true));
+        // As a writer leaves it between two steps.
+        std::fs::write(&list, "").unwrap();
+        assert!(lists.refresh(&server)[0].message.contains("it is empty"));
         assert_eq!((has("192.0.2.1"), lists.print("bad") == print), (Some(true), true));
         std::fs::write(&list, "203.0.113.0/24\n").unwrap();
         assert_eq!(lists.refresh(&server).len(), 0);

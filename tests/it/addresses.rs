@@ -75,7 +75,9 @@ async fn a_file_of_a_hundred_thousand_networks_is_followed_while_requests_run() 
     assert_eq!(from(&proxy, "198.51.100.1", "/").await.status, 200);
 
     list.push_str("198.51.100.0/24\n");
-    std::fs::write(&file, &list).unwrap();
+    let newer = file.with_extension("new");
+    std::fs::write(&newer, &list).unwrap();
+    std::fs::rename(&newer, &file).unwrap();
     let denied = || async { (from(&proxy, "198.51.100.1", "/").await.status == 403).then_some(()) };
     wait_for("the longer list is in force", denied).await;
 
