@@ -1,7 +1,7 @@
 //! Bans as operators see them: by command, by file, listed, and kept over a restart.
 //!
 //! One JSON file in the state folder. A command's ban is on disk before the command is answered; those by offences
-//! follow within [`EVERY`], and at a graceful end. What cannot be read or written is told and costs nothing else.
+//! follow within `EVERY`, and at a graceful end. What cannot be read or written is told and costs nothing else.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};

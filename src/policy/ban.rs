@@ -2,7 +2,7 @@
 //!
 //! Three things ban: offences of a client (a [`Rule`] says how many, of which kind, for how long), a command, and a file
 //! of networks. Bans by offences are looked up by a keyed hash in a bounded table without locks; networks in a tree that
-//! is replaced whole. A [`book::Book`] behind a lock knows why and until when; only those who ban or ask for the list
+//! is replaced whole. A `book::Book` behind a lock knows why and until when; only those who ban or ask for the list
 //! come to it. While nobody is banned a look costs one load.
 //!
 //! *When full* the ban by offences that would end soonest gives way, never one by command or file. *Never banned*: trusted

@@ -5,7 +5,7 @@
 //! [`Watch`]: no lock and no shared cache line for a request. [`Merged`] adds the tallies of all workers up, [`Report`]
 //! says what they come to. Nothing of it outlives the answer.
 //!
-//! Where there are more clients than room, a part of them is looked at: [`sample`] says which.
+//! Where there are more clients than room, a part of them is looked at: `sample` says which.
 
 mod merge;
 mod propose;

@@ -132,7 +132,7 @@ impl Kept {
         Keeper(self.source.clone())
     }
 
-    /// See [`Body::poll_frame`].
+    /// See `Body::poll_frame`.
     pub fn poll(&mut self, cx: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         let source = &self.source;
         if let Some(tie) = &self.tie {
@@ -160,12 +160,12 @@ impl Kept {
         self.source.pieces.borrow().get(self.at).cloned()
     }
 
-    /// See [`Body::is_end_stream`].
+    /// See `Body::is_end_stream`.
     pub fn is_end_stream(&self) -> bool {
         self.ahead().is_none() && self.source.body.borrow().is_end_stream()
     }
 
-    /// See [`Body::size_hint`].
+    /// See `Body::size_hint`.
     pub fn size_hint(&self) -> SizeHint {
         let ahead: usize = self.source.pieces.borrow().iter().skip(self.at).map(Piece::size).sum();
         match self.source.body.borrow().size_hint().exact() {

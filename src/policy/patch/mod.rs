@@ -2,7 +2,7 @@
 //!
 //! A [`pack`] is a TOML file of rules with their cases. [`mod@compile`] makes one automaton of all packs: every text of
 //! a request ([`field`]), decoded in the ways that rules ask for ([`decode`]), goes through it once, and only rules whose
-//! strings ([`needle`]) were found are tried ([`scan`]). All of that is linear in the request and bounded. A [`shelf`]
+//! strings (`needle`) were found are tried ([`scan`]). All of that is linear in the request and bounded. A [`shelf`]
 //! keeps what is in force: signed ([`sign`]), not expired, and with cases ([`case`]) that hold.
 //!
 //! No I/O here: files are read by the control plane, bodies by the data plane.
