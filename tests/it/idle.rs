@@ -29,6 +29,8 @@ async fn ten_thousand_idle_tls_connections_are_held_and_still_answer() {
         .set("server.max_connections", "12000")
         .set("server.max_connections_per_client", "0")
         .set("server.timeouts.idle", "\"10m\"")
+        // At four fifths of `max_connections` idle ones would be closed.
+        .set("server.overload.mode", "\"shadow\"")
         .site(SITE, &origin.backends())
         .start()
         .await;

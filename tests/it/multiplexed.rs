@@ -114,7 +114,8 @@ async fn an_encrypted_backend_that_agrees_to_no_http2_is_named_as_such() {
         let (origin, proxy) = over_tls(alpn).await;
         proxy.get(SITE, "/").await.expect(502, "UPSTREAM-PROTOCOL");
         assert_eq!(origin.count(), 0);
-        assert!(proxy.stderr().contains("does not speak HTTP/2"), "{}", proxy.stderr());
+        // The log is read by a thread of the test's own.
+        wait_until("it to be told", || proxy.stderr().contains("does not speak HTTP/2")).await;
         let failed = [("reason", "not-h2")];
         let failures = proxy.metrics().await.sum("tidegate_upstream_connection_failures_total", &failed);
         assert!(failures >= 1.0);

@@ -208,6 +208,8 @@ impl Proxy {
             .set("server.https", "[\"127.0.0.1:0\"]")
             .set("server.workers", "1")
             .set("server.drain", "\"2s\"")
+            // A build for tests on a machine that does other things, too, is late for reasons of its own.
+            .set("server.overload.lag", "\"1m\"")
             .set("server.state", &format!("{state:?}"))
             .set("metrics.listen", "\"127.0.0.1:0\"")
             .set("admin.socket", &format!("{socket:?}"))
