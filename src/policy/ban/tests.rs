@@ -5,6 +5,7 @@ use std::time::Duration;
 use governor::clock::FakeRelativeClock;
 
 use super::*;
+use crate::base::outcome::Outcome;
 use crate::base::unit::parse_rate;
 use crate::config::model::BanRule;
 
@@ -207,4 +208,10 @@ fn outcomes_that_are_offences() {
     for harmless in [Outcome::Served, Outcome::Banned, Outcome::ClientGone, Outcome::UpstreamTimeout] {
         assert_eq!(offence(harmless), None);
     }
+}
+
+#[test]
+fn regression_what_a_virtual_patch_refuses_is_an_offence() {
+    assert_eq!(super::offence(Outcome::Patched), Some(Offence::Patch));
+    assert_eq!(super::offence(Outcome::Served), None);
 }
