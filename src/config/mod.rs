@@ -12,6 +12,7 @@ pub mod diagnostic;
 mod document;
 pub mod effective;
 mod fragment;
+pub mod look;
 pub mod model;
 pub mod parse;
 pub mod reference;
@@ -31,10 +32,12 @@ pub use clash::clashes;
 pub use diagnostic::{Diagnostic, Severity, render_human, to_json};
 pub use effective::{Effective, effective_site};
 pub use fragment::Fragment;
+pub use look::Watched;
 pub use reference::schema;
 pub use restart::restart_needed;
 pub use source::{Source, Sources};
 
+use look::Gathered;
 use model::{Origin, Server, Site};
 use parse::{Context, Value, quoted};
 use setting::{Id, Kind, SITES_MAX};
@@ -52,10 +55,8 @@ pub struct Loaded {
     pub broken_files: Vec<Arc<Path>>,
     /// All problems, by file and place.
     pub diagnostics: Vec<Diagnostic>,
-    /// Every file read, and every certificate, key and authority named: for watching.
-    pub files: Vec<PathBuf>,
-    /// Folders to watch: those of the files, and those of `include` even while they are missing.
-    pub folders: Vec<PathBuf>,
+    /// Every file and folder that all this depends on.
+    pub watched: Arc<Watched>,
     /// The texts, for rendering diagnostics.
     pub sources: Sources,
     /// Files in the order in which they were read.
@@ -182,8 +183,7 @@ struct Run<'a> {
     reader: Reader,
     loaded: Loaded,
     sites: BTreeMap<Arc<str>, (SiteEntry, Origin, u64)>,
-    files: BTreeSet<PathBuf>,
-    folders: BTreeSet<PathBuf>,
+    gathered: Gathered,
 }
 
 impl<'a> Run<'a> {
@@ -195,18 +195,17 @@ impl<'a> Run<'a> {
             sites: Vec::new(),
             broken_files: Vec::new(),
             diagnostics: Vec::new(),
-            files: Vec::new(),
-            folders: Vec::new(),
+            watched: Arc::default(),
             sources,
             order: Vec::new(),
         };
-        let (files, folders) = Default::default();
-        Run { home, fragments, reader: Reader::default(), loaded, sites: BTreeMap::new(), files, folders }
+        let (reader, sites, gathered) = Default::default();
+        Run { home, fragments, reader, loaded, sites, gathered }
     }
 
     /// Reads a file into the sources; reports what is wrong with it at the place that named it.
     fn read(&mut self, path: &Arc<Path>, named: Option<&Origin>) -> Option<Arc<Source>> {
-        self.files.insert(path.to_path_buf());
+        self.gathered.file(path.to_path_buf());
         self.loaded.order.push(path.clone());
         match self.reader.read(path) {
             Ok(text) => {
@@ -240,13 +239,15 @@ impl<'a> Run<'a> {
         let said = section::server::read(&mut context, root);
         self.take_sites(&mut context, main, root, &said.server);
         let mut good = context.errors == 0;
-        self.files.append(&mut context.files.drain(..).collect());
+        context.files.drain(..).for_each(|file| self.gathered.file(file));
         self.loaded.diagnostics.append(&mut context.diagnostics);
         let mut seen = BTreeSet::from([main.path().to_path_buf()]);
         for include in &said.include {
             let pattern = join(main.folder(), include.value.as_ref());
-            let found = match expand(&pattern) {
-                Ok(found) => found,
+            // Watched even while it is missing.
+            self.gathered.folder(pattern.parent().unwrap_or(Path::new("/")));
+            let files = match expand(&pattern) {
+                Ok(files) => files,
                 Err(message) => {
                     let message = format!("`{}`: {message}", quoted(&include.value));
                     self.loaded.diagnostics.push(Diagnostic::error(
@@ -258,14 +259,13 @@ impl<'a> Run<'a> {
                     continue;
                 }
             };
-            self.folders.insert(found.folder);
-            for file in found.files {
+            for file in files {
                 if seen.insert(file.clone()) {
                     self.included(&file.into(), &include.value, &include.origin, &said.server);
                 }
             }
         }
-        self.folders.extend(said.server.patches.iter().map(|patches| patches.folder.clone()));
+        said.server.patches.iter().for_each(|patches| self.gathered.folder(&patches.folder));
         if said.server.docker.is_some() {
             self.fragments.iter().for_each(|fragment| self.fragment(fragment, &said.server));
         }
@@ -336,7 +336,7 @@ impl<'a> Run<'a> {
             }
             let site = section::site::read(&mut inner, &name, key, value, server);
             self.loaded.diagnostics.append(&mut inner.diagnostics);
-            self.files.extend(inner.files);
+            inner.files.into_iter().for_each(|file| self.gathered.file(file));
             let text = canonical(&name, value.get_ref(), source.folder());
             let entry = SiteEntry { name: name.clone(), file: source.path().clone(), text, site };
             let age = u64::try_from(self.sites.len()).unwrap_or(u64::MAX);
@@ -361,14 +361,12 @@ impl<'a> Run<'a> {
     }
 
     fn finish(self, server: Option<(Server, bool)>) -> Loaded {
-        let Run { mut loaded, sites, mut folders, files, .. } = self;
+        let Run { mut loaded, sites, gathered, .. } = self;
         loaded.server = server.filter(|(_, good)| *good).map(|(server, _)| server);
         let ages: HashMap<Arc<str>, u64> =
             sites.iter().map(|(name, (_, _, age))| (name.clone(), *age)).collect();
         loaded.sites = sites.into_values().map(|(entry, _, _)| entry).collect();
-        folders.extend(files.iter().filter_map(|file| file.parent().map(Path::to_path_buf)));
-        loaded.files = files.into_iter().collect();
-        loaded.folders = folders.into_iter().collect();
+        loaded.watched = Arc::new(gathered.finish());
         loaded.settle_clashes(|name| ages.get(name).copied().unwrap_or(u64::MAX));
         loaded
     }

@@ -159,22 +159,13 @@ impl Reader {
     }
 }
 
-/// What an entry of `include` means.
-#[derive(Debug)]
-pub struct Include {
-    /// The folder it looks into: to be watched even while it is missing.
-    pub folder: PathBuf,
-    /// The files found, sorted by name.
-    pub files: Vec<PathBuf>,
-}
-
-/// Expands an absolute include pattern; `*` is legal in the last component only and never matches a leading dot,
+/// The files that an absolute include pattern means, sorted by name; `*` is legal in the last component only and never matches a leading dot,
 /// so hidden files, editors' swap files and the `..data` links of mounted volumes stay out.
 ///
 /// # Errors
 /// A sentence that says what is wrong with the pattern or its folder.
-pub fn expand(pattern: &Path) -> Result<Include, String> {
-    let folder = pattern.parent().unwrap_or(Path::new("/")).to_path_buf();
+pub fn expand(pattern: &Path) -> Result<Vec<PathBuf>, String> {
+    let folder = pattern.parent().unwrap_or(Path::new("/"));
     let Some(last) = pattern.file_name() else {
         return Err("an include names a file, or files with `*`, like \"sites/*.toml\"".into());
     };
@@ -183,10 +174,10 @@ pub fn expand(pattern: &Path) -> Result<Include, String> {
     }
     let last = last.as_encoded_bytes();
     if !last.contains(&b'*') {
-        return Ok(Include { folder, files: vec![pattern.to_path_buf()] });
+        return Ok(vec![pattern.to_path_buf()]);
     }
     let mut files = Vec::new();
-    match fs::read_dir(&folder) {
+    match fs::read_dir(folder) {
         // No folder means no sites yet; the folder is watched.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => return Err(format!("the folder {} cannot be read: {error}", folder.display())),
@@ -204,7 +195,7 @@ pub fn expand(pattern: &Path) -> Result<Include, String> {
     files.sort();
     // One more than may be read: the reader then says so.
     files.truncate(FILES_MAX + 1);
-    Ok(Include { folder, files })
+    Ok(files)
 }
 
 /// Whether `name` matches a pattern with any number of `*`. Linear per star, without backtracking over earlier ones.
@@ -293,10 +284,10 @@ mod tests {
             fs::write(folder.path().join(name), "").unwrap();
         }
         fs::create_dir(folder.path().join("e.toml")).unwrap();
-        let found = expand(&folder.path().join("*.toml")).unwrap().files;
+        let found = expand(&folder.path().join("*.toml")).unwrap();
         let names: Vec<_> = found.iter().filter_map(|file| file.file_name()?.to_str()).collect();
         assert_eq!(names, ["a.toml", "b.toml"]);
-        assert!(expand(&folder.path().join("missing/*.toml")).unwrap().files.is_empty());
+        assert!(expand(&folder.path().join("missing/*.toml")).unwrap().is_empty());
     }
 
     #[test]

@@ -41,7 +41,7 @@ fn a_missing_file_is_a_message_and_no_panic() {
     assert!(loaded.server.is_none());
     assert_eq!(codes(&loaded), ["unreadable"]);
     assert_eq!(loaded.broken_files.len(), 1);
-    assert_eq!(loaded.files.len(), 1, "the missing file is watched");
+    assert_eq!(loaded.watched.files.len(), 1, "the missing file is watched");
 }
 
 #[test]
@@ -51,7 +51,10 @@ fn an_empty_file_is_valid() {
     let server = loaded.server.unwrap();
     assert_eq!(server.https, ["0.0.0.0:443".parse().unwrap()]);
     assert_eq!(server.limits.head, 32 << 10);
-    assert!(loaded.folders.iter().any(|folder| folder.ends_with("sites")), "a missing folder is watched");
+    assert!(
+        loaded.watched.folders.iter().any(|folder| folder.ends_with("sites")),
+        "a missing folder is watched"
+    );
 }
 
 #[test]
@@ -131,7 +134,7 @@ fn canonical_text_moves_with_its_site_and_forgets_layout() {
     let root = folder.path().display().to_string();
     assert!(entry.text.contains(&format!("\"{root}/sites/k.pem\"")), "{}", entry.text);
     assert!(entry.text.contains(&format!("\"{root}/ca.pem\"")), "{}", entry.text);
-    let watched = |end: &str| loaded.files.iter().any(|file| file.ends_with(end));
+    let watched = |end: &str| loaded.watched.files.iter().any(|file| file.ends_with(end));
     assert!(watched("sites/k.pem") && watched("abs/c.pem") && watched("ca.pem") && watched("sites/a.toml"));
     let (again, _) =
         parse_site("shop.example", Path::new("/x"), &entry.text, loaded.server.as_ref().unwrap());

@@ -38,7 +38,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 
-use crate::config::{Fragment, model};
+use crate::config::{Fragment, Watched, model};
 use crate::discovery::docker;
 use crate::policy::connection_limit::Connections;
 use crate::snapshot::resident::Residents;
@@ -68,7 +68,7 @@ pub struct Control {
     state: Mutex<State>,
     /// What the last reload left to tell; read by `status` while a reload runs.
     view: ArcSwap<View>,
-    watched: Mutex<Watched>,
+    watched: Mutex<Arc<Watched>>,
     /// What the labels of containers say and is not in force yet.
     relabelled: Mutex<Option<Vec<Fragment>>>,
     deployments: Mutex<deploy::Deployments>,
@@ -156,22 +156,6 @@ pub struct View {
     pub loaded: Option<crate::config::Loaded>,
 }
 
-impl View {
-    fn watched(&self) -> Watched {
-        let loaded = self.loaded.as_ref();
-        loaded.map(|l| Watched { files: l.files.clone(), folders: l.folders.clone() }).unwrap_or_default()
-    }
-}
-
-/// Files and folders that the watcher looks at.
-#[derive(Default, Clone, PartialEq, Eq)]
-pub struct Watched {
-    /// Files whose change is a reason to reload.
-    pub files: Vec<PathBuf>,
-    /// Folders to get events from.
-    pub folders: Vec<PathBuf>,
-}
-
 /// What a [`Control`] is made of; handed over by the assembler.
 pub struct Parts {
     pub path: PathBuf,
@@ -209,8 +193,8 @@ impl Control {
         })
     }
 
-    /// What is to be watched now.
-    pub fn watched(&self) -> Watched {
+    /// What is to be watched now, and what it looked like when it was read last.
+    pub fn watched(&self) -> Arc<Watched> {
         lock(&self.watched).clone()
     }
 

@@ -11,10 +11,10 @@ use serde_json::json;
 
 use crate::base::clock;
 use crate::config::model::{Bans, Certificate, Server};
-use crate::config::{self, Diagnostic, Loaded};
+use crate::config::{self, Diagnostic, Loaded, Watched};
 use crate::control::choose::{self, Built, build, told};
 use crate::control::last_good::{self, Store};
-use crate::control::{Control, Known, State, View, Watched, bans, lock, patches, remembered, renew};
+use crate::control::{Control, Known, State, View, bans, lock, patches, remembered, renew};
 use crate::net::descriptors::Budget;
 use crate::snapshot::lists;
 use crate::snapshot::resident::Residents;
@@ -29,7 +29,7 @@ pub struct First {
     pub problems: String,
     pub(super) state: State,
     pub(super) view: View,
-    pub(super) watched: Watched,
+    pub(super) watched: Arc<Watched>,
 }
 
 /// What a reload did.
@@ -108,6 +108,7 @@ pub fn first(
     let server = Arc::new(server);
     renew::configure(residents, &server);
     residents.tenants.configure(&server.shares.weights);
+    let watched = loaded.watched.clone();
     let built = build(&mut loaded, &state, &server, 1, residents);
     let problems = config::render_human(&built.diagnostics, &loaded.sources, false);
     for (name, reason) in &built.quarantined {
@@ -121,7 +122,6 @@ pub fn first(
     residents.save_hsts();
     state.saved = keep(&server, &state, &view);
     residents.hub.set_generation(1);
-    let watched = view.watched();
     Ok(First { snapshot: Some(snapshot), problems, state, view, watched })
 }
 
@@ -152,7 +152,7 @@ impl Control {
         let started = clock::now();
         let mut loaded = load(&self.path, &state);
         let old = self.cell.load();
-        *lock(&self.watched) = Watched { files: loaded.files.clone(), folders: loaded.folders.clone() };
+        *lock(&self.watched) = loaded.watched.clone();
         let Some(server) = loaded.server.clone() else {
             let report = Report {
                 generation: old.generation,

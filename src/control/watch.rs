@@ -4,7 +4,7 @@
 //! Network file systems and bind mounts give no events at all, which is why every [`POLL`] the files are looked at.
 //! An event only says "look": whether anything changed is decided by content, in the reload.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,7 +13,9 @@ use std::time::Duration;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::Notify;
 
-use crate::control::{Control, Watched};
+use crate::config::Watched;
+use crate::config::look::Look;
+use crate::control::Control;
 
 /// How often files are looked at without an event.
 pub const POLL: Duration = Duration::from_secs(10);
@@ -22,46 +24,44 @@ const QUIET: Duration = Duration::from_millis(200);
 /// And are waited for no longer than this, or a busy folder would put a reload off for ever.
 const QUIET_MAX: Duration = Duration::from_secs(2);
 
-/// What a look at the files saw; two equal looks mean that nothing changed.
-type Look = BTreeMap<PathBuf, Option<(u64, u64, i64, i64)>>;
-
 /// Watches for ever; calls a reload when something may have changed.
 pub async fn run(control: Arc<Control>, reload: impl AsyncFn(&'static str)) {
+    compare(|| control.watched(), reload).await;
+}
+
+/// Compares what stands there with what it looked like when it was read last, whoever read it: what changed before the
+/// first look here, or during a reload, is seen by the look after it.
+async fn compare(watched: impl Fn() -> Arc<Watched>, reload: impl AsyncFn(&'static str)) {
     let changed = Arc::new(Notify::new());
-    let mut watcher = Folders::new(changed.clone());
-    let mut watched = control.watched();
-    let mut seen;
-    (watcher, seen) = follow_and_look(watcher, watched.clone()).await;
+    let mut folders = Folders::new(changed.clone());
+    let mut reason = "files changed during the start";
     loop {
-        let reason = tokio::select! {
+        let read = watched();
+        let now;
+        (folders, now) = follow_and_look(folders, read.clone()).await;
+        if now != read.seen {
+            reload(reason).await;
+            // Not at once where nothing was read: that would be tried without an end.
+            if !Arc::ptr_eq(&read, &watched()) {
+                changed.notify_one();
+            }
+        }
+        reason = tokio::select! {
             () = changed.notified() => {
                 settle(&changed).await;
                 "files changed"
             }
             () = tokio::time::sleep(POLL) => "files changed, seen by the regular look",
         };
-        let now;
-        (watcher, now) = follow_and_look(watcher, watched.clone()).await;
-        if now == seen {
-            continue;
-        }
-        reload(reason).await;
-        // What to watch may have changed with the files; what changed during the reload is seen by the next look.
-        watched = control.watched();
-        (watcher, _) = follow_and_look(watcher, watched.clone()).await;
-        // The look from before the reload stands: a file that appeared while it read was not read. The price is one
-        // reload more, that changes nothing, when the reload itself brought new files to watch.
-        seen = now;
-        changed.notify_one();
     }
 }
 
 /// Ten thousand sites name thirty thousand files: they are not looked at on the thread that answers the admin socket.
 /// Followed first, so that what changes after the look gives an event.
-async fn follow_and_look(mut folders: Folders, watched: Watched) -> (Folders, Look) {
+async fn follow_and_look(mut folders: Folders, watched: Arc<Watched>) -> (Folders, Look) {
     let looked = tokio::task::spawn_blocking(move || {
         folders.follow(&watched);
-        let seen = look(&watched);
+        let seen = watched.look();
         (folders, seen)
     });
     match looked.await {
@@ -133,28 +133,17 @@ fn folders(watched: &Watched) -> HashSet<PathBuf> {
     watched.folders.iter().cloned().chain(parents).collect()
 }
 
-fn look(watched: &Watched) -> Look {
-    let inside = watched.folders.iter().filter_map(|folder| folder.read_dir().ok()).flatten().flatten();
-    let listed = inside
-        .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|kind| kind == "toml" || kind == "minisig"));
-    let state = |path: PathBuf| {
-        // Following links: what matters is what would be read.
-        let state = path.metadata().ok().map(|m| (m.ino(), m.size(), m.mtime(), m.mtime_nsec()));
-        (path, state)
-    };
-    watched.files.iter().cloned().chain(listed).map(state).collect()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use super::*;
 
     #[tokio::test]
     async fn a_folder_that_was_removed_and_made_again_gives_events_again() {
         let place = tempfile::tempdir().unwrap();
         let sites = place.path().join("sites");
-        let watched = Watched { files: Vec::new(), folders: vec![sites.clone()] };
+        let watched = Watched { folders: vec![sites.clone()], ..Watched::default() };
         let changed = Arc::new(Notify::new());
         let mut folders = Folders::new(changed.clone());
         for _ in 0..3 {
@@ -167,5 +156,42 @@ mod tests {
             std::fs::remove_dir_all(&sites).unwrap();
             settle(&changed).await;
         }
+    }
+
+    /// Watches a configuration that changed as `change` says after it was read, until it is read again.
+    async fn read_again(change: impl FnOnce(&Path)) {
+        let place = tempfile::tempdir().unwrap();
+        let main = place.path().join("tidegate.toml");
+        std::fs::create_dir(place.path().join("sites")).unwrap();
+        std::fs::write(place.path().join("list.txt"), "192.0.2.0/24\n").unwrap();
+        let text = "include = [\"sites/*.toml\"]\n[networks.a]\nfile = \"list.txt\"\n";
+        std::fs::write(&main, text).unwrap();
+        let read = Mutex::new(crate::config::load(&main).watched);
+        change(place.path());
+        let again = Notify::new();
+        let watching = compare(
+            || read.lock().unwrap().clone(),
+            async |_| {
+                *read.lock().unwrap() = crate::config::load(&main).watched;
+                again.notify_one();
+            },
+        );
+        let waiting = tokio::time::timeout(Duration::from_secs(20), again.notified());
+        tokio::select! {
+            () = watching => unreachable!(),
+            waited = waiting => waited.expect("it is read again"),
+        }
+    }
+
+    #[tokio::test]
+    async fn regression_what_changes_between_the_first_load_and_the_first_look_is_seen() {
+        read_again(|place| std::fs::write(place.join("tidegate.toml"), "include = [\"*.d\"]\n").unwrap())
+            .await;
+        read_again(|place| {
+            std::fs::write(place.join("list.txt"), "192.0.2.0/25\n198.51.100.0/24\n").unwrap()
+        })
+        .await;
+        read_again(|place| std::fs::remove_file(place.join("list.txt")).unwrap()).await;
+        read_again(|place| std::fs::write(place.join("sites/a.toml"), "").unwrap()).await;
     }
 }

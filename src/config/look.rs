@@ -1,0 +1,122 @@
+//! What the files of a configuration looked like when they were read, so that whoever watches them knows whether what is
+//! in force is what stands there now.
+//!
+//! A stamp is taken before its file is read: what changes in between then looks changed, at the price of one reload that
+//! finds nothing new. The other way round it would be missed until the next change.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// Files and folders that a configuration depends on.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Watched {
+    /// Every file read, and every certificate, key, list and authority named.
+    pub files: Vec<PathBuf>,
+    /// Folders of the files, and those of `include` and of patches even while they are missing.
+    pub folders: Vec<PathBuf>,
+    /// What they looked like before they were read.
+    pub seen: Look,
+}
+
+/// What a look at files saw; two equal looks mean that nothing changed.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Look(BTreeMap<PathBuf, Option<Stamp>>);
+
+/// Inode, size, and time of the last change of the content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp(u64, u64, i64, i64);
+
+impl Watched {
+    /// Looks at them again.
+    pub fn look(&self) -> Look {
+        let mut look = Look::default();
+        self.folders.iter().for_each(|folder| look.add_folder(folder));
+        self.files.iter().for_each(|file| look.add(file));
+        look
+    }
+}
+
+impl Look {
+    /// Looks at a file that was not looked at yet. Links are followed: what matters is what would be read.
+    pub fn add(&mut self, file: &Path) {
+        if self.0.contains_key(file) {
+            return;
+        }
+        let stamp = file.metadata().map(|m| Stamp(m.ino(), m.size(), m.mtime(), m.mtime_nsec()));
+        self.0.insert(file.to_path_buf(), stamp.ok());
+    }
+
+    /// Looks at what may be taken from a folder.
+    fn add_folder(&mut self, folder: &Path) {
+        let inside = folder.read_dir().into_iter().flatten().flatten().map(|entry| entry.path());
+        inside
+            .filter(|path| path.extension().is_some_and(|kind| kind == "toml" || kind == "minisig"))
+            .for_each(|path| self.add(&path));
+    }
+}
+
+/// Gathers what is to be watched while it is read.
+#[derive(Debug, Default)]
+pub(super) struct Gathered {
+    files: BTreeSet<PathBuf>,
+    folders: BTreeSet<PathBuf>,
+    seen: Look,
+}
+
+impl Gathered {
+    /// A file that is read after this.
+    pub fn file(&mut self, file: PathBuf) {
+        self.seen.add(&file);
+        self.files.insert(file);
+    }
+
+    /// A folder that is listed after this. Of two looks the first counts: what appeared since may have been missed.
+    pub fn folder(&mut self, folder: &Path) {
+        if self.folders.insert(folder.to_path_buf()) {
+            self.seen.add_folder(folder);
+        }
+    }
+
+    pub fn finish(mut self) -> Watched {
+        let parents: Vec<_> =
+            self.files.iter().filter_map(|file| file.parent().map(Path::to_path_buf)).collect();
+        parents.iter().for_each(|folder| self.folder(folder));
+        let Gathered { files, folders, seen } = self;
+        Watched { files: files.into_iter().collect(), folders: folders.into_iter().collect(), seen }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_changes_after_the_first_look_looks_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        std::fs::write(path("a.pem"), "1").unwrap();
+        let gathered = || {
+            let mut gathered = Gathered::default();
+            gathered.folder(folder.path());
+            gathered.file(path("a.pem"));
+            gathered.file(path("missing.pem"));
+            gathered
+        };
+        let watched = gathered().finish();
+        assert_eq!(watched.look(), watched.seen, "nothing changed");
+        for (name, text) in [("a.pem", "12"), ("missing.pem", ""), ("new.toml", "")] {
+            let before = gathered();
+            std::fs::write(path(name), text).unwrap();
+            let watched = before.finish();
+            assert_ne!(watched.look(), watched.seen, "{name}");
+        }
+        let before = gathered();
+        std::fs::remove_file(path("new.toml")).unwrap();
+        let watched = before.finish();
+        assert_ne!(watched.look(), watched.seen);
+        std::fs::write(path("of-no-concern.txt"), "").unwrap();
+        let watched = gathered().finish();
+        assert_eq!(watched.look(), watched.seen);
+    }
+}
