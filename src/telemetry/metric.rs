@@ -149,6 +149,7 @@ metrics! {
     EndpointEjected = "tidegate_endpoint_ejected", Gauge, ["service", "address"], "1 while the endpoint is ejected because it fails requests. Absent otherwise.";
     EndpointEjections = "tidegate_endpoint_ejections_total", Counter, ["service", "address", "cause"], "Ejections, by cause: consecutive, error-rate, latency.";
     ServicePanic = "tidegate_service_panic", Gauge, ["service"], "1 while so few endpoints are in good standing that all get requests. Absent otherwise.";
+    ServiceSpill = "tidegate_service_spill_ratio", Gauge, ["service"], "Share of requests that go to backups because too few of the others are in good standing. Absent while none do, and where no other endpoint is left.";
     HealthProbes = "tidegate_health_probes_total", Counter, ["result"], "Health checks that ended, by result: well or ill.";
     HealthProbesActive = "tidegate_health_probes_active", Gauge, [], "Health checks under way.";
     Workers = "tidegate_workers", Gauge, [], "Worker threads.";

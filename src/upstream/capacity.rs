@@ -25,7 +25,7 @@ use super::endpoint::{Endpoint, InFlight};
 use crate::base::clock::Millis;
 use crate::config::model::Capacity;
 
-/// Endpoints that the balancer may name and that turn out full, before all are looked at in turn.
+/// Endpoints that the balancer may name with room that another worker is quicker to take, before it is called full.
 const LOOKS_MAX: usize = 3;
 /// Time between two lines of the log about one queue, in milliseconds.
 const TELL_EVERY_MS: u64 = 10_000;
@@ -181,32 +181,19 @@ impl Service {
         rule.service.unwrap_or(u32::MAX).min(adaptive)
     }
 
-    /// An endpoint with room, the balancer's choice first. `Err`: none; whether any lives.
+    /// The endpoint that the balancer chooses among those with room. `Err`: none; whether any lives.
     fn room(&self, rule: &Capacity, ask: &Ask<'_>) -> Result<(usize, InFlight), bool> {
-        let Ask { now, random, tried, .. } = *ask;
         let cap = rule.per_endpoint.unwrap_or(u32::MAX);
-        let begin =
-            |at: usize| self.endpoints.get(at).and_then(|weighted| weighted.endpoint.begin_below(cap));
-        let (mut passed, mut full) = (*tried, false);
         for _ in 0..LOOKS_MAX {
-            let Some(at) = self.balancer.choose(&self.endpoints, &Ask { tried: &passed, ..*ask }) else {
-                break;
-            };
-            // It names what was passed over only when nothing else lives.
-            if full && passed.contains(at) {
-                break;
-            }
-            if let Some(in_flight) = begin(at) {
+            let Some(at) = self.balancer.choose_below(&self.endpoints, ask, cap) else { break };
+            let begun = self.endpoints.get(at).and_then(|one| one.endpoint.begin_below(cap));
+            if let Some(in_flight) = begun {
                 return Ok((at, in_flight));
             }
-            full = true;
-            passed.insert(at);
         }
-        let is_usable = |at: usize, one: &Weighted| !tried.contains(at) && one.endpoint.is_up(now);
-        let start = usize::try_from(random >> 33).unwrap_or(0) % self.endpoints.len().max(1);
-        let all = self.endpoints.iter().enumerate();
-        let usable = all.clone().skip(start).chain(all.take(start)).filter(|(at, one)| is_usable(*at, one));
-        usable.map(|(at, _)| at).find_map(|at| begin(at).map(|in_flight| (at, in_flight))).ok_or(full)
+        let is_full = |at: usize, one: &Weighted| !ask.tried.contains(at) && one.endpoint.in_flight() >= cap;
+        let mut all = self.endpoints.iter().enumerate();
+        Err(all.any(|(at, one)| one.endpoint.is_up(ask.now) || is_full(at, one)))
     }
 }
 

@@ -67,6 +67,8 @@ pub struct Endpoint {
     failures: AtomicU64,
     /// Its source says that it ends; the next snapshot will be without it.
     leaving: AtomicBool,
+    /// The configuration in force has it as a backup.
+    backup: AtomicBool,
     health: AtomicU8,
     /// When the health last changed.
     health_since: AtomicU64,
@@ -189,6 +191,7 @@ impl Endpoint {
             in_flight: AtomicU32::new(0),
             failures: AtomicU64::new(0),
             leaving: AtomicBool::new(false),
+            backup: AtomicBool::new(false),
             health: AtomicU8::new(Health::Unknown as u8),
             health_since: AtomicU64::new(0),
             standing: Standing::default(),
@@ -255,15 +258,29 @@ impl Endpoint {
         }
         match self.health() {
             Health::Unreachable | Health::Joining => return NEVER,
-            Health::Unhealthy if !self.group.panicking() => return NEVER,
+            Health::Unhealthy if !self.in_panic() => return NEVER,
             Health::Unhealthy | Health::Unknown | Health::Healthy => {}
         }
         match self.standing.out() {
             None => Availability::Up,
             Some(out) if out.due(now) => Availability::Trial,
-            Some(out) if out.cause != Cause::Connect && self.group.panicking() => Availability::Up,
+            Some(out) if out.cause != Cause::Connect && self.in_panic() => Availability::Up,
             Some(out) => Availability::Down { retry_at: out.until },
         }
+    }
+
+    /// Whether nothing that is thought of it counts, because too much is thought of its like.
+    fn in_panic(&self) -> bool {
+        self.group.panics(self.is_backup())
+    }
+
+    /// Whether the configuration in force has it as a backup.
+    pub fn is_backup(&self) -> bool {
+        self.backup.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_backup(&self, backup: bool) {
+        self.backup.store(backup, Ordering::Relaxed);
     }
 
     /// Its source says that it ends, or that it stays after all. In force at once: the snapshot without it may have to wait

@@ -154,7 +154,8 @@ impl Service {
             Some(_) => {}
         }
         if let Some(group) = endpoints().next().map(|endpoint| &endpoint.group) {
-            group.adopt(endpoints(), self.eject.as_ref(), self.panic, now);
+            let members = self.endpoints.iter().map(|weighted| (&weighted.endpoint, weighted.backup));
+            group.adopt(members, self.eject.as_ref(), self.panic, now);
         }
     }
 

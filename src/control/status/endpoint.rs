@@ -8,7 +8,7 @@ use crate::control::Control;
 use crate::telemetry::hub::Reading;
 use crate::telemetry::metric::Metric;
 use crate::upstream::endpoint::{Endpoint, Health};
-use crate::upstream::health::group::Group;
+use crate::upstream::health::group::{Group, WHOLE};
 use crate::upstream::health::passive::Cause;
 
 /// One endpoint in the answer to `GET /status`.
@@ -71,7 +71,7 @@ fn against(endpoint: &Endpoint, now: Millis) -> Option<String> {
 pub(super) fn panics(control: &Control) -> Vec<Value> {
     let groups = control.residents.endpoints.groups();
     let told = |group: &Group| {
-        let muster = group.muster();
+        let muster = group.muster_of_panic();
         json!({ "service": group.service, "reachable": muster.reachable, "good": muster.good })
     };
     groups.iter().filter(|group| group.panicking()).map(|group| told(group)).collect()
@@ -104,6 +104,10 @@ impl Control {
         }
         for group in self.residents.endpoints.groups().iter().filter(|group| group.panicking()) {
             readings.push(Reading::new(Metric::ServicePanic, &[&group.service], 1.0));
+        }
+        for group in self.residents.endpoints.groups().iter().filter(|group| group.spill() > 0) {
+            let share = f64::from(group.spill()) / f64::from(WHOLE);
+            readings.push(Reading::new(Metric::ServiceSpill, &[&group.service], share));
         }
         let counts = &self.probes;
         for (result, cell) in [("well", &counts.well), ("ill", &counts.ill)] {

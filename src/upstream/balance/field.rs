@@ -28,6 +28,8 @@ pub(super) struct Field<'a> {
     /// Backups are chosen from, not primaries.
     pub backup: bool,
     pub slow_start: Option<Duration>,
+    /// Who has so many requests in flight is passed over.
+    pub cap: u32,
 }
 
 impl Field<'_> {
@@ -47,6 +49,10 @@ impl Field<'_> {
 
     fn look(&self, at: usize, weighted: &Weighted) -> Candidate {
         if weighted.backup != self.backup || self.ask.tried.contains(at) {
+            return Candidate::No;
+        }
+        // Before its trial is taken, which nobody would then end.
+        if self.cap < u32::MAX && weighted.endpoint.in_flight() >= self.cap {
             return Candidate::No;
         }
         match weighted.endpoint.availability(self.ask.now) {

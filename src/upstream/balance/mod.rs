@@ -10,6 +10,10 @@
 //!    health check may be wrong and a backend may be back, and a small chance is better than a certain 503;
 //! 6. none, when all are down and all were tried.
 //!
+//! Where too few primaries are in good standing and enough backups are, a share of the requests begins with the backups
+//! ([`group`](super::health::group)); a cookie goes before that. An endpoint with as many requests as it may have is passed
+//! over like one that was tried, but is no reason to ask one that is down.
+//!
 //! An endpoint of weight 0 drains: it gets requests whose cookie names it ([`sticky`]), and others only where nothing else
 //! is up. Where the service has a slow start, an endpoint that is new or back counts for less at first (`field`).
 
@@ -33,6 +37,7 @@ use std::time::Duration;
 
 use super::endpoint::{Availability, Endpoint};
 use crate::base::clock::Millis;
+use crate::base::hash::mix;
 use crate::config::model::Balance;
 use field::Field;
 use hash::Ring;
@@ -124,19 +129,30 @@ impl Balancer {
 
     /// Chooses an endpoint, as an index. `None` when there is no endpoint, or when all are down and all were tried.
     pub fn choose(&self, endpoints: &[Weighted], ask: &Ask<'_>) -> Option<usize> {
-        let tiers = [(Some(&self.primaries), false), (self.backups.as_ref(), true)];
+        self.choose_below(endpoints, ask, u32::MAX)
+    }
+
+    /// The same among those that have less than so many requests in flight. `None` also when others are up.
+    pub fn choose_below(&self, endpoints: &[Weighted], ask: &Ask<'_>, cap: u32) -> Option<usize> {
+        let mut tiers = [(Some(&self.primaries), false), (self.backups.as_ref(), true)];
+        if self.backups.is_some() && begins_with_backups(endpoints, ask) {
+            tiers.reverse();
+        }
         tiers
             .into_iter()
             .filter_map(|(method, backup)| Some((method?, backup)))
             .find_map(|(method, backup)| {
-                let field = Field { endpoints, ask, backup, slow_start: self.slow_start };
+                let field = Field { endpoints, ask, backup, slow_start: self.slow_start, cap };
                 // Where everybody who is not held back is down, those who are held back serve.
                 let all =
                     || self.slow_start.and_then(|_| method.choose(&Field { slow_start: None, ..field }));
                 method.choose(&field).or_else(all)
             })
-            .or_else(|| again(endpoints, ask))
-            .or_else(|| soonest(endpoints, ask))
+            .or_else(|| match again(endpoints, ask, cap) {
+                Again::Up(at) => Some(at),
+                Again::Full => None,
+                Again::Down => soonest(endpoints, ask, cap),
+            })
     }
 }
 
@@ -184,17 +200,63 @@ fn from(endpoints: &[Weighted], random: u64) -> impl Iterator<Item = (usize, &We
     all.clone().skip(start).chain(all.take(start))
 }
 
-/// One that is up although it was tried, or drains.
-fn again(endpoints: &[Weighted], ask: &Ask<'_>) -> Option<usize> {
-    from(endpoints, ask.random)
-        .filter(|(_, weighted)| weighted.endpoint.is_up(ask.now))
-        .min_by_key(|(_, weighted)| (weighted.weight == 0, weighted.backup))
-        .map(|(at, _)| at)
+/// Whether this request is one of those that primaries, of which too few are in good standing, leave to the backups. A
+/// key decides it once and for all, and who has a cookie stays where it is.
+fn begins_with_backups(endpoints: &[Weighted], ask: &Ask<'_>) -> bool {
+    let spill = endpoints.first().map_or(0, |one| one.endpoint.group.spill());
+    if spill == 0 {
+        return false;
+    }
+    let bits = match ask.affinity {
+        Affinity::Endpoint(at) => match endpoints.get(at).filter(|one| one.endpoint.is_up(ask.now)) {
+            Some(home) => return home.backup,
+            None => ask.random,
+        },
+        Affinity::Key(key) => key,
+        Affinity::None => ask.random,
+    };
+    // Other bits than those that choose among the endpoints.
+    mix(bits ^ 0x5b11_b0ff) >> 48 < u64::from(spill)
 }
 
-fn soonest(endpoints: &[Weighted], ask: &Ask<'_>) -> Option<usize> {
+/// What there is beside those that were chosen among.
+enum Again {
+    /// One that is up although it was tried, or drains.
+    Up(usize),
+    /// One is up that was not tried, and has as many requests as it may.
+    Full,
+    /// None is up.
+    Down,
+}
+
+fn again(endpoints: &[Weighted], ask: &Ask<'_>, cap: u32) -> Again {
+    let mut best = None;
+    let mut any = false;
+    for (at, weighted) in from(endpoints, ask.random).filter(|(_, one)| one.endpoint.is_up(ask.now)) {
+        any = true;
+        let drains = weighted.weight == 0;
+        if weighted.endpoint.in_flight() >= cap {
+            // Waiting for it is better than what failed already, or a session too many at one that drains.
+            if !drains && !ask.tried.contains(at) {
+                return Again::Full;
+            }
+            continue;
+        }
+        let rank = (drains, weighted.backup);
+        if best.is_none_or(|(known, _)| rank < known) {
+            best = Some((rank, at));
+        }
+    }
+    match best {
+        Some((_, at)) => Again::Up(at),
+        None if any => Again::Full,
+        None => Again::Down,
+    }
+}
+
+fn soonest(endpoints: &[Weighted], ask: &Ask<'_>, cap: u32) -> Option<usize> {
     from(endpoints, ask.random)
-        .filter(|(at, _)| !ask.tried.contains(*at))
+        .filter(|(at, one)| !ask.tried.contains(*at) && one.endpoint.in_flight() < cap)
         .min_by_key(|(_, weighted)| match weighted.endpoint.availability(ask.now) {
             Availability::Up | Availability::Trial => Millis(0),
             Availability::Down { retry_at } => retry_at,

@@ -117,6 +117,65 @@ fn keys_go_where_they_go_whatever_the_order_of_the_list_and_follow_weights() {
     );
 }
 
+#[test]
+fn primaries_that_are_mostly_ill_leave_to_backups_what_they_could_not_carry() {
+    let mut all = endpoints(&[1; 12]);
+    all[8..].iter_mut().for_each(|one| one.backup = true);
+    let group = all[0].endpoint.group.clone();
+    group.adopt(all.iter().map(|one| (&one.endpoint, one.backup)), None, Some(50), NOW);
+    let shares: Vec<(usize, [f64; 3])> = (0..=8)
+        .rev()
+        .map(|good| {
+            (good..8).for_each(|at| all[at].endpoint.set_health(Health::Unhealthy, NOW));
+            let each = [Balance::P2c, Balance::RoundRobin, UNBOUNDED].map(|balance| {
+                let balancer = balancer(&balance, &all);
+                let mut random = Seeded(5);
+                let mut primaries = 0;
+                for _ in 0..20_000 {
+                    let key = random.next();
+                    let affinity = if balance == UNBOUNDED { Affinity::Key(key) } else { Affinity::None };
+                    let ask = Ask { now: NOW, random: random.next(), affinity, tried: &Tried::default() };
+                    let at = balancer.choose(&all, &ask).unwrap();
+                    assert!(at < good || at >= 8, "nobody who is ill");
+                    primaries += usize::from(at < 8);
+                }
+                primaries as f64 / 20_000.0
+            });
+            println!("{good} of 8 primaries good, 4 backups: {each:.3?} of the requests at primaries");
+            (good, each)
+        })
+        .collect();
+    // At the threshold of one half four carry everything; each that is left carries no more than that.
+    for (good, each) in shares {
+        let expected = (good as f64 / 4.0).min(1.0);
+        assert!(each.iter().all(|share| (share - expected).abs() < 0.02), "{good} {each:?}");
+    }
+}
+
+#[test]
+fn while_primaries_spill_over_keys_and_sessions_stay_where_they_are() {
+    let mut all = endpoints(&[1; 8]);
+    all[4..].iter_mut().for_each(|one| one.backup = true);
+    all[1..4].iter().for_each(|one| one.endpoint.set_health(Health::Unhealthy, NOW));
+    let group = all[0].endpoint.group.clone();
+    group.adopt(all.iter().map(|one| (&one.endpoint, one.backup)), None, Some(50), NOW);
+    assert!(group.spill() > 0);
+    let balancer = balancer(&UNBOUNDED, &all);
+    for key in 0..1_000 {
+        let home = by_key(&balancer, &all, NOW, mix(key), 0);
+        assert!((1..20).all(|random| by_key(&balancer, &all, NOW, mix(key), mix(random)) == home));
+    }
+    let sticky = model::Sticky { cookie: "c".into(), ttl: None, same_site: model::SameSite::Lax };
+    let sticky = self::balancer(&Balance::Sticky(sticky), &all);
+    let session = |at: usize| {
+        let affinity = Affinity::Endpoint(at);
+        let none = Tried::default();
+        let ask = |random| Ask { now: NOW, random: mix(random), affinity, tried: &none };
+        (0..200).filter(|&random| sticky.choose(&all, &ask(random)) == Some(at)).count()
+    };
+    assert_eq!([0, 1, 4, 7].map(session), [200, 0, 200, 200]);
+}
+
 /// Another table is another home for every user: this one must not change from version to version.
 #[test]
 fn the_table_is_the_same_in_every_version() {

@@ -273,6 +273,35 @@ fn backups_serve_while_no_primary_is_up_and_give_back() {
 }
 
 #[test]
+fn what_is_full_is_passed_over_in_the_usual_order_and_what_is_down_is_not_asked_for_it() {
+    for at in 0..5 {
+        let mut all = with_backups(3, 1);
+        all[2].weight = 0;
+        let balancer = &every(&all)[at];
+        let mut held = Vec::new();
+        let mut fill = |at: usize| held.push(all[at].endpoint.begin());
+        let choose = |tried: &Tried| {
+            let key = match balancer.primaries {
+                Method::Hash(..) => Affinity::Key(5),
+                _ => Affinity::None,
+            };
+            balancer.choose_below(&all, &Ask { now: NOW, random: 5, affinity: key, tried }, 1)
+        };
+        let none = Tried::default();
+        assert!(choose(&none).unwrap() < 2);
+        fill(0);
+        assert_eq!(choose(&none), Some(1), "{balancer:?}");
+        fail(&all[1].endpoint, NOW);
+        assert_eq!(choose(&none), Some(3));
+        assert_eq!(choose(&tried(&[3])), None, "the one that was tried less than one to wait for");
+        fill(3);
+        assert_eq!(choose(&none), None, "neither what drains nor what is down");
+        [0, 3].iter().for_each(|&at| fail(&all[at].endpoint, NOW));
+        assert_eq!(choose(&none), Some(2), "draining is better than down");
+    }
+}
+
+#[test]
 fn a_primary_is_tried_for_its_return_while_backups_serve() {
     for at in 0..5 {
         let all = with_backups(1, 1);

@@ -44,6 +44,10 @@ fn rule(queue: u32) -> Capacity {
 }
 
 fn service(endpoints: u16, capacity: Capacity) -> Service {
+    balanced(endpoints, capacity, model::Balance::P2c)
+}
+
+fn balanced(endpoints: u16, capacity: Capacity, balance: model::Balance) -> Service {
     let located = |port| model::Located {
         value: model::Backend {
             address: crate::base::address::EndpointAddress::Name("b".into(), port),
@@ -58,7 +62,7 @@ fn service(endpoints: u16, capacity: Capacity) -> Service {
         name: "s//".into(),
         backends: (1..=endpoints).map(located).collect(),
         sources: Vec::new(),
-        balance: model::Balance::P2c,
+        balance,
         slow_start: None,
         split: None,
         health: None,
@@ -194,6 +198,49 @@ fn endpoints_are_never_over_their_cap_and_the_last_free_one_is_found() {
     let held = kept.iter().filter(|(other, _)| *other == free).count();
     assert_eq!(held, 1, "{at}");
     assert_eq!(service.ledger.gate.in_flight(), 40);
+}
+
+#[test]
+fn regression_a_key_whose_endpoint_is_full_goes_to_the_next_in_its_order_and_waits_only_when_all_are() {
+    for load in [Some(125), None] {
+        let capacity = Capacity { per_endpoint: Some(1), service: None, ..rule(10) };
+        let balance = model::Balance::Hash { key: model::Key::ClientIp, load };
+        let service = balanced(12, capacity, balance);
+        let none = Tried::default();
+        let wants = |random| Ask { affinity: Affinity::Key(77), ..ask(random, &none) };
+        // Its order: the endpoints that it gets while the ones before are out of the question.
+        let mut passed = Tried::default();
+        let order: Vec<usize> = (0..12)
+            .map(|_| {
+                let at = service.choose(&Ask { tried: &passed, ..wants(0) }).unwrap().0;
+                passed.insert(at);
+                at
+            })
+            .collect();
+        let taken = |random: u64| {
+            (0..12u64)
+                .map(|step| match service.take(&wants(random.wrapping_mul(step + 1)), false) {
+                    Taken::Slot(at, slot) => (at, slot),
+                    other => panic!("{other:?}"),
+                })
+                .collect::<Vec<_>>()
+        };
+        for random in [1, 0x9E37_79B9_7F4A_7C15, u64::MAX / 3] {
+            let slots = taken(random);
+            assert_eq!(slots.iter().map(|(at, _)| *at).collect::<Vec<_>>(), order, "{load:?}");
+            assert!(matches!(service.take(&wants(random), false), Taken::Full), "all are full: it waits");
+        }
+    }
+}
+
+#[test]
+fn full_endpoints_are_no_reason_to_use_one_that_drains() {
+    let capacity = Capacity { per_endpoint: Some(1), service: None, ..rule(10) };
+    let mut service = service(3, capacity);
+    service.endpoints[2].weight = 0;
+    let _slots: Vec<_> = (0..2).map(|_| take(&service, &Tried::default()).unwrap()).collect();
+    assert!(matches!(service.take(&ask(7, &Tried::default()), false), Taken::Full));
+    assert_eq!(service.endpoints[2].endpoint.in_flight(), 0);
 }
 
 #[test]

@@ -17,7 +17,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 
-use super::group::Muster;
+use super::group::{Muster, WHOLE};
 use super::passive::Cause;
 use super::window::Windows;
 use crate::base::address::EndpointAddress;
@@ -41,7 +41,7 @@ fn service(count: u16, rules: Option<&Eject>, panic: Option<u8>) -> (Registry, V
 
 fn adopt(endpoints: &[Weighted], rules: Option<&Eject>, panic: Option<u8>) {
     let group = &endpoints[0].endpoint.group;
-    group.adopt(endpoints.iter().map(|one| &one.endpoint), rules, panic, Millis(0));
+    group.adopt(endpoints.iter().map(|one| (&one.endpoint, one.backup)), rules, panic, Millis(0));
 }
 
 fn up(endpoints: &[Weighted], now: Millis) -> String {
@@ -150,6 +150,53 @@ fn a_service_panics_when_too_few_are_in_good_standing_and_calms_down() {
 }
 
 #[test]
+fn regression_panic_is_judged_of_primaries_and_of_backups_by_themselves() {
+    let (_registry, mut all) = service(6, None, Some(50));
+    all[4..].iter_mut().for_each(|one| one.backup = true);
+    adopt(&all, None, Some(50));
+    let group = all[0].endpoint.group.clone();
+    let set = |range: std::ops::Range<usize>, health| {
+        all[range].iter().for_each(|one| one.endpoint.set_health(health, Millis(0)));
+    };
+    let state =
+        || (up(&all, Millis(0)), group.panics(false), group.panics(true), group.spill() * 100 / WHOLE);
+    let is = |up: &str, primaries, backups, spill| (up.to_owned(), primaries, backups, spill);
+    assert_eq!(state(), is("++++++", false, false, 0));
+    set(0..2, Health::Unhealthy);
+    assert_eq!(state(), is("--++++", false, false, 0), "half are enough");
+    set(2..3, Health::Unhealthy);
+    assert_eq!(
+        state(),
+        is("---+++", false, false, 50),
+        "one carries what one of two would, the rest goes to backups"
+    );
+    set(3..4, Health::Unhealthy);
+    assert_eq!(state(), is("----++", false, false, 0), "nothing is to be shared: backups serve");
+    set(4..5, Health::Unhealthy);
+    assert_eq!(state(), is("-----+", false, false, 0), "half of the backups are enough, too");
+    set(5..6, Health::Unhealthy);
+    assert_eq!(state(), is("++++++", true, true, 0), "nobody is left to take over");
+    assert_eq!(group.muster_of_panic(), Muster { reachable: 6, good: 0 });
+    set(0..2, Health::Healthy);
+    assert_eq!(
+        state(),
+        is("++----", false, false, 0),
+        "opinions about backups stand while primaries can serve"
+    );
+    set(1..2, Health::Unhealthy);
+    assert_eq!(state(), is("++++++", true, true, 0));
+    // Facts are no opinions: backups that are gone take nothing over and panic about nothing.
+    set(4..6, Health::Unreachable);
+    assert_eq!(state(), is("++++--", true, false, 0));
+    set(0..4, Health::Unreachable);
+    set(4..5, Health::Unhealthy);
+    set(5..6, Health::Unhealthy);
+    assert_eq!(state(), is("----++", false, true, 0));
+    adopt(&all, None, None);
+    assert_eq!(state(), is("------", false, false, 0), "whoever wants no panic has none");
+}
+
+#[test]
 fn panic_overrules_opinions_and_not_facts() {
     let (_registry, all) = service(6, Some(&Eject { max_share: 100, ..Eject::default() }), Some(50));
     let group = &all[0].endpoint.group;
@@ -157,7 +204,7 @@ fn panic_overrules_opinions_and_not_facts() {
     all[1].endpoint.connect_failed(Millis(0), "refused");
     all[1].endpoint.connect_failed(Millis(0), "refused");
     all[2].endpoint.set_health(Health::Joining, Millis(0));
-    assert_eq!((group.muster(), group.panicking()), (Muster { reachable: 3, good: 3 }, false));
+    assert_eq!((group.musters()[0], group.panicking()), (Muster { reachable: 3, good: 3 }, false));
     assert_eq!(
         up(&all, Millis(0)),
         "---+++",
@@ -165,7 +212,7 @@ fn panic_overrules_opinions_and_not_facts() {
     );
     all[3].endpoint.set_health(Health::Unhealthy, Millis(0));
     fail(&all[4].endpoint, 5, Millis(0));
-    assert_eq!((group.muster(), group.panicking()), (Muster { reachable: 3, good: 1 }, true));
+    assert_eq!((group.musters()[0], group.panicking()), (Muster { reachable: 3, good: 1 }, true));
     assert_eq!(
         up(&all, Millis(0)),
         "---+++",
