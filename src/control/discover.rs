@@ -160,6 +160,7 @@ impl Discovery {
                     source.clone(),
                     self.resolution.clone(),
                     snapshot.server.state.clone(),
+                    self.control.residents.sets.of(source).members,
                     self.updates.clone(),
                 ));
                 self.watching.insert(source.clone(), task);
@@ -206,8 +207,14 @@ impl Discovery {
     }
 }
 
-async fn tell(source: Source, resolution: Resolution, state: PathBuf, updates: mpsc::Sender<Update>) {
-    let Some(mut watch) = discovery::watch(&source, &resolution, &state) else { return };
+async fn tell(
+    source: Source,
+    resolution: Resolution,
+    state: PathBuf,
+    known: Arc<[Member]>,
+    updates: mpsc::Sender<Update>,
+) {
+    let Some(mut watch) = discovery::watch(&source, &resolution, &state, &known) else { return };
     while let Some(update) = watch.next().await {
         if updates.send(update).await.is_err() {
             return;
@@ -253,6 +260,18 @@ impl Control {
                     } else if before.trouble.is_some() {
                         tracing::info!("{source} answers again");
                     }
+                }
+                Update::Partly(source, members, why) => {
+                    let before = sets.of(&source);
+                    if sets.learn(&source, members) {
+                        let after = sets.of(&source);
+                        tracing::info!("{source}: {}", difference(&before.members, &after.members));
+                        changed.insert(source.clone());
+                    }
+                    if before.trouble.as_ref() != Some(&why) {
+                        tracing::warn!("{source}: {why}; its last endpoints of that stay");
+                    }
+                    sets.note(&source, Some(why));
                 }
                 Update::Engine(news) => changed.extend(self.hear(*news)),
                 Update::EngineLost(why) => self.deaf(&why),

@@ -48,6 +48,9 @@ impl Member {
 pub enum Update {
     /// Its endpoints are these now, in any order. None at all is a legal answer.
     Members(Source, Vec<Member>),
+    /// Its endpoints are these now, some of them because they were before: not all could be found out. A sentence for the
+    /// operator.
+    Partly(Source, Vec<Member>, String),
     /// Nothing could be found out: the last endpoints stay. A sentence for the operator.
     Trouble(Source, String),
     /// What the container engine says about any number of questions.
@@ -60,7 +63,9 @@ impl Update {
     /// Which question this answers; `None`: any number of them.
     pub fn source(&self) -> Option<&Source> {
         match self {
-            Update::Members(source, _) | Update::Trouble(source, _) => Some(source),
+            Update::Members(source, _) | Update::Partly(source, ..) | Update::Trouble(source, _) => {
+                Some(source)
+            }
             Update::Engine(_) | Update::EngineLost(_) => None,
         }
     }
@@ -73,11 +78,16 @@ pub trait Watch: Send {
     async fn next(&mut self) -> Option<Update>;
 }
 
-/// Who answers a question; `None`: the container engine does. `state`: the state folder.
-pub fn watch(source: &Source, resolution: &Resolution, state: &Path) -> Option<Box<dyn Watch>> {
+/// Who answers a question; `None`: the container engine does. `state`: the state folder; `known`: the last answer.
+pub fn watch(
+    source: &Source,
+    resolution: &Resolution,
+    state: &Path,
+    known: &[Member],
+) -> Option<Box<dyn Watch>> {
     Some(match source {
         Source::Deployed(name) => Box::new(deployed::watch(name, state)),
-        Source::Dns(..) | Source::Srv(_) => Box::new(dns::DnsWatch::new(source, resolution)),
+        Source::Dns(..) | Source::Srv(_) => Box::new(dns::DnsWatch::new(source, resolution, known)),
         Source::File(path) => Box::new(file::FileWatch::new(Path::new(&**path))),
         Source::Docker { .. } | Source::Labels { .. } => return None,
     })

@@ -219,3 +219,64 @@ async fn service_records_give_ports_and_weights() {
     bind.change("web.test", &format!("host 0 IN A 127.0.0.1\n_http._tcp 0 IN SRV 2 1 {} host", port(&spare)));
     serves(&proxy, "spare").await;
 }
+
+#[tokio::test]
+async fn regression_a_family_that_the_resolver_fails_on_keeps_its_endpoints_and_the_other_moves_on() {
+    if !Bind::is_here() {
+        return;
+    }
+    let one = Origin::saying("one").await;
+    let port = one.address().port();
+    let zone = "web.test";
+    let behind = Bind::start(&[(zone, "api 0 IN A 127.0.0.1\napi 0 IN AAAA ::1", false)]).await;
+    let bind = behind.before("", zone).await;
+    let source = format!("dns://api.web.test:{port}");
+    let proxy = asking(&bind, &format!("{source:?}")).start().await;
+    let become_these = async |hosts: &[&str]| {
+        let expected: Vec<String> = hosts.iter().map(|host| format!("{host}:{port}")).collect();
+        wait_for(&format!("the endpoints {expected:?}"), || async {
+            let status = proxy.status().await;
+            let all = status["endpoints"].as_array().unwrap();
+            let mut all: Vec<_> = all.iter().map(|one| one["address"].as_str().unwrap()).collect();
+            all.sort_unstable();
+            (all == expected).then_some(())
+        })
+        .await;
+    };
+    let trouble = async || proxy.status().await["sources"][0]["trouble"].as_str().map(str::to_owned);
+    become_these(&["127.0.0.1", "[::1]"]).await;
+    // The resolver answers SERVFAIL for AAAA from now on, and addresses of the other family change.
+    behind.deny(&bind, "::1;");
+    let told = wait_for("the trouble to be told", trouble).await;
+    assert!(told.contains("AAAA") && told.contains("SERVFAIL"), "{told}");
+    behind.change(zone, "api 0 IN A 127.0.0.2\napi 0 IN A 127.0.0.3\napi 0 IN AAAA ::1");
+    become_these(&["127.0.0.2", "127.0.0.3", "[::1]"]).await;
+    assert!(trouble().await.is_some());
+    assert_eq!(proxy.metrics().await.sum("tidegate_discovery_failing", &[("source", &source)]), 1.0);
+    // That there is no address of a family is an answer.
+    behind.change(zone, "api 0 IN A 127.0.0.2");
+    become_these(&["127.0.0.2"]).await;
+    wait_for("the trouble to be over", || async { trouble().await.is_none().then_some(()) }).await;
+}
+
+#[tokio::test]
+async fn service_records_that_are_too_many_for_a_datagram_are_asked_for_over_tcp() {
+    if !Bind::is_here() {
+        return;
+    }
+    let one = Origin::saying("one").await;
+    let port = one.address().port();
+    // 60 records of more than 40 bytes do not fit into 1,232 bytes.
+    let record = |at: u8| {
+        format!(
+            "backend-number-{at}.with-a-long-name 0 IN A 127.0.1.{at}\n_http._tcp 0 IN SRV 1 1 {port} backend-number-{at}.with-a-long-name\n"
+        )
+    };
+    let bind = Bind::start(&[("web.test", &(1..=60).map(record).collect::<String>(), false)]).await;
+    let name = tidegate::net::dns::name("_http._tcp.web.test").unwrap();
+    let kind = hickory_proto::rr::RecordType::SRV;
+    let answer = tidegate::net::dns::ask(bind.address, &name, kind, true).await.unwrap();
+    assert!(answer.answers.len() == 60 && answer.to_vec().unwrap().len() > 1_232);
+    let proxy = asking(&bind, "\"srv://_http._tcp.web.test\"").start().await;
+    assert_eq!(proxy.status().await["endpoints"].as_array().unwrap().len(), 60);
+}

@@ -62,8 +62,16 @@ impl Bind {
             std::fs::write(file, zone(name, 1, records)).unwrap();
         }
         std::fs::write(path("named.conf"), config).unwrap();
+        let names: Vec<&str> = zones.iter().map(|(name, ..)| *name).collect();
+        Bind::run(folder, port, &names).await
+    }
+
+    /// Runs what its folder says, until it knows these zones.
+    async fn run(folder: tempfile::TempDir, port: u16, zones: &[&str]) -> Bind {
+        let config = folder.path().join("named.conf");
         let mut child = Command::new("named")
-            .args(["-g", "-c", &path("named.conf")])
+            .args(["-g", "-c"])
+            .arg(config)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -72,15 +80,44 @@ impl Bind {
         let log = proxy::collect(child.stderr.take().unwrap());
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let bind = Bind { folder, address, log, serial: AtomicU32::new(1), process: Helper(child) };
-        for (name, ..) in zones {
+        for name in zones {
             let name = lookup::name(name).unwrap();
             wait_for("the name server", || async {
-                let answer = lookup::ask(address, &name, RecordType::SOA, false).await.ok()?;
+                let answer = lookup::ask(address, &name, RecordType::SOA, true).await.ok()?;
                 (!answer.answers.is_empty()).then_some(())
             })
             .await;
         }
         bind
+    }
+
+    /// Starts another one that asks this one, keeps nothing, and fails to answer what leads to one of `denied`.
+    pub async fn before(&self, denied: &str, zone: &str) -> Bind {
+        let folder = tempfile::tempdir().unwrap();
+        let port = free_port();
+        std::fs::write(folder.path().join("named.conf"), self.asking(folder.path(), port, denied)).unwrap();
+        Bind::run(folder, port, &[zone]).await
+    }
+
+    /// The configuration of one that asks this one.
+    fn asking(&self, folder: &std::path::Path, port: u16, denied: &str) -> String {
+        let session = folder.join("session.key");
+        format!(
+            "options {{ directory {folder:?}; listen-on port {port} {{ 127.0.0.1; }}; listen-on-v6 {{ none; }}; \
+             pid-file none; lock-file none; session-keyfile {session:?}; managed-keys-directory {folder:?}; \
+             recursion yes; forward only; forwarders {{ 127.0.0.1 port {}; }}; empty-zones-enable no; \
+             dnssec-validation no; servfail-ttl 0; max-cache-ttl 0; max-ncache-ttl 0; \
+             deny-answer-addresses {{ {denied} }}; }};\ncontrols {{ }};\n",
+            self.address.port()
+        )
+    }
+
+    /// Lets one that asks this one fail to answer what leads to one of `denied`, from now on.
+    pub fn deny(&self, asking: &Bind, denied: &str) {
+        let folder = asking.folder.path();
+        let config = self.asking(folder, asking.address.port(), denied);
+        std::fs::write(folder.join("named.conf"), config).unwrap();
+        asking.signal(rustix::process::Signal::HUP);
     }
 
     /// Gives a zone other records beside SOA and NS; they are answered soon after.
