@@ -12,7 +12,7 @@ pub mod place;
 pub mod state;
 pub mod text;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
@@ -98,12 +98,40 @@ enum Answer {
     Container(String, u64, Result<Option<Box<Inspected>>, String>),
 }
 
+/// Containers that are to be asked about, each once: one that begins and ends many times a second is asked about as often
+/// as there is room for it, and never longer in line than there are containers.
+#[derive(Default)]
+struct Line {
+    order: VecDeque<String>,
+    waiting: HashSet<String>,
+}
+
+impl Line {
+    fn extend(&mut self, ids: impl IntoIterator<Item = String>) {
+        for id in ids {
+            if self.waiting.insert(id.clone()) {
+                self.order.push_back(id);
+            }
+        }
+    }
+
+    fn pop(&mut self) -> Option<String> {
+        let id = self.order.pop_front()?;
+        self.waiting.remove(&id);
+        Some(id)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+}
+
 /// One connection to an engine, as long as its events last.
 struct Session<'a> {
     world: &'a mut World,
     asked: &'a mut watch::Receiver<Asked>,
     updates: &'a mpsc::Sender<Update>,
-    waiting: VecDeque<String>,
+    waiting: Line,
     asking: JoinSet<Answer>,
     listing: bool,
     /// The whole list was asked about once.
@@ -169,7 +197,7 @@ impl<'a> Session<'a> {
     /// Asks about those that wait, some at once.
     fn ask(&mut self, engine: &Engine) {
         while self.asking.len() < ASKING_MAX {
-            let Some(id) = self.waiting.pop_front() else { return };
+            let Some(id) = self.waiting.pop() else { return };
             let Some(version) = self.world.version(&id) else { continue };
             let engine = engine.clone();
             self.asking.spawn(async move {
@@ -189,7 +217,7 @@ impl<'a> Session<'a> {
             }
             Answer::Container(id, version, found) => {
                 if self.world.inspected(&id, version, found?.map(|found| *found)) {
-                    self.waiting.push_back(id);
+                    self.waiting.extend([id]);
                 }
                 self.finished();
             }
@@ -205,5 +233,26 @@ impl<'a> Session<'a> {
             let asked = self.asked.borrow_and_update().clone();
             self.world.tell(&asked);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regression_a_container_of_which_much_is_told_stands_in_line_once() {
+        let mut line = Line::default();
+        for _ in 0..10_000 {
+            line.extend(["a".to_owned(), "b".to_owned()]);
+        }
+        assert_eq!(line.order.len(), 2);
+        assert_eq!(line.pop().as_deref(), Some("a"));
+        line.extend(["a".to_owned()]);
+        let rest: Vec<String> = std::iter::from_fn(|| line.pop()).collect();
+        assert!(
+            rest == ["b", "a"] && line.is_empty(),
+            "what happens after it was asked about is asked about too"
+        );
     }
 }

@@ -37,6 +37,8 @@ const NOTES_MAX: usize = 3;
 pub struct World {
     settings: Docker,
     entries: HashMap<String, Entry>,
+    /// Counts what happened to any container: no two runs of one have a version in common.
+    happened: u64,
     /// Who claims to be part of each route of a site.
     by_route: BTreeMap<(Arc<str>, Arc<str>), BTreeSet<String>>,
     /// Who is what file sites ask for: project (none: our own label) and service.
@@ -55,7 +57,7 @@ type Service = (Option<Arc<str>>, Arc<str>);
 /// One container, or one that is being asked about.
 #[derive(Debug, Default)]
 struct Entry {
-    /// Counts what happened to it.
+    /// Number of what happened to it last.
     version: u64,
     facts: Option<Inspected>,
     parts: Vec<Part>,
@@ -98,6 +100,7 @@ impl World {
         World {
             settings,
             entries: HashMap::new(),
+            happened: 0,
             by_route: BTreeMap::new(),
             by_service: BTreeMap::new(),
             sites: BTreeMap::new(),
@@ -116,11 +119,12 @@ impl World {
             return self.entries.contains_key(id).then(|| self.happened(id));
         }
         let id = &event.actor.id;
+        self.happened += 1;
         let (action, _) = event.action.split_once(':').unwrap_or((&event.action, ""));
         match action {
             "kill" => {
                 let entry = self.entries.get_mut(id)?;
-                entry.version += 1;
+                entry.version = self.happened;
                 let signal = event.actor.attributes.get("signal").map(String::as_str).unwrap_or_default();
                 let own = entry.facts.as_ref().map(|facts| &*facts.config.stop_signal).unwrap_or_default();
                 if ends(signal, own) {
@@ -138,7 +142,7 @@ impl World {
             }
             "pause" => {
                 let entry = self.entries.get_mut(id)?;
-                entry.version += 1;
+                entry.version = self.happened;
                 entry.facts.iter_mut().for_each(|facts| facts.state.paused = true);
                 self.touch(id);
                 Some(id.clone())
@@ -308,7 +312,8 @@ impl World {
     /// Something happened to it: earlier inspections prove nothing.
     fn happened(&mut self, id: &str) -> String {
         if self.entries.len() < CONTAINERS_MAX || self.entries.contains_key(id) {
-            self.entries.entry(id.to_owned()).or_default().version += 1;
+            self.happened += 1;
+            self.entries.entry(id.to_owned()).or_default().version = self.happened;
         }
         id.to_owned()
     }

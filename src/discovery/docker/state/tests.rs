@@ -215,6 +215,23 @@ fn an_inspection_older_than_an_event_proves_nothing() {
 }
 
 #[test]
+fn regression_an_answer_about_an_earlier_run_proves_nothing_of_the_one_after_it() {
+    let mut world = World::new(settings());
+    let start = event("start", "one", &[]);
+    world.event(&start, T0);
+    let asked = world.version("one").unwrap();
+    // It ends and begins again, somewhere else, before the answer comes.
+    world.event(&event("die", "one", &[]), T0);
+    world.event(&start, T0);
+    assert!(world.inspected("one", asked, Some(shop("one", 1))), "it is asked again");
+    let now = world.version("one").unwrap();
+    assert!(!world.inspected("one", now, Some(shop("one", 2))));
+    let news = world.news(&BTreeSet::new(), T0);
+    let all: Vec<_> = news.sets.iter().flat_map(|(_, members, _)| members).collect();
+    assert!(all.iter().all(|member| member.address.to_string() == "172.18.0.2:80") && !all.is_empty());
+}
+
+#[test]
 fn a_list_finds_what_events_did_not_tell_and_asks_about_nobody_else() {
     let mut all = vec![shop("one", 1), shop("two", 2)];
     all.push(container("other", 3, &[("maintainer", "x")]));
