@@ -65,6 +65,7 @@ mod multiplexed;
 mod observe;
 mod overload;
 mod patches;
+mod podman;
 mod privacy;
 mod proxy_header;
 mod rates;
