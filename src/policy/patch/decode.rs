@@ -296,6 +296,11 @@ fn number_entity(text: &[u8]) -> Option<(u32, &[u8])> {
 }
 
 fn path(text: &[u8], out: &mut Vec<u8>) {
+    // One name, which is no path yet, and need not be looked at: `..` stays what it is.
+    if !text.iter().any(|byte| matches!(byte, b'/' | b'\\' | b';')) {
+        out.extend_from_slice(text);
+        return;
+    }
     let (path, rest) = until(text, |byte| matches!(byte, b'?' | b'#'));
     let mut first = true;
     for segment in path.split(|byte| matches!(byte, b'/' | b'\\')) {
@@ -378,6 +383,10 @@ mod tests {
             (&["unicode"], r"\u{}\u{123456789}\u12\", r"\u{}\u{123456789}\u12\"),
             (&["unicode"], "%uff0e\\uFF0F", "./"),
             (&["path"], "/a//b/./c/../d", "/a/b/d"),
+            // A fuzzer found these changed though nothing in them told that there was something to do.
+            (&["path"], ".", "."),
+            (&["path"], "..?x", "..?x"),
+            (&["percent", "path"], "%2e%2E", ".."),
             (&["path"], "/a/..;/b\\..\\c;x=1/", "/c/"),
             (&["path"], "/../../etc/passwd?a=//", "/etc/passwd?a=//"),
             (&["path"], "/", "/"),
