@@ -20,7 +20,7 @@ use crate::base::clock::Millis;
 use crate::base::outcome::Outcome;
 use crate::net::timer::Timer;
 use crate::proxy::context::{Connection, Watched};
-use crate::proxy::{Worker, enforce};
+use crate::proxy::{Worker, enforce, reset};
 use crate::telemetry::metric::Counter;
 
 /// What a client sends before its first frame (RFC 9113 section 3.4).
@@ -57,6 +57,8 @@ pub enum Flood {
     Unknown,
     /// Streams of which the client took nothing until they were given up.
     Stalls,
+    /// What h2 itself has too much of.
+    Excess,
 }
 
 impl Flood {
@@ -72,6 +74,7 @@ impl Flood {
             Flood::Continuations => Counter::FloodContinuations,
             Flood::Unknown => Counter::FloodUnknown,
             Flood::Stalls => Counter::FloodStalls,
+            Flood::Excess => Counter::FloodExcess,
         }
     }
 
@@ -87,6 +90,7 @@ impl Flood {
             Flood::Continuations => b"too many CONTINUATION frames",
             Flood::Unknown => b"too many frames of unknown kinds",
             Flood::Stalls => b"too many streams were left unread",
+            Flood::Excess => b"too much",
         }
     }
 }
@@ -394,20 +398,7 @@ impl Watch {
 
     /// The client is told to go and not listened to any more.
     fn refuse(&mut self, flood: Flood) {
-        self.worker.shard.add(flood.counter(), 1);
-        self.worker.shard.outcome_only(Outcome::ClientFlood);
-        if !self.connection.trusted {
-            let client = self.connection.client.ip();
-            enforce::note(&self.worker, &self.worker.snapshot(), None, client, Outcome::ClientFlood);
-        }
-        self.connection.ending.set(Outcome::ClientFlood);
-        tracing::debug!(client = %self.connection.client.ip(), "HTTP/2 connection closed: {flood:?}");
-        // A trusted proxy brings many clients. Streams are left unread by whoever loses its network, too, and slowly.
-        if !self.connection.trusted && flood != Flood::Stalls {
-            let client = ClientKey::of(self.connection.client.ip());
-            let max = self.worker.snapshot().server.limits.flood_delay;
-            self.worker.penalties.flooded(client, self.worker.wheel.now(), max);
-        }
+        account(&self.worker, &self.connection, flood);
         let patience = self.worker.wheel.timer();
         patience.set(WASTE_TIME);
         let goodbye = goaway(self.frames.last_stream(), flood.words());
@@ -438,6 +429,33 @@ impl Watch {
             }
         }
         over()
+    }
+}
+
+/// A connection ends because of a flood: it is counted, and the next ones of its client wait.
+fn account(worker: &Worker, connection: &Connection, flood: Flood) {
+    worker.shard.add(flood.counter(), 1);
+    worker.shard.outcome_only(Outcome::ClientFlood);
+    connection.ending.set(Outcome::ClientFlood);
+    let ip = connection.client.ip();
+    tracing::debug!(client = %ip, "HTTP/2 connection closed: {flood:?}");
+    // A trusted proxy brings many clients.
+    if connection.trusted {
+        return;
+    }
+    let snapshot = worker.snapshot();
+    enforce::note(worker, &snapshot, None, ip, Outcome::ClientFlood);
+    // Streams are left unread by whoever loses its network, too, and slowly.
+    if flood != Flood::Stalls {
+        worker.penalties.flooded(ClientKey::of(ip), worker.wheel.now(), snapshot.server.limits.flood_delay);
+    }
+}
+
+/// h2 may have closed the connection because of a flood that is none for the budgets here: fields or CONTINUATION frames
+/// without end, DATA of a few bytes each, streams that it had to reset itself (CVE-2025-8671).
+pub fn ended(worker: &Worker, connection: &Connection, error: &hyper::Error) {
+    if !connection.flooded() && reset::is_calmed(error) {
+        account(worker, connection, Flood::Excess);
     }
 }
 

@@ -44,6 +44,11 @@ pub fn passed_on(error: &hyper::Error) -> Option<Reason> {
     }
 }
 
+/// Whether h2 closed a connection of its own accord because the client wanted too much of it.
+pub fn is_calmed(error: &hyper::Error) -> bool {
+    find(error).is_some_and(|inner| inner.is_library() && inner.reason() == Some(Reason::ENHANCE_YOUR_CALM))
+}
+
 fn find(error: &hyper::Error) -> Option<&h2::Error> {
     let mut source = error.source();
     while let Some(inner) = source {

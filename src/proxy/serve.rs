@@ -66,7 +66,7 @@ pub async fn run(worker: &Rc<Worker>, stream: Stream, intro: Introduction) {
         let resets = Resets { per_second: limits.h2_reset_rate, open: limits.h2_streams };
         let io = frames::Watch::new(io, worker, &connection, resets);
         drop(snapshot);
-        let driven = Box::pin(drive_h2(builder.serve_connection(TokioIo::new(io), handler), &connection));
+        let driven = Box::pin(drive_h2(builder.serve_connection(TokioIo::new(io), handler), worker, &connection));
         worker.fair.drive(&connection, driven).await;
     } else {
         let builder = h1_builder(server);
@@ -317,6 +317,7 @@ fn refused(worker: &Worker, error: &hyper::Error) {
 
 async fn drive_h2(
     http: http2::Connection<TokioIo<frames::Watch>, Handler, LocalExecutor>,
+    worker: &Worker,
     connection: &Rc<Connection>,
 ) {
     let mut http = std::pin::pin!(http);
@@ -335,7 +336,11 @@ async fn drive_h2(
         connection.progress.poll_overdue(cx).map(End::Overdue)
     })
     .await;
-    let End::Overdue(overdue) = end else { return };
+    let overdue = match end {
+        End::Overdue(overdue) => overdue,
+        End::Done(Err(error)) => return frames::ended(worker, connection, &error),
+        End::Done(Ok(())) => return,
+    };
     if overdue == Overdue::Write {
         connection.ending.set(Outcome::ClientStalled);
         connection.reset.set(true);

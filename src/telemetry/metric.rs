@@ -235,6 +235,7 @@ cells! {
         FloodContinuations = Floods ["continuations"];
         FloodUnknown = Floods ["unknown-frames"];
         FloodStalls = Floods ["stalls"];
+        FloodExcess = Floods ["excess"];
         FloodDelayed = FloodDelays [];
         RequestsResetEarly = ResetEarly [];
         HandshakeOldest = HandshakeFailures ["gave-way"];
