@@ -7,7 +7,7 @@
 use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -151,6 +151,10 @@ pub struct Progress {
     heads: Cell<bool>,
     /// Bytes were written and not yet flushed: part of an answer may still be on its way.
     unsent: Cell<bool>,
+    /// A write met the peer's full window, and what it was to write is not out yet.
+    behind: Cell<bool>,
+    /// Who has more to write, and waits for that.
+    writer: Cell<Option<Waker>>,
     /// Somebody put reading off until the answer is out.
     parked: Cell<bool>,
     /// The peer closed its side while it is being answered.
@@ -171,6 +175,8 @@ impl Progress {
             bytes_out: Cell::new(0),
             heads: Cell::new(true),
             unsent: Cell::new(false),
+            behind: Cell::new(false),
+            writer: Cell::new(None),
             parked: Cell::new(false),
             half_closed: Cell::new(false),
         };
@@ -207,6 +213,16 @@ impl Progress {
     /// Whether a read that was put off is due now: whoever drives the connection polls it once more.
     pub fn resume(&self) -> bool {
         self.parked.get() && !self.answering() && self.parked.replace(false)
+    }
+
+    /// Ready when the peer has taken what it was sent, as far as its window tells: whoever writes before that only fills
+    /// buffers.
+    pub fn poll_taken(&self, cx: &Context<'_>) -> Poll<()> {
+        if !self.behind.get() {
+            return Poll::Ready(());
+        }
+        self.writer.set(Some(cx.waker().clone()));
+        Poll::Pending
     }
 
     /// Notes that the peer closed its side of the connection behind a whole request: it is answered for as long as
@@ -270,6 +286,11 @@ impl Progress {
 
     fn flushed(&self) {
         self.unsent.set(false);
+        if self.behind.replace(false)
+            && let Some(writer) = self.writer.take()
+        {
+            writer.wake();
+        }
         self.wrote(0);
     }
 
@@ -286,6 +307,7 @@ impl Progress {
     }
 
     fn write_blocked(&self) {
+        self.behind.set(true);
         if !self.blocked.replace(true) {
             self.pace.wait(self.timer.now());
             self.arm();
@@ -459,6 +481,22 @@ mod tests {
         assert!(Pin::new(&mut io).poll_write(&mut cx, b"i").is_pending());
         wheel.advance(Millis(120_100));
         assert_eq!(overdue(&progress), Some(Overdue::Write));
+    }
+
+    #[tokio::test]
+    async fn whoever_has_more_to_write_waits_until_the_peer_took_what_there_was() {
+        let (_wheel, progress, mut io, mut peer) = setup(4);
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(progress.poll_taken(&cx).is_ready());
+        assert!(Pin::new(&mut io).poll_write(&mut cx, b"abcd").is_ready());
+        assert!(progress.poll_taken(&cx).is_ready(), "nothing waits for the peer yet");
+        assert!(Pin::new(&mut io).poll_write(&mut cx, b"efgh").is_pending());
+        assert!(progress.poll_taken(&cx).is_pending());
+        peer.read_exact(&mut [0u8; 4]).await.unwrap();
+        assert!(Pin::new(&mut io).poll_write(&mut cx, b"ef").is_ready());
+        assert!(progress.poll_taken(&cx).is_pending(), "there may be more of it");
+        assert!(Pin::new(&mut io).poll_flush(&mut cx).is_ready());
+        assert!(progress.poll_taken(&cx).is_ready());
     }
 
     #[tokio::test]

@@ -357,6 +357,13 @@ enum Source {
     },
 }
 
+/// What is small is kept by itself and not with the whole buffer that it was read into: under HTTP/2 it may wait long, and
+/// many of its like beside it.
+fn compact(piece: Bytes) -> Bytes {
+    const SMALL: usize = 4 * 1024;
+    if piece.len() <= SMALL { Bytes::copy_from_slice(&piece) } else { piece }
+}
+
 type Polled = Poll<Option<Result<Frame<Bytes>, Cut>>>;
 
 impl ResponseBody {
@@ -381,11 +388,19 @@ impl ResponseBody {
         stall_after: Duration,
         mut context: Box<Context>,
     ) -> ResponseBody {
-        let lease = RefCell::new(Some(lease));
+        let delivery = Delivery::of(&context);
         // RFC 9110 sections 9.3.2, 15.3.5 and 15.4.5.
         let bare = matches!(context.status, 204 | 304) || context.method == http::Method::HEAD;
-        let source = Source::Upstream { first, incoming, lease, stall_after, stalled: false, bare };
-        let delivery = Delivery::of(&context);
+        let source = if incoming.is_end_stream() && lease.may_go() {
+            // However long the client takes for it, no connection to the backend is held for that.
+            lease.give_back();
+            let first = if bare { None } else { first };
+            Source::Piece(first.map(|piece| if delivery.is_some() { compact(piece) } else { piece }))
+        } else {
+            lease.want(false);
+            let lease = RefCell::new(Some(lease));
+            Source::Upstream { first, incoming, lease, stall_after, stalled: false, bare }
+        };
         let throttle = context.throttles.0.take();
         ResponseBody { source, context: Some(context), delivery, throttle }
     }
@@ -476,10 +491,20 @@ impl Body for ResponseBody {
             }
             Source::Upstream { bare: true, .. } => Poll::Ready(None),
             Source::Upstream { first, incoming, lease, stall_after, stalled, .. } => {
+                // HTTP/1: what is not read from the backend need not be kept for the client. Under HTTP/2 nobody asks before
+                // there is room.
+                if this.delivery.is_none()
+                    && let Some(context) = &this.context
+                {
+                    ready!(context.connection.progress.poll_taken(cx));
+                }
                 let polled = match first.take() {
                     Some(first) => Poll::Ready(Some(Ok(Frame::data(first)))),
                     None => Pin::new(incoming).poll_frame(cx),
                 };
+                if let Some(lease) = lease.get_mut() {
+                    lease.want(polled.is_pending());
+                }
                 let polled = polled.map(|next| in_pieces(&mut this.delivery, throttle, next, first));
                 if let (Poll::Pending, Some(lease)) = (&polled, lease.get_mut().as_ref()) {
                     if !std::mem::replace(stalled, true) {

@@ -78,6 +78,19 @@ impl Lease {
         }
     }
 
+    /// Whether the client waits for more of the answer. Over HTTP/2 the window of the stream says so.
+    pub fn want(&self, more: bool) {
+        if let Carrier::Alone(connection) = &self.carrier {
+            connection.want(more);
+        }
+    }
+
+    /// Whether nothing more will happen on its connection once the answer was read whole, however long the client takes
+    /// for it.
+    pub fn may_go(&self) -> bool {
+        matches!(self.carrier, Carrier::Alone(_)) && self.upload.as_ref().is_none_or(|upload| upload.done())
+    }
+
     /// The answer was read whole: the connection can carry another request, unless the last one is still being sent. A
     /// stream is dropped, and with it what is still being sent.
     pub fn give_back(self) {

@@ -143,6 +143,11 @@ impl<B> Connection<B> {
         self.asked.ask(method, upgrade);
     }
 
+    /// Whether whoever takes the answer's body waits for more of it; nothing of it is read before.
+    pub fn want(&self, more: bool) {
+        self.asked.want(more);
+    }
+
     /// Whose connection it is: what goes wrong while it carries no request is said of this endpoint.
     pub fn belongs_to(&self, endpoint: &Arc<Endpoint>, wheel: &Wheel) {
         self.ending.owner.replace(Some((Arc::downgrade(endpoint), wheel.clone())));

@@ -164,6 +164,54 @@ async fn who_floods_waits_and_is_served_then() {
 }
 
 #[tokio::test]
+async fn a_flood_that_the_library_ends_is_counted_and_who_sent_it_waits() {
+    let (_origin, proxy) = shop().await;
+    // `a: b`, as a literal without a name in the table.
+    let fields = frame(CONTINUATION, 0, 1, &[0, 1, b'a', 1, b'b'].repeat(3_000)).repeat(20);
+    let floods = [
+        ("fields without end", [frame(HEADERS, 0, 1, &head(0x82)), fields].concat()),
+        ("CONTINUATION", [frame(HEADERS, 0, 1, &head(0x82)), frame(CONTINUATION, 0, 1, &[]).repeat(150)].concat()),
+        ("tiny DATA", [post(1), frame(DATA, 0, 1, b"x").repeat(60_000)].concat()),
+    ];
+    for (nth, (what, bytes)) in floods.into_iter().enumerate() {
+        let mut wire = raw_h2(&proxy).await;
+        let _ = wire.try_send(&bytes).await;
+        let (code, said) = goaway(wire, what).await;
+        assert_eq!(code, ENHANCE_YOUR_CALM, "{what}: {said}");
+        let metrics = proxy.metrics().await;
+        assert_eq!(metrics.sum("tidegate_floods_total", &[("reason", "excess")]), nth as f64 + 1.0, "{what}");
+        assert_eq!(proxy.get(SITE, "/").await.status, 200, "who waited is served");
+        let waited = proxy.metrics().await.sum("tidegate_flood_delays_total", &[]);
+        assert!(waited > nth as f64, "{what}: {waited} connections waited");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_was_read_whole_holds_no_backend_while_its_client_takes_nothing() {
+    let origin = Origin::answering(|_| Answer::ok("x".repeat(2_000))).await;
+    let proxy = Proxy::builder().set("server.workers", "1").site(SITE, &origin.backends()).start().await;
+    let mut wire = raw_h2(&proxy).await;
+    wire.send(frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0])).await;
+    for n in 0..20 {
+        wire.send(get(2 * n + 1)).await;
+        within("the head of an answer", async { while next(&mut wire).await.unwrap().0 != HEADERS {} }).await;
+    }
+    assert_eq!((origin.count(), origin.accepted()), (20, 1), "one connection carried them all");
+    // Then the windows are opened, and each stream gets its own.
+    let open = |n: u32| frame(WINDOW_UPDATE, 0, 2 * n + 1, &4_000u32.to_be_bytes());
+    wire.send((0..20).flat_map(open).collect::<Vec<u8>>()).await;
+    let mut taken = 0;
+    within("the answers", async {
+        while taken < 20 * 2_000 {
+            let (kind, payload) = next(&mut wire).await.unwrap();
+            taken += if kind == DATA { payload.len() } else { 0 };
+        }
+    })
+    .await;
+    assert!(proxy.records(20).await.iter().all(|record| record["outcome"] == "OK"));
+}
+
+#[tokio::test]
 async fn requests_in_flight_end_with_the_flood_that_came_beside_them() {
     let gate = Gate::default();
     let held = gate.clone();

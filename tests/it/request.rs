@@ -10,7 +10,7 @@ use tokio::io::AsyncWriteExt;
 
 use crate::harness::client::{empty, full};
 use crate::harness::wire::Framing;
-use crate::harness::{Answer, Gate, Origin, Proxy, Wire, tool, within};
+use crate::harness::{Answer, Gate, Origin, Proxy, Wire, tool, within, within_for};
 
 const SITE: &str = "shop.test";
 
@@ -350,11 +350,14 @@ async fn trailers_travel_both_ways_over_http1_and_http2() {
     let mut h2 = proxy.h2(SITE).await;
     let frames = vec![
         Ok(Frame::data(Bytes::from("hello"))),
-        Ok(Frame::trailers([("x-check".parse().unwrap(), "8".parse().unwrap())].into_iter().collect())),
+        // The second is a name to HTTP/2 libraries, and none to HTTP/1 (RFC 9110 section 5.1).
+        Ok(Frame::trailers(
+            ["x-check", "x\"y"].map(|name| (name.parse().unwrap(), "8".parse().unwrap())).into_iter().collect(),
+        )),
     ];
     let body = StreamBody::new(Frames(frames.into_iter())).boxed();
     let request =
-        h2.request("POST", "/").header("te", "trailers").header("trailer", "x-check").body(body).unwrap();
+        h2.request("POST", "/").header("te", "trailers").header("trailer", "x-check, x\"y").body(body).unwrap();
     let reply = h2.send(request).await;
     assert_eq!(reply.trailers, [("x-sum".to_string(), "42".to_string())]);
     assert_eq!(origin.requests()[1].trailers, [("x-check".to_string(), "8".to_string())]);
@@ -606,6 +609,77 @@ async fn a_download_is_not_read_ahead_of_a_client_that_does_not_read() {
     while left > 0 {
         wire.ahead.clear();
         left -= within("more of the download", wire.fill()).await.unwrap();
+    }
+}
+
+/// Chunks of all sizes, whose borders fall anywhere in what is written at once.
+fn odd_chunks(total: usize) -> (Vec<u8>, Vec<u8>) {
+    let body: Vec<u8> = (0..total).map(|n| b'a' + (n % 26) as u8).collect();
+    let (mut framed, mut at, mut size) = (Vec::new(), 0, 1);
+    while at < total {
+        let end = (at + size).min(total);
+        framed.extend(format!("{:x};n={at}\r\n", end - at).bytes());
+        framed.extend_from_slice(&body[at..end]);
+        framed.extend(b"\r\n");
+        (at, size) = (end, size * 7 % 40_009);
+    }
+    framed.extend(b"0\r\nx-sum: 1\r\n\r\n");
+    (body, framed)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn chunks_arrive_whole_however_slowly_they_are_taken_and_wherever_they_are_cut() {
+    let (body, framed) = odd_chunks(6 << 20);
+    let framed = std::sync::Arc::new(framed);
+    let origin = Origin::scripted(move |mut x| {
+        let framed = framed.clone();
+        async move {
+            // The piece of each write; borders of chunks, and of their lines, stand alone somewhere.
+            let piece = x.request.target().trim_start_matches('/').parse::<usize>().unwrap();
+            x.write("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await.ok()?;
+            let (tiny, rest) = framed.split_at(3_000);
+            for piece in tiny.chunks(1).chain(rest.chunks(piece)) {
+                x.write(piece).await.ok()?;
+            }
+            Some(x)
+        }
+    })
+    .await;
+    let proxy = Proxy::with_site(SITE, &origin.backends()).await;
+    for piece in [1_000, 65_537, 6 << 20] {
+        for take in [700, 1 << 20] {
+            let mut wire = proxy.wire(SITE).await;
+            wire.send(format!("GET /{piece} HTTP/1.1\r\nHost: {SITE}\r\n\r\n")).await;
+            let got = within_for(Duration::from_secs(60), "all of the chunks", async {
+                let head = wire.reply_head().await.unwrap();
+                assert_eq!(head.status, 200);
+                if take < 1_000 {
+                    // It takes nothing before everything in between is full, and then drop by drop for a while.
+                    origin_rests(&origin).await;
+                    let mut drops = vec![0; take];
+                    for _ in 0..500 {
+                        let n = tokio::io::AsyncReadExt::read(&mut wire.io, &mut drops).await.unwrap();
+                        wire.ahead.extend_from_slice(&drops[..n]);
+                    }
+                }
+                let mut got = Vec::new();
+                while let Some(chunk) = wire.chunk().await.unwrap() {
+                    got.extend(chunk);
+                }
+                got
+            })
+            .await;
+            assert!(got == body, "{piece} {take}: {} of {} bytes", got.len(), body.len());
+        }
+        assert_eq!(proxy.h2(SITE).await.get(&format!("/{piece}")).await.body.len(), body.len(), "h2");
+    }
+}
+
+/// Some time for an origin to fill what stands between it and a client that takes nothing.
+async fn origin_rests(origin: &Origin) {
+    origin.arrived(1).await;
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
     }
 }
 

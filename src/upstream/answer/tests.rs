@@ -107,3 +107,41 @@ proptest! {
         prop_assert_eq!(whole, run(&bytes, piece, &Method::GET, false));
     }
 }
+
+/// Whether a read of what is checked is ready, and what it gave.
+fn read_now(checked: &mut Checked<&[u8]>) -> Option<usize> {
+    let mut bytes = [0u8; 64];
+    let mut buf = ReadBuf::new(&mut bytes);
+    let cx = &mut Context::from_waker(std::task::Waker::noop());
+    match Pin::new(checked).poll_read(cx, &mut buf) {
+        Poll::Ready(read) => read.map(|()| Some(buf.filled().len())).unwrap(),
+        Poll::Pending => None,
+    }
+}
+
+#[test]
+fn of_a_body_nothing_is_read_before_somebody_waits_for_it() {
+    let asked = Rc::new(Asked::default());
+    asked.ask(&Method::GET, false);
+    let text = format!("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{}", "x".repeat(100));
+    let mut checked = Checked::new(text.as_bytes(), asked.clone(), 1024);
+    asked.want(false);
+    assert_eq!(read_now(&mut checked), Some(64), "the head, and what came with it");
+    assert_eq!(read_now(&mut checked), None);
+    asked.want(true);
+    assert_eq!(read_now(&mut checked), Some(64));
+    asked.want(false);
+    assert_eq!(read_now(&mut checked), None);
+    asked.want(true);
+    assert_eq!(read_now(&mut checked), Some(text.len() - 128), "the rest");
+}
+
+#[test]
+fn between_answers_the_connection_is_read_whatever_the_taker_of_the_last_one_wants() {
+    let asked = Rc::new(Asked::default());
+    asked.ask(&Method::GET, false);
+    let mut checked = Checked::new(&b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx"[..], asked.clone(), 1024);
+    assert_eq!(read_now(&mut checked), Some(39));
+    asked.want(false);
+    assert_eq!(read_now(&mut checked), Some(0), "the end of the connection is noticed");
+}
