@@ -108,6 +108,7 @@ outcomes! {
     AuthDenied = "AUTH-DENIED", 403, Client, false, "http_request_denied", "This page is not for you.";
     Patched = "PATCHED", 403, Client, false, "http_request_denied", "The request was recognised as an exploit by a virtual patch.";
     RateLimited = "RATE-LIMITED", 429, Client, true, "http_request_denied", "This client sent more requests than the limit allows.";
+    ClientBusy = "CLIENT-BUSY", 429, Client, true, "connection_limit_reached", "This client has as many requests in flight as it may.";
     Banned = "BANNED", 403, Client, true, "http_request_denied", "This client is banned for a time.";
     ClientGone = "CLIENT-GONE", 499, Client, false, "", "The client went away before the answer was complete.";
     ClientStalled = "CLIENT-STALLED", 499, Client, false, "connection_write_timeout", "The client stopped reading the answer.";

@@ -10,6 +10,8 @@ pub enum PolicyKind {
     Country,
     /// Bans with an expiry.
     Ban,
+    /// Requests of one client that are in flight.
+    InFlight,
     /// Virtual patches.
     Patch,
     /// Rate limits.
@@ -30,6 +32,7 @@ impl PolicyKind {
         PolicyKind::Address,
         PolicyKind::Country,
         PolicyKind::Ban,
+        PolicyKind::InFlight,
         PolicyKind::Patch,
         PolicyKind::RateLimit,
         PolicyKind::Auth,
@@ -44,6 +47,7 @@ impl PolicyKind {
             PolicyKind::Address => "address",
             PolicyKind::Country => "country",
             PolicyKind::Ban => "ban",
+            PolicyKind::InFlight => "in-flight",
             PolicyKind::Patch => "patch",
             PolicyKind::RateLimit => "rate-limit",
             PolicyKind::Auth => "auth",

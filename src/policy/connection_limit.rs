@@ -1,8 +1,10 @@
-//! Connection limits: open connections of the whole process and of each client.
+//! Connection limits: open connections of the whole process and of each client, and the requests that a client has in
+//! flight on all of its connections together.
 //!
 //! Asked once per connection, never per request, so that a short lock is fine. Counts are kept in shards, and an entry
 //! lives only while its client has a connection: memory is bounded by the number of open connections. Clients are
-//! counted even while they have no cap, so that a cap set by a reload is right from the first moment.
+//! counted even while they have no cap, so that a cap set by a reload is right from the first moment. Each connection
+//! holds the count of its client's requests: a request costs an addition, and no look-up.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -30,7 +32,7 @@ pub struct Connections {
 pub struct Permit {
     counts: Arc<Counts>,
     /// `None` for a trusted proxy.
-    client: Option<ClientKey>,
+    client: Option<(ClientKey, Arc<AtomicU32>)>,
     nth: u32,
     _descriptor: Descriptor,
 }
@@ -56,7 +58,15 @@ struct Counts {
     shards: Box<[Shard]>,
 }
 
-type Shard = Mutex<HashMap<ClientKey, u32>>;
+type Shard = Mutex<HashMap<ClientKey, Held>>;
+
+/// What one client has.
+#[derive(Debug, Default)]
+struct Held {
+    connections: u32,
+    /// Requests in flight, over all of them.
+    requests: Arc<AtomicU32>,
+}
 
 impl Connections {
     /// At most `total` connections, at most `per_client` from one client (0 = no cap), each with a descriptor.
@@ -88,7 +98,7 @@ impl Connections {
         let shards = self.counts.shards.iter();
         let held = shards.map(|shard| {
             let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-            shard.values().copied().collect::<Vec<_>>()
+            shard.values().map(|held| held.connections).collect::<Vec<_>>()
         });
         held.flatten().collect()
     }
@@ -110,15 +120,17 @@ impl Connections {
     pub fn try_acquire(&self, client: ClientKey) -> Result<Permit, Refusal> {
         let counts = &self.counts;
         let mut shard = counts.shard(client).ok_or(Refusal::Total)?;
-        let held = shard.get(&client).copied().unwrap_or(0);
+        let held = shard.get(&client).map_or(0, |held| held.connections);
         let per_client_max = counts.per_client_max.load(Ordering::Relaxed);
         if per_client_max != 0 && held >= per_client_max {
             return Err(Refusal::Client);
         }
         let descriptor = counts.open_one()?;
         let nth = held.saturating_add(1);
-        shard.insert(client, nth);
-        Ok(Permit { counts: Arc::clone(counts), client: Some(client), nth, _descriptor: descriptor })
+        let held = shard.entry(client).or_default();
+        held.connections = nth;
+        let client = Some((client, held.requests.clone()));
+        Ok(Permit { counts: Arc::clone(counts), client, nth, _descriptor: descriptor })
     }
 
     /// Asks for one more connection of a trusted proxy: it brings many clients, so that no client's cap is its own.
@@ -141,15 +153,35 @@ impl Permit {
     pub fn nth(&self) -> u32 {
         self.nth
     }
+
+    /// A request begins; every one that does [ends](Permit::ended).
+    pub fn began(&self) {
+        if let Some((_, requests)) = &self.client {
+            requests.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A request has ended.
+    pub fn ended(&self) {
+        if let Some((_, requests)) = &self.client {
+            requests.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Requests that the client has in flight, on all of its connections; 0 for a trusted proxy, which brings many
+    /// clients.
+    pub fn in_flight(&self) -> u32 {
+        self.client.as_ref().map_or(0, |(_, requests)| requests.load(Ordering::Relaxed))
+    }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         self.counts.open.fetch_sub(1, Ordering::Relaxed);
-        let Some(client) = self.client else { return };
+        let Some((client, _)) = self.client else { return };
         let Some(mut shard) = self.counts.shard(client) else { return };
         match shard.get_mut(&client) {
-            Some(held) if *held > 1 => *held -= 1,
+            Some(held) if held.connections > 1 => held.connections -= 1,
             _ => {
                 shard.remove(&client);
             }
@@ -171,7 +203,7 @@ impl Counts {
             .map_err(|_| Refusal::Total)
     }
 
-    fn shard(&self, client: ClientKey) -> Option<MutexGuard<'_, HashMap<ClientKey, u32>>> {
+    fn shard(&self, client: ClientKey) -> Option<MutexGuard<'_, HashMap<ClientKey, Held>>> {
         let at = self.seed.hash_one(client) % (SHARDS as u64);
         let shard = self.shards.get(usize::try_from(at).ok()?)?;
         // No code that can panic runs under the lock, so a poisoned map is still right.
@@ -198,6 +230,21 @@ mod tests {
         drop(first);
         let _again = connections.try_acquire(ClientKey(1)).unwrap();
         assert_eq!(connections.open(), 3);
+    }
+
+    #[test]
+    fn requests_in_flight_are_those_of_all_connections_of_the_client() {
+        let connections = new(10, 0);
+        let (one, two) =
+            (connections.try_acquire(ClientKey(1)).unwrap(), connections.try_acquire(ClientKey(1)).unwrap());
+        let other = connections.try_acquire(ClientKey(2)).unwrap();
+        let proxy = connections.try_acquire_trusted().unwrap();
+        [&one, &one, &two, &proxy].into_iter().for_each(Permit::began);
+        assert_eq!([&one, &two, &other, &proxy].map(Permit::in_flight), [3, 3, 0, 0]);
+        one.ended();
+        drop(two);
+        let three = connections.try_acquire(ClientKey(1)).unwrap();
+        assert_eq!(three.in_flight(), 2);
     }
 
     #[test]

@@ -106,7 +106,7 @@ pub struct Connection {
     pub counted: RefCell<Option<Counted>>,
     requests: Cell<u32>,
     in_flight: Cell<u32>,
-    _permit: Option<Permit>,
+    permit: Option<Permit>,
 }
 
 /// What a TLS handshake agreed on.
@@ -176,7 +176,7 @@ impl Connection {
             counted: RefCell::new(counted),
             requests: Cell::new(0),
             in_flight: Cell::new(0),
-            _permit: intro.permit,
+            permit: intro.permit,
         }
     }
 
@@ -185,6 +185,9 @@ impl Connection {
         let count = self.requests.get().saturating_add(1);
         self.requests.set(count);
         self.in_flight.set(self.in_flight.get() + 1);
+        if let Some(permit) = &self.permit {
+            permit.began();
+        }
         self.progress.enter(Phase::Serving);
         max != 0 && count >= max
     }
@@ -195,6 +198,9 @@ impl Connection {
     }
 
     fn done(&self) {
+        if let Some(permit) = &self.permit {
+            permit.ended();
+        }
         let left = self.in_flight.get().saturating_sub(1);
         self.in_flight.set(left);
         if left == 0 && self.progress.phase() == Phase::Serving {
@@ -249,6 +255,11 @@ impl Connection {
             return Err(Outcome::ClientCertExpired);
         }
         Ok(())
+    }
+
+    /// Requests of its client being served now, on all connections; 0 where that is a proxy.
+    pub fn in_flight_of_client(&self) -> u32 {
+        self.permit.as_ref().map_or(0, Permit::in_flight)
     }
 
     /// Requests being served now.

@@ -53,7 +53,11 @@ pub fn status(outcome: Outcome, reset: Option<h2::Reason>) -> Status {
         };
     }
     match outcome {
-        Outcome::RateLimited | Outcome::BodyTooLarge | Outcome::HeadTooLarge | Outcome::UriTooLong => {
+        Outcome::RateLimited
+        | Outcome::ClientBusy
+        | Outcome::BodyTooLarge
+        | Outcome::HeadTooLarge
+        | Outcome::UriTooLong => {
             Status::ResourceExhausted
         }
         Outcome::UpstreamTimeout

@@ -354,6 +354,58 @@ async fn one_client_address_gets_only_its_share_of_connections() {
     wait_for("the freed place", || async { proxy.try_get(SITE, "/").await.ok() }).await;
 }
 
+/// Requests over HTTP/2 and HTTP/1 beside each other, of which two are answered only when the gate opens.
+async fn busy(set: impl Fn(ProxyBuilder) -> ProxyBuilder) -> (Origin, Gate, Proxy, Wire) {
+    let gate = Gate::default();
+    let wait = gate.clone();
+    let origin = Origin::scripted(move |mut x| {
+        let wait = wait.clone();
+        async move {
+            if x.request.target() == "/slow" {
+                wait.pass().await;
+            }
+            x.answer(Answer::ok("ok")).await.ok()?;
+            Some(x)
+        }
+    })
+    .await;
+    let builder = Proxy::builder().set("server.limits.requests_per_client", "2");
+    let proxy = set(builder).site(SITE, &origin.backends()).start().await;
+    let mut wire = proxy.wire(SITE).await;
+    wire.send(format!("GET /slow HTTP/1.1\r\nHost: {SITE}\r\n\r\n")).await;
+    let mut h2 = proxy.h2(SITE).await;
+    tokio::spawn(async move { h2.get("/slow").await });
+    origin.arrived(2).await;
+    (origin, gate, proxy, wire)
+}
+
+#[tokio::test]
+async fn one_client_address_gets_only_its_share_of_requests_in_flight_over_all_its_connections() {
+    let (origin, gate, proxy, mut wire) = busy(|builder| builder).await;
+    let refused = proxy.get(SITE, "/").await;
+    refused.expect(429, "CLIENT-BUSY");
+    assert_eq!(refused.field("retry-after"), Some("1"));
+    let mut h2 = proxy.h2(SITE).await;
+    assert_eq!(h2.get("/").await.status, 429, "over HTTP/2 too");
+    assert_eq!(origin.count(), 2, "what is refused reaches no backend");
+    gate.open();
+    assert_eq!(wire.reply().await.status, 200, "those inside stay");
+    wait_for("room", || async { (proxy.get(SITE, "/").await.status == 200).then_some(()) }).await;
+}
+
+#[tokio::test]
+async fn in_shadow_requests_in_flight_are_counted_and_not_refused_and_a_trusted_proxy_has_no_cap() {
+    let shadow = |builder: ProxyBuilder| builder.set("server.limits.requests_per_client_mode", "\"shadow\"");
+    let (_origin, _gate, proxy, _wire) = busy(shadow).await;
+    assert_eq!(proxy.get(SITE, "/").await.status, 200);
+    let labels = [("site", SITE), ("policy", "in-flight")];
+    assert_eq!(proxy.metrics().await.sum("tidegate_would_block_total", &labels), 1.0);
+    let trusted = |builder: ProxyBuilder| builder.set("server.trusted_proxies", "[\"127.0.0.0/8\"]");
+    let (_origin, _gate, proxy, _wire) = busy(trusted).await;
+    assert_eq!(proxy.get(SITE, "/").await.status, 200);
+    assert_eq!(proxy.metrics().await.sum("tidegate_would_block_total", &labels), 0.0);
+}
+
 #[tokio::test]
 async fn beyond_the_total_the_newest_connection_is_refused() {
     let origin = Origin::saying("ok").await;

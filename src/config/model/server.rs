@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::base::record::{AccessFormat, AccessTarget, Privacy};
+use crate::config::model::Mode;
 
 /// `client_ip_doctor`
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -60,6 +61,11 @@ pub struct Limits {
     pub h2_reset_rate: u32,
     /// `flood_delay`: the longest that new connections of a client wait whose connections ended in floods. 0 = no wait. 2 s.
     pub flood_delay: Duration,
+    /// `requests_per_client`: requests in flight of one client address, over all its connections. 0 = no cap. 1,024: what as
+    /// many connections over HTTP/1 have.
+    pub requests_per_client: u32,
+    /// `requests_per_client_mode`: whether it refuses. It does.
+    pub requests_per_client_mode: Mode,
     /// `body_rate`: bytes of a request body that must arrive in a second while it is waited for. 0 = any. 100.
     pub body_rate: u64,
     /// `write_rate`: bytes of an answer that a client must take in a second while it is waited for. 0 = any. 100.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use ipnet::{IpNet, Ipv4Net};
 use toml::de::{DeTable, DeValue};
 
-use super::{acme, address, ban, discovery, docker, host, patch, share, tls};
+use super::{acme, address, ban, discovery, docker, host, mode, patch, share, tls};
 use crate::base::address::CidrSet;
 use crate::base::record::{AccessFormat, AccessTarget, Privacy};
 use crate::base::trust;
@@ -342,6 +342,8 @@ fn limits(context: &mut Context<'_>, server: &Table<'_>) -> Limits {
         h2_resets: wide(context.count(&table, "h2_resets")),
         h2_reset_rate: narrow(context.count(&table, "h2_reset_rate")),
         flood_delay: context.duration(&table, "flood_delay", None).value,
+        requests_per_client: narrow(context.count(&table, "requests_per_client")),
+        requests_per_client_mode: mode::of(context, &table, "requests_per_client_mode"),
         body_rate: context.size(&table, "body_rate"),
         write_rate: context.size(&table, "write_rate"),
         handshakes: wide(context.count(&table, "handshakes")),

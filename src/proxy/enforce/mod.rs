@@ -6,6 +6,7 @@ mod auth;
 mod bandwidth;
 mod bans;
 mod forward_auth;
+mod in_flight;
 mod limits;
 mod patch;
 
@@ -40,6 +41,7 @@ pub async fn all(
     doctor::note(context, &parts.headers);
     address::check(context, site, route)?;
     bans::check(context, site)?;
+    in_flight::check(context, site)?;
     let wanted = patch::head(context, site, route, parts)?;
     observe::arrived(context, site);
     limits::check(context, site, route, parts, path, When::Before)?;
