@@ -42,7 +42,7 @@ pub const TABLE: &[Row] = &[
     },
     Row {
         what: "connections",
-        keeps: "address (IPv6: its /64) and number of open connections; of each the address, port and name asked for",
+        keeps: "address (IPv6: its /64), number of open connections and of requests in flight; of each connection the address, port and name asked for",
         place: "memory",
         time: "while one is open",
         bound: "[server] max_connections",

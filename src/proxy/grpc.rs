@@ -57,9 +57,7 @@ pub fn status(outcome: Outcome, reset: Option<h2::Reason>) -> Status {
         | Outcome::ClientBusy
         | Outcome::BodyTooLarge
         | Outcome::HeadTooLarge
-        | Outcome::UriTooLong => {
-            Status::ResourceExhausted
-        }
+        | Outcome::UriTooLong => Status::ResourceExhausted,
         Outcome::UpstreamTimeout
         | Outcome::TotalTimeout
         | Outcome::UpstreamStalled

@@ -66,7 +66,8 @@ pub async fn run(worker: &Rc<Worker>, stream: Stream, intro: Introduction) {
         let resets = Resets { per_second: limits.h2_reset_rate, open: limits.h2_streams };
         let io = frames::Watch::new(io, worker, &connection, resets);
         drop(snapshot);
-        let driven = Box::pin(drive_h2(builder.serve_connection(TokioIo::new(io), handler), worker, &connection));
+        let driven =
+            Box::pin(drive_h2(builder.serve_connection(TokioIo::new(io), handler), worker, &connection));
         worker.fair.drive(&connection, driven).await;
     } else {
         let builder = h1_builder(server);

@@ -170,7 +170,10 @@ async fn a_flood_that_the_library_ends_is_counted_and_who_sent_it_waits() {
     let fields = frame(CONTINUATION, 0, 1, &[0, 1, b'a', 1, b'b'].repeat(3_000)).repeat(20);
     let floods = [
         ("fields without end", [frame(HEADERS, 0, 1, &head(0x82)), fields].concat()),
-        ("CONTINUATION", [frame(HEADERS, 0, 1, &head(0x82)), frame(CONTINUATION, 0, 1, &[]).repeat(150)].concat()),
+        (
+            "CONTINUATION",
+            [frame(HEADERS, 0, 1, &head(0x82)), frame(CONTINUATION, 0, 1, &[]).repeat(150)].concat(),
+        ),
         ("tiny DATA", [post(1), frame(DATA, 0, 1, b"x").repeat(60_000)].concat()),
     ];
     for (nth, (what, bytes)) in floods.into_iter().enumerate() {

@@ -140,7 +140,8 @@ fn of_a_body_nothing_is_read_before_somebody_waits_for_it() {
 fn between_answers_the_connection_is_read_whatever_the_taker_of_the_last_one_wants() {
     let asked = Rc::new(Asked::default());
     asked.ask(&Method::GET, false);
-    let mut checked = Checked::new(&b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx"[..], asked.clone(), 1024);
+    let mut checked =
+        Checked::new(&b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx"[..], asked.clone(), 1024);
     assert_eq!(read_now(&mut checked), Some(39));
     asked.want(false);
     assert_eq!(read_now(&mut checked), Some(0), "the end of the connection is noticed");
