@@ -437,6 +437,19 @@ impl ResponseBody {
         Poll::Ready(Some(Err(cut)))
     }
 
+    /// Ready when there is room for more of it: what is not read from the backend need not be kept for the client.
+    fn poll_room(&mut self, cx: &mut Task<'_>) -> Poll<()> {
+        if let Some(delivery) = &self.delivery {
+            ready!(delivery.connection.backlog.poll_room(cx.waker()));
+        } else if let (Source::Upstream { .. }, Some(context)) = (&self.source, &self.context) {
+            ready!(context.connection.progress.poll_taken(cx));
+        }
+        match &mut self.throttle {
+            Some(throttle) => throttle.poll(cx),
+            None => Poll::Ready(()),
+        }
+    }
+
     /// So many bytes are on their way to the client.
     fn moves(&mut self, bytes: usize) {
         if let Some(context) = self.context.as_mut() {
@@ -470,15 +483,10 @@ impl Body for ResponseBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         let this = self.get_mut();
         // Asked for more: the client took what there was.
-        if let Some(delivery) = &mut this.delivery {
-            if delivery.taken() {
-                return this.cut(Outcome::ClientStalled, "", None);
-            }
-            ready!(delivery.connection.backlog.poll_room(cx.waker()));
+        if this.delivery.as_mut().is_some_and(Delivery::taken) {
+            return this.cut(Outcome::ClientStalled, "", None);
         }
-        if let Some(throttle) = &mut this.throttle {
-            ready!(throttle.poll(cx));
-        }
+        ready!(this.poll_room(cx));
         let throttle = this.throttle.as_deref();
         let polled = match &mut this.source {
             Source::Piece(piece) => {
@@ -491,13 +499,6 @@ impl Body for ResponseBody {
             }
             Source::Upstream { bare: true, .. } => Poll::Ready(None),
             Source::Upstream { first, incoming, lease, stall_after, stalled, .. } => {
-                // HTTP/1: what is not read from the backend need not be kept for the client. Under HTTP/2 nobody asks before
-                // there is room.
-                if this.delivery.is_none()
-                    && let Some(context) = &this.context
-                {
-                    ready!(context.connection.progress.poll_taken(cx));
-                }
                 let polled = match first.take() {
                     Some(first) => Poll::Ready(Some(Ok(Frame::data(first)))),
                     None => Pin::new(incoming).poll_frame(cx),
