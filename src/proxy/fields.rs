@@ -357,9 +357,7 @@ pub fn clean_trailers(trailers: &mut HeaderMap) {
     for name in trailers.keys() {
         let text = name.as_str();
         let claims = client_cert::claims_identity(text, false);
-        // RFC 9110 section 5.1, as in heads: the library takes a quotation mark for a token character.
-        let no_token = text.contains('"');
-        if no_token || claims || is_ours(text) || is_lookalike(text) || is_head_only(text) {
+        if claims || is_ours(text) || is_lookalike(text) || is_head_only(text) {
             remove.push(name);
         }
     }

@@ -100,7 +100,7 @@ pub fn failure(mut context: Box<Context>, outcome: Outcome) -> Response<Response
     if status == StatusCode::SERVICE_UNAVAILABLE {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(context.retry_after.unwrap_or(1)));
     }
-    if let (Outcome::Banned, Some(seconds)) = (outcome, context.retry_after) {
+    if let (Outcome::Banned | Outcome::ClientBusy, Some(seconds)) = (outcome, context.retry_after) {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
     if context.accept == Accept::Grpc {

