@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
+use crate::base::clock::Millis;
 use crate::net::pace::Pace;
 use crate::net::timer::{Timer, Wheel};
 
@@ -34,6 +35,17 @@ impl Stream {
         };
         // Best effort: a socket that cannot be told is closed anyway.
         let _ = socket2::SockRef::from(tcp).set_linger(Some(Duration::ZERO));
+    }
+
+    /// Ready when bytes or an end have arrived, or may have. What TLS has read already does not count: only for a stream
+    /// whose last read found nothing.
+    pub fn poll_arrived(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let tcp = match self {
+            Stream::Plain(tcp) => tcp,
+            Stream::Tls(tls) => tls.get_ref().0,
+        };
+        // An error is for whoever reads.
+        tcp.poll_read_ready(cx).map(drop)
     }
 
     /// Whether HTTP/2 was agreed on in the TLS handshake (ALPN).
@@ -119,9 +131,14 @@ pub struct Allowance {
 /// a backend should not work for long for nobody.
 const LISTENING: Duration = Duration::from_secs(5);
 
+/// How long a connection waits for a request before it is put to rest: long enough that one in use never is.
+const REST: Duration = Duration::from_millis(500);
+
 /// What came due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Overdue {
+    /// No request came for a moment: time to put the connection to rest, where that is possible.
+    Rest,
     /// No request came.
     Idle,
     /// A request head did not arrive whole.
@@ -159,6 +176,12 @@ pub struct Progress {
     parked: Cell<bool>,
     /// The peer closed its side while it is being answered.
     half_closed: Cell<bool>,
+    /// Whoever drives the connection puts it to rest where it only waits.
+    rests: Cell<bool>,
+    /// Where it may rest: when the phase has lasted too long. The timer stands at an earlier time until it rests.
+    until: Cell<Millis>,
+    /// The last read, between two requests, found nothing.
+    quiet: Cell<bool>,
 }
 
 impl Progress {
@@ -179,6 +202,9 @@ impl Progress {
             writer: Cell::new(None),
             parked: Cell::new(false),
             half_closed: Cell::new(false),
+            rests: Cell::new(false),
+            until: Cell::new(wheel.now()),
+            quiet: Cell::new(false),
         };
         progress.arm();
         progress
@@ -193,6 +219,39 @@ impl Progress {
     /// Tells that this connection speaks HTTP/2: bytes while idle do not begin a request head.
     pub fn multiplexed(&self) {
         self.heads.set(false);
+    }
+
+    /// Tells that whoever drives this connection wants to hear of [`Overdue::Rest`].
+    pub fn rests(&self) {
+        self.rests.set(true);
+        self.arm();
+    }
+
+    /// Notes whether a read between two requests found nothing.
+    pub fn quiet(&self, quiet: bool) {
+        self.quiet.set(quiet);
+    }
+
+    /// Whether nothing of a request is anywhere on its way, nor of an answer.
+    pub fn may_rest(&self) -> bool {
+        self.waits() && self.quiet.get() && !self.unsent.get()
+    }
+
+    /// Whether the connection only waits for a request; one that is new may be put off for as long as it said nothing.
+    fn waits(&self) -> bool {
+        let waits = match self.phase.get() {
+            Phase::Idle => true,
+            Phase::Head => self.bytes_in.get() == 0,
+            Phase::Serving | Phase::Tunnel => false,
+        };
+        self.rests.get() && waits && !self.blocked.get() && !self.slow.get() && !self.half_closed.get()
+    }
+
+    /// A connection that rested does so no more; if it was nothing, it will again.
+    pub fn stir(&self) {
+        if self.waits() {
+            self.timer.set_at(self.until.get().min(self.timer.now().after(REST)));
+        }
     }
 
     /// The current phase.
@@ -250,7 +309,12 @@ impl Progress {
 
     /// Ready when the current phase has lasted too long.
     pub fn poll_overdue(&self, cx: &mut Context<'_>) -> Poll<Overdue> {
-        self.timer.poll_expired(cx).map(|()| {
+        std::task::ready!(self.timer.poll_expired(cx));
+        if self.waits() && self.timer.now() < self.until.get() {
+            self.timer.set_at(self.until.get());
+            return Poll::Ready(Overdue::Rest);
+        }
+        Poll::Ready({
             match (self.blocked.get() || self.slow.get(), self.phase.get()) {
                 (true, _) => Overdue::Write,
                 (false, Phase::Serving) if self.half_closed.get() => Overdue::Gone,
@@ -266,6 +330,11 @@ impl Progress {
         match self.phase.get() {
             _ if self.slow.get() => self.timer.set(Duration::ZERO),
             _ if self.blocked.get() => self.timer.set(allowance.write),
+            phase if self.waits() => {
+                let longest = if phase == Phase::Idle { allowance.idle } else { allowance.head };
+                self.until.set(self.timer.now().after(longest));
+                self.stir();
+            }
             Phase::Idle => self.timer.set(allowance.idle),
             Phase::Head => self.timer.set(allowance.head),
             Phase::Tunnel => self.timer.set(allowance.tunnel),
@@ -276,8 +345,9 @@ impl Progress {
     }
 
     fn read(&self, count: usize) {
-        self.bytes_in.set(self.bytes_in.get() + count as u64);
+        let before = self.bytes_in.replace(self.bytes_in.get() + count as u64);
         match self.phase.get() {
+            Phase::Head if before == 0 && self.rests.get() => self.timer.set_at(self.until.get()),
             Phase::Idle if self.heads.get() => self.enter(Phase::Head),
             Phase::Tunnel => self.arm(),
             _ => {}
@@ -417,7 +487,6 @@ impl<S: AsyncWrite + Unpin, P: AsRef<Progress> + Unpin> AsyncWrite for Guarded<S
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::clock::Millis;
     use std::rc::Rc;
     use std::task::Waker;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
@@ -449,6 +518,72 @@ mod tests {
             Poll::Ready(what) => Some(what),
             Poll::Pending => None,
         }
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_request_rests_after_a_moment_and_keeps_its_deadlines() {
+        let (wheel, progress, mut io, mut peer) = setup(64);
+        progress.rests();
+        progress.quiet(true);
+        wheel.advance(Millis(400));
+        assert_eq!(overdue(&progress), None);
+        wheel.advance(Millis(600));
+        assert_eq!(overdue(&progress), Some(Overdue::Rest));
+        assert!(progress.may_rest());
+        assert_eq!(overdue(&progress), None);
+        // It came to nothing: it rests again, and owes its head no later.
+        wheel.advance(Millis(9_000));
+        progress.stir();
+        wheel.advance(Millis(9_600));
+        assert_eq!(overdue(&progress), Some(Overdue::Rest));
+        wheel.advance(Millis(10_000));
+        assert_eq!(overdue(&progress), Some(Overdue::Head));
+        // Idle: the same with its own deadline.
+        progress.enter(Phase::Idle);
+        wheel.advance(Millis(11_000));
+        assert_eq!(overdue(&progress), Some(Overdue::Rest));
+        wheel.advance(Millis(84_900));
+        assert_eq!(overdue(&progress), None);
+        wheel.advance(Millis(85_000));
+        assert_eq!(overdue(&progress), Some(Overdue::Idle));
+        // What is begun does not rest.
+        progress.enter(Phase::Idle);
+        peer.write_all(b"G").await.unwrap();
+        io.read_exact(&mut [0]).await.unwrap();
+        wheel.advance(Millis(94_900));
+        assert_eq!(overdue(&progress), None);
+        wheel.advance(Millis(95_000));
+        assert_eq!(overdue(&progress), Some(Overdue::Head));
+    }
+
+    #[tokio::test]
+    async fn the_first_byte_of_a_connection_ends_its_rest_and_not_its_deadline() {
+        let (wheel, progress, mut io, mut peer) = setup(64);
+        progress.rests();
+        wheel.advance(Millis(300));
+        peer.write_all(b"G").await.unwrap();
+        io.read_exact(&mut [0]).await.unwrap();
+        wheel.advance(Millis(9_900));
+        assert_eq!(overdue(&progress), None);
+        wheel.advance(Millis(10_000));
+        assert_eq!(overdue(&progress), Some(Overdue::Head));
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_not_out_keeps_a_connection_from_rest() {
+        let (wheel, progress, mut io, _peer) = setup(4);
+        progress.rests();
+        progress.enter(Phase::Idle);
+        let write = Pin::new(&mut io).poll_write(&mut Context::from_waker(Waker::noop()), b"abcd");
+        assert!(write.is_ready());
+        progress.quiet(true);
+        wheel.advance(Millis(600));
+        assert_eq!(overdue(&progress), Some(Overdue::Rest));
+        assert!(!progress.may_rest());
+        io.flush().await.unwrap();
+        assert!(progress.may_rest());
+        progress.quiet(false);
+        assert!(!progress.may_rest());
     }
 
     #[tokio::test]

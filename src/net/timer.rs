@@ -132,7 +132,11 @@ impl Timer {
 
     /// Sets the deadline to `after` from now, replacing any other.
     pub fn set(&self, after: Duration) {
-        let deadline = self.wheel.now().after(after);
+        self.set_at(self.wheel.now().after(after));
+    }
+
+    /// Sets the deadline, replacing any other.
+    pub fn set_at(&self, deadline: Millis) {
         self.entry.deadline.set(Some(deadline));
         self.wheel.queue(&self.entry, deadline);
     }

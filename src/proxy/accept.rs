@@ -75,7 +75,7 @@ fn admit(worker: &Rc<Worker>, tcp: TcpStream, peer: SocketAddr, port: u16, kind:
     }
     let Some(permit) = permit(worker, peer, trusted) else { return };
     let local = tcp.local_addr().unwrap_or(SocketAddr::new(peer.ip(), port));
-    let accepted = Accepted { tcp, client: peer, trusted, port, local, permit };
+    let accepted = Box::new(Accepted { tcp, client: peer, trusted, port, local, permit });
     tokio::task::spawn_local(connection(worker.clone(), accepted, kind));
 }
 
@@ -134,11 +134,12 @@ async fn introduced(
     let Some(permit) = permit(&worker, client, trusted) else { return };
     let local = header.destination.or_else(|| tcp.local_addr().ok());
     let local = local.unwrap_or(SocketAddr::new(peer.ip(), port));
-    let accepted = Accepted { tcp, client, trusted, port, local, permit };
-    connection(worker, accepted, kind).await;
+    let accepted = Box::new(Accepted { tcp, client, trusted, port, local, permit });
+    // In a task of its own: what the header needed must not take room in the connection.
+    tokio::task::spawn_local(connection(worker, accepted, kind));
 }
 
-async fn connection(worker: Rc<Worker>, accepted: Accepted, kind: Kind) {
+async fn connection(worker: Rc<Worker>, accepted: Box<Accepted>, kind: Kind) {
     // Best effort: a connection that cannot be tuned still works.
     let _ = bind::tune_accepted(&accepted.tcp);
     let (opened, closed, gauge) = match kind {
@@ -148,9 +149,13 @@ async fn connection(worker: Rc<Worker>, accepted: Accepted, kind: Kind) {
     worker.shard.add(opened, 1);
     worker.shard.gauge_add(gauge, 1);
     let _counted = Counted { worker: worker.clone(), closed, gauge };
-    match kind {
-        Kind::Http => serve::plain(&worker, accepted).await,
-        Kind::Https => handshake::run(&worker, accepted).await,
+    let served = match kind {
+        Kind::Http => Some(serve::plain(&worker, *accepted)),
+        // Boxed: what only a handshake needs must not take room in every connection.
+        Kind::Https => Box::pin(handshake::run(&worker, accepted)).await,
+    };
+    if let Some(served) = served {
+        served.await;
     }
 }
 

@@ -208,6 +208,14 @@ impl Connection {
         }
     }
 
+    /// Whether it only waits for its client.
+    pub fn may_rest(&self) -> bool {
+        self.progress.may_rest()
+            && self.in_flight.get() == 0
+            && !self.closing.get()
+            && self.tunnel.borrow().is_none()
+    }
+
     /// HTTP/2: whether the client was told to go because of a flood.
     pub fn flooded(&self) -> bool {
         self.ending.get() == Outcome::ClientFlood

@@ -249,6 +249,22 @@ impl Guard {
         !self.framer.between() || !self.held.is_empty() || self.wasted
     }
 
+    /// Whether the guard knows nothing of the connection but its limits: no byte of a message was seen that was not
+    /// handed on with all of it.
+    pub fn is_blank(&self) -> bool {
+        self.framer.state == State::Head && self.held.is_empty() && self.refused.is_none() && !self.ended
+    }
+
+    /// Ready when something of the client may be there to read.
+    pub fn poll_arrived(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.io.stream().poll_arrived(cx)
+    }
+
+    /// The limits it keeps to.
+    pub fn limits(&self) -> Limits {
+        self.framer.limits
+    }
+
     /// The stream without the guard, for bytes that nobody will parse.
     pub fn stream(&mut self) -> &mut Watched {
         &mut self.io
@@ -362,7 +378,9 @@ impl AsyncRead for Guard {
             }
             let before = buf.filled().len();
             if this.held.is_empty() {
-                ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+                let read = Pin::new(&mut this.io).poll_read(cx, buf);
+                this.progress().quiet(read.is_pending() && this.framer.state == State::Head);
+                ready!(read)?;
                 if buf.filled().len() == before {
                     return this.end();
                 }

@@ -26,6 +26,7 @@ use crate::proxy::accept::Accepted;
 use crate::proxy::client_cert::{self, ClientCert};
 use crate::proxy::context::{Handshake, Introduction};
 use crate::proxy::fair::Share;
+use crate::proxy::serve::Served;
 use crate::proxy::shed::Shed;
 use crate::proxy::turnstile::{Evicted, Refused, Ticket};
 use crate::proxy::{Worker, demand, respond, serve};
@@ -34,25 +35,33 @@ use crate::telemetry::metric::Counter;
 use crate::tls::client_identity::ClientIdentity;
 use crate::tls::policy::Policy;
 
-/// Handshakes, then serves.
-pub async fn run(worker: &Rc<Worker>, accepted: Accepted) {
-    let Accepted { tcp, client, trusted, port, local, permit } = accepted;
+/// Handshakes; gives what serves the connection after it, if there is one.
+pub async fn run(worker: &Rc<Worker>, accepted: Box<Accepted>) -> Option<Served> {
+    let Accepted { tcp, client, trusted, port, local, permit } = *accepted;
     let server = worker.snapshot().server.clone();
     if !trusted {
         wait_after_floods(worker, client.ip(), server.limits.flood_delay).await;
     }
     let Ok(ticket) = worker.turnstile.enter(server.limits.handshakes) else {
-        return worker.shed(Shed::HandshakeQueue, None);
+        worker.shed(Shed::HandshakeQueue, None);
+        return None;
     };
-    // One deadline over all of it, from accept on. Boxed: a parked connection must not carry the handshake's state.
+    // One deadline over all of it, from accept on.
     let driven = ticket.drive(Box::pin(shake(worker, &ticket, tcp)));
     let shaken = match tokio::time::timeout(server.timeouts.handshake, driven).await {
         Ok(Ok(Ok(shaken))) => shaken,
-        Ok(Ok(Err(reason))) => return worker.count(reason),
-        Ok(Err(Evicted)) => return worker.shed(Shed::HandshakeOldest, None),
+        Ok(Ok(Err(reason))) => {
+            worker.count(reason);
+            return None;
+        }
+        Ok(Err(Evicted)) => {
+            worker.shed(Shed::HandshakeOldest, None);
+            return None;
+        }
         Err(_) => {
             worker.shard.outcome_only(Outcome::HandshakeTimeout);
-            return worker.shard.add(Counter::HandshakeTimeout, 1);
+            worker.shard.add(Counter::HandshakeTimeout, 1);
+            return None;
         }
     };
     drop((ticket, server));
@@ -85,7 +94,7 @@ pub async fn run(worker: &Rc<Worker>, accepted: Accepted) {
         handshake: Some(Handshake { version: tls_version, sni, policy, client_cert, place, share, counted }),
         permit: Some(permit),
     };
-    serve::run(worker, stream, intro).await;
+    Some(serve::run(worker, stream, intro))
 }
 
 /// A client whose connections ended in floods begins its new ones a moment later. Nothing is read meanwhile, so that this

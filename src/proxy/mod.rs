@@ -3,7 +3,7 @@
 //! 1. [`accept`]: a socket comes in; limits on connections, PROXY protocol. [`shed`] tells of what is turned away.
 //! 2. [`handshake`]: TLS, SNI, ALPN, certificates of clients; each takes its turn in the [`turnstile`]; [`demand`] for
 //!    names that have no certificate.
-//! 3. [`serve`]: one connection, many requests; its deadlines; its end. [`guard`] checks raw HTTP/1 bytes first,
+//! 3. [`serve`]: one connection, many requests; its deadlines, its rest, its end. [`guard`] checks raw HTTP/1 bytes first,
 //!    [`frames`] counts the frames of HTTP/2.
 //!    Who runs while there is too much to do says [`fair`].
 //! 4. [`request`]: THE life of a request, on one screen.

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::task::{Context as Task, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -22,7 +23,7 @@ use crate::proxy::context::{Connection, Introduction, Watch, Watched};
 use crate::proxy::frames::{self, Resets};
 use crate::proxy::guard::{Guard, Limits};
 use crate::proxy::{Worker, record, request, respond, upgrade};
-use crate::telemetry::metric::Counter;
+use crate::telemetry::metric::{Counter, Gauge};
 
 /// hyper's own default, kept on the stack; a higher limit moves it to the heap.
 const FIELDS_ON_STACK: usize = 100;
@@ -39,16 +40,20 @@ const FAREWELL: Duration = Duration::from_secs(5);
 const LINGER_READS: usize = 1024;
 const LINGER_BUFFER: usize = 16 * 1024;
 
+/// What serves one connection to its end. Boxed for each protocol: the one that a connection does not speak must not take
+/// room in it.
+pub type Served = Pin<Box<dyn Future<Output = ()>>>;
+
 /// Serves a connection of a plain HTTP listener.
-pub async fn plain(worker: &Rc<Worker>, accepted: Accepted) {
+pub fn plain(worker: &Rc<Worker>, accepted: Accepted) -> Served {
     let Accepted { tcp, client, trusted, port, local, permit } = accepted;
     let permit = Some(permit);
     let intro = Introduction { client, trusted, http2: false, port, local, handshake: None, permit };
-    run(worker, Stream::Plain(tcp), intro).await;
+    run(worker, Stream::Plain(tcp), intro)
 }
 
 /// Serves a connection whose protocol is known.
-pub async fn run(worker: &Rc<Worker>, stream: Stream, intro: Introduction) {
+pub fn run(worker: &Rc<Worker>, stream: Stream, intro: Introduction) -> Served {
     let snapshot = worker.snapshot();
     let server = &snapshot.server;
     let http2 = intro.http2;
@@ -65,19 +70,63 @@ pub async fn run(worker: &Rc<Worker>, stream: Stream, intro: Introduction) {
         let limits = &server.limits;
         let resets = Resets { per_second: limits.h2_reset_rate, open: limits.h2_streams };
         let io = frames::Watch::new(io, worker, &connection, resets);
-        drop(snapshot);
-        let driven =
-            Box::pin(drive_h2(builder.serve_connection(TokioIo::new(io), handler), worker, &connection));
-        worker.fair.drive(&connection, driven).await;
+        let http = builder.serve_connection(TokioIo::new(io), handler);
+        Box::pin(h2(worker.clone(), connection, http))
     } else {
-        let builder = h1_builder(server);
-        let io = TokioIo::new(Guard::new(io, guard_limits(server)));
-        drop(snapshot);
-        let driven = Box::pin(drive_h1(builder.serve_connection(io, handler), worker, &connection));
-        worker.fair.drive(&connection, driven).await;
+        connection.progress.rests();
+        let guard = Box::new(Guard::new(io, guard_limits(server)));
+        Box::pin(h1(worker.clone(), connection, guard))
+    }
+}
+
+async fn h2(worker: Rc<Worker>, connection: Rc<Connection>, http: H2) {
+    let driven = Box::pin(drive_h2(http, &worker, &connection));
+    worker.fair.drive(&connection, driven).await;
+}
+
+/// hyper keeps buffers for as long as it has a connection. So it has one only while there is something to serve, and what
+/// it needs for that lives in a box that goes with it.
+async fn h1(worker: Rc<Worker>, connection: Rc<Connection>, mut guard: Box<Guard>) {
+    loop {
+        let driven = Box::pin(drive_h1(guard, &worker, &connection));
+        guard = match worker.fair.drive(&connection, driven).await {
+            Some(guard) => guard,
+            None => break,
+        };
+        rest(&worker, &connection, &guard).await;
     }
     // A tunnel whose `101` could not be delivered holds the connection that holds it.
     drop(connection.tunnel.borrow_mut().take());
+}
+
+/// Waits until there is something to do for a connection: bytes or an end came from the client, a deadline passed, or it is
+/// to close. What it is, is found out by serving it again.
+async fn rest(worker: &Worker, connection: &Connection, guard: &Guard) {
+    let _counted = Resting::new(worker);
+    std::future::poll_fn(|cx| {
+        if connection.closing.get() || guard.poll_arrived(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        connection.progress.poll_overdue(cx).map(drop)
+    })
+    .await;
+    connection.progress.stir();
+}
+
+/// Counts a connection as resting until it is dropped.
+struct Resting<'a>(&'a Worker);
+
+impl Resting<'_> {
+    fn new(worker: &Worker) -> Resting<'_> {
+        worker.shard.gauge_add(Gauge::Resting, 1);
+        Resting(worker)
+    }
+}
+
+impl Drop for Resting<'_> {
+    fn drop(&mut self) {
+        self.0.shard.gauge_add(Gauge::Resting, -1);
+    }
 }
 
 /// How long each phase of a connection may last.
@@ -97,12 +146,15 @@ fn guard_limits(server: &Server) -> Limits {
     Limits { head, uri: server.limits.uri, fields: server.limits.fields }
 }
 
-fn h1_builder(server: &Server) -> http1::Builder {
-    let head = usize::try_from(server.limits.head).unwrap_or(usize::MAX);
+/// With the limits of the guard in front of it, whatever the configuration says by now.
+fn h1_builder(limits: &Limits) -> http1::Builder {
     let mut builder = http1::Builder::new();
-    builder.header_read_timeout(None).max_header_size(head).max_buf_size(head.saturating_add(BUFFER));
-    if server.limits.fields > FIELDS_ON_STACK {
-        builder.max_headers(server.limits.fields);
+    builder
+        .header_read_timeout(None)
+        .max_header_size(limits.head)
+        .max_buf_size(limits.head.saturating_add(BUFFER));
+    if limits.fields > FIELDS_ON_STACK {
+        builder.max_headers(limits.fields);
     }
     builder
 }
@@ -207,11 +259,11 @@ enum End {
     Overdue(Overdue),
 }
 
-async fn drive_h1(
-    mut http: http1::Connection<TokioIo<Guard>, Handler>,
-    worker: &Rc<Worker>,
-    connection: &Rc<Connection>,
-) {
+/// Serves what comes until the connection ends, or may rest: then its stream is handed back.
+async fn drive_h1(guard: Box<Guard>, worker: &Rc<Worker>, connection: &Rc<Connection>) -> Option<Box<Guard>> {
+    let handler = Handler { worker: worker.clone(), connection: connection.clone() };
+    let builder = h1_builder(&guard.limits());
+    let mut http = builder.serve_connection(TokioIo::new(guard), handler);
     let mut told = false;
     let end = std::future::poll_fn(|cx| {
         loop {
@@ -224,52 +276,70 @@ async fn drive_h1(
                 break;
             }
         }
-        connection.progress.poll_overdue(cx).map(End::Overdue)
+        match connection.progress.poll_overdue(cx) {
+            Poll::Ready(Overdue::Rest) if connection.may_rest() => Poll::Ready(End::Overdue(Overdue::Rest)),
+            Poll::Ready(Overdue::Rest) => connection.progress.poll_overdue(cx).map(End::Overdue),
+            other => other.map(End::Overdue),
+        }
     })
     .await;
+    if matches!(end, End::Overdue(Overdue::Write)) {
+        // Before it is taken apart: what it has in flight ends with it.
+        connection.ending.set(Outcome::ClientStalled);
+    }
+    let parts = http.into_parts();
+    if matches!(end, End::Overdue(Overdue::Rest)) && parts.read_buf.is_empty() && parts.io.inner().is_blank()
+    {
+        return Some(parts.io.into_inner());
+    }
     // Boxed: what happens once at the end must not take room in every connection.
+    Box::pin(end_h1(end, parts.io, parts.read_buf, worker, connection)).await;
+    None
+}
+
+async fn end_h1(
+    end: End,
+    io: TokioIo<Box<Guard>>,
+    early: Bytes,
+    worker: &Rc<Worker>,
+    connection: &Rc<Connection>,
+) {
     match end {
         End::Done(result) => {
-            let parts = http.into_parts();
-            if let Some(outcome) = parts.io.inner().refused() {
-                return Box::pin(answer_raw(worker, connection, parts.io, outcome)).await;
+            if let Some(outcome) = io.inner().refused() {
+                return answer_raw(worker, connection, io, outcome).await;
             }
             if let Err(error) = result {
                 if connection.reset.get() {
-                    parts.io.inner().reset_on_close();
+                    io.inner().reset_on_close();
                 }
                 refused(worker, &error);
                 // What hyper refused it has answered; any other error must not look like an end.
                 if error.is_parse() {
-                    farewell(parts.io).await;
+                    farewell(io).await;
                 }
                 return;
             }
             let tunnel = connection.tunnel.borrow_mut().take();
             match tunnel {
-                Some(tunnel) => {
-                    Box::pin(upgrade::run(worker, connection, parts.io, parts.read_buf, tunnel)).await
-                }
-                None => farewell(parts.io).await,
+                Some(tunnel) => upgrade::run(worker, connection, io, early, tunnel).await,
+                None => farewell(io).await,
             }
         }
         // Only a client that began to speak is owed an answer.
         End::Overdue(Overdue::Head) if connection.progress.bytes_in() > 0 => {
-            Box::pin(answer_raw(worker, connection, http.into_parts().io, Outcome::HeadTimeout)).await;
+            answer_raw(worker, connection, io, Outcome::HeadTimeout).await;
         }
         // A plain end would wait behind what the client does not read, and the kernel keep all of it.
-        End::Overdue(Overdue::Write) => {
-            connection.ending.set(Outcome::ClientStalled);
-            http.into_parts().io.inner().reset_on_close();
-        }
+        End::Overdue(Overdue::Write) => io.inner().reset_on_close(),
         // Dropped, and with it the request, as when the client had reset the connection.
         End::Overdue(Overdue::Gone) => {}
-        End::Overdue(_) => farewell(http.into_parts().io).await,
+        End::Overdue(_) => farewell(io).await,
     }
 }
 
 /// Says goodbye under TLS (close_notify) and TCP (FIN); bounded, because the peer may not be listening.
-async fn farewell(mut io: TokioIo<Guard>) {
+async fn farewell(mut io: TokioIo<Box<Guard>>) {
     let _ = tokio::time::timeout(FAREWELL, async {
         io.inner_mut().shutdown().await?;
         if io.inner().mid_message() { linger(io.inner_mut().stream()).await } else { Ok(()) }
@@ -293,7 +363,7 @@ async fn linger(stream: &mut Watched) -> std::io::Result<()> {
 async fn answer_raw(
     worker: &Rc<Worker>,
     connection: &Rc<Connection>,
-    mut io: TokioIo<Guard>,
+    mut io: TokioIo<Box<Guard>>,
     outcome: Outcome,
 ) {
     let id = record::unread(worker, connection, outcome);
@@ -316,11 +386,9 @@ fn refused(worker: &Worker, error: &hyper::Error) {
     }
 }
 
-async fn drive_h2(
-    http: http2::Connection<TokioIo<frames::Watch>, Handler, LocalExecutor>,
-    worker: &Worker,
-    connection: &Rc<Connection>,
-) {
+type H2 = http2::Connection<TokioIo<frames::Watch>, Handler, LocalExecutor>;
+
+async fn drive_h2(http: H2, worker: &Worker, connection: &Rc<Connection>) {
     let mut http = std::pin::pin!(http);
     let mut told = false;
     let end = std::future::poll_fn(|cx: &mut Task<'_>| {

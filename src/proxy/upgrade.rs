@@ -243,7 +243,7 @@ enum Far {
 pub async fn run(
     worker: &Rc<Worker>,
     connection: &Rc<Connection>,
-    client: TokioIo<Guard>,
+    client: TokioIo<Box<Guard>>,
     early: Bytes,
     tunnel: Tunnel,
 ) {

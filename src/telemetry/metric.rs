@@ -77,6 +77,7 @@ metrics! {
     ConnectionsOpened = "tidegate_connections_opened_total", Counter, ["listener"], "Client connections accepted.";
     ConnectionsClosed = "tidegate_connections_closed_total", Counter, ["listener"], "Client connections closed.";
     ConnectionsActive = "tidegate_connections_active", Gauge, ["listener"], "Client connections open now.";
+    ConnectionsResting = "tidegate_connections_resting", Gauge, [], "HTTP/1 client connections that have waited for a request for half a second and keep no buffers.";
     ConnectionsRefused = "tidegate_connections_refused_total", Counter, ["reason"], "Client connections closed at once because a cap was reached.";
     Bans = "tidegate_bans", Gauge, ["by"], "Bans in force: of clients by their offences, by command, and networks of the file.";
     BansMade = "tidegate_bans_by_offences_total", Counter, [], "Clients banned by their offences, those in shadow included.";
@@ -316,6 +317,7 @@ cells! {
     Gauge {
         ActiveHttp = ConnectionsActive ["http"];
         ActiveHttps = ConnectionsActive ["https"];
+        Resting = ConnectionsResting [];
         TunnelsActive = TunnelsActive [];
         HandshakesClient = HandshakesActive ["client"];
         HandshakesTurn = HandshakesActive ["turn"];

@@ -73,6 +73,7 @@ mod regression;
 mod regression_control;
 mod reload;
 mod request;
+mod resting;
 mod routing;
 mod selftest;
 mod shares;
