@@ -23,7 +23,7 @@ use crate::net::pace::Pace;
 use crate::net::timer::{Timer, Wheel};
 use crate::policy::auth::strip::Strip;
 use crate::proxy::context::{Connection, Context};
-use crate::proxy::delivery::{Delivery, in_pieces};
+use crate::proxy::delivery::{self, Delivery, in_pieces};
 use crate::proxy::enforce;
 use crate::proxy::expect::GoOn;
 use crate::proxy::fields;
@@ -352,6 +352,8 @@ enum Source {
         lease: RefCell<Option<Lease>>,
         stall_after: Duration,
         stalled: bool,
+        /// It broke off; told only after what came before was sent on.
+        failed: Option<hyper::Error>,
         /// It has none by its nature (HEAD, 204, 304), whatever its length says.
         bare: bool,
     },
@@ -397,9 +399,9 @@ impl ResponseBody {
             let first = if bare { None } else { first };
             Source::Piece(first.map(|piece| if delivery.is_some() { compact(piece) } else { piece }))
         } else {
-            lease.want(false);
+            lease.hand_over();
             let lease = RefCell::new(Some(lease));
-            Source::Upstream { first, incoming, lease, stall_after, stalled: false, bare }
+            Source::Upstream { first, incoming, lease, stall_after, stalled: false, failed: None, bare }
         };
         let throttle = context.throttles.0.take();
         ResponseBody { source, context: Some(context), delivery, throttle }
@@ -498,14 +500,11 @@ impl Body for ResponseBody {
                 Poll::Ready(in_pieces(&mut this.delivery, throttle, whole, piece))
             }
             Source::Upstream { bare: true, .. } => Poll::Ready(None),
-            Source::Upstream { first, incoming, lease, stall_after, stalled, .. } => {
-                let polled = match first.take() {
-                    Some(first) => Poll::Ready(Some(Ok(Frame::data(first)))),
-                    None => Pin::new(incoming).poll_frame(cx),
-                };
-                if let Some(lease) = lease.get_mut() {
-                    lease.want(polled.is_pending());
-                }
+            Source::Upstream { first, incoming, lease, stall_after, stalled, failed, .. } => {
+                let polled = delivery::next_of(first, failed, cx, |cx| match lease.get_mut() {
+                    Some(lease) => lease.lead(cx, |cx| Pin::new(&mut *incoming).poll_frame(cx)),
+                    None => Pin::new(&mut *incoming).poll_frame(cx),
+                });
                 let polled = polled.map(|next| in_pieces(&mut this.delivery, throttle, next, first));
                 if let (Poll::Pending, Some(lease)) = (&polled, lease.get_mut().as_ref()) {
                     if !std::mem::replace(stalled, true) {

@@ -1,6 +1,7 @@
 //! Under HTTP/2: what is offered of an answer's body at once, and how long it may wait for its client.
 
 use std::rc::Rc;
+use std::task::{Context as Task, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -67,6 +68,32 @@ impl Delivery {
         let bytes = std::mem::take(&mut self.offered);
         self.connection.backlog.sub(bytes);
         self.pace.moved(self.timer.now(), bytes)
+    }
+}
+
+type Came = Poll<Option<Result<Frame<Bytes>, hyper::Error>>>;
+
+/// What is next of an answer: `first`, or what comes. That it broke off is told only when asked once more: hyper throws
+/// away what it holds when a body fails, and sends it on when a body has nothing yet.
+pub fn next_of(
+    first: &mut Option<Bytes>,
+    failed: &mut Option<hyper::Error>,
+    cx: &mut Task<'_>,
+    next: impl FnOnce(&mut Task<'_>) -> Came,
+) -> Came {
+    if let Some(error) = failed.take() {
+        return Poll::Ready(Some(Err(error)));
+    }
+    if let Some(first) = first.take() {
+        return Poll::Ready(Some(Ok(Frame::data(first))));
+    }
+    match next(cx) {
+        Poll::Ready(Some(Err(error))) => {
+            *failed = Some(error);
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        }
+        came => came,
     }
 }
 

@@ -9,6 +9,7 @@
 //! until the body's first byte (a moment at most, see `exchange`), so that a backend that dies between the two costs nobody anything.
 
 use std::rc::Rc;
+use std::task::{Context as Task, Poll};
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -78,17 +79,26 @@ impl Lease {
         }
     }
 
-    /// Whether the client waits for more of the answer. Over HTTP/2 the window of the stream says so.
-    pub fn want(&self, more: bool) {
-        if let Carrier::Alone(connection) = &self.carrier {
-            connection.want(more);
-        }
-    }
-
     /// Whether nothing more will happen on its connection once the answer was read whole, however long the client takes
     /// for it.
     pub fn may_go(&self) -> bool {
         matches!(self.carrier, Carrier::Alone(_)) && self.upload.as_ref().is_none_or(|upload| upload.done())
+    }
+
+    /// The head of an answer is here, and its body is yet to come: whoever takes that has the connection move on when he
+    /// wants more. But whoever takes the answer slowly must not hold up what is still being sent.
+    pub fn hand_over(&self) {
+        if let (Carrier::Alone(connection), true) = (&self.carrier, self.may_go()) {
+            connection.hand_over();
+        }
+    }
+
+    /// Polls `step`, which waits for something of the answer, and moves its connection on meanwhile.
+    pub fn lead<T>(&self, cx: &mut Task<'_>, mut step: impl FnMut(&mut Task<'_>) -> Poll<T>) -> Poll<T> {
+        match &self.carrier {
+            Carrier::Alone(connection) => connection.lead(cx, step),
+            Carrier::Shared(_) => step(cx),
+        }
     }
 
     /// The answer was read whole: the connection can carry another request, unless the last one is still being sent. A
@@ -96,6 +106,7 @@ impl Lease {
     pub fn give_back(self) {
         let Carrier::Alone(connection) = self.carrier else { return };
         connection.timer.clear();
+        connection.follow();
         if !self.last && self.upload.as_ref().is_none_or(|upload| upload.done()) {
             let snapshot = self.worker.snapshot();
             let server = &snapshot.server;

@@ -125,8 +125,8 @@ async fn answer(
     let route = site.routes.get(route_index).ok_or(Outcome::Internal)?;
     context.route = Some(route_index);
     context.series = route.series;
-
     enforce::all(context, site, route, &parts, &path.text, body).await?;
+    nothing_follows(context, body).await?;
     if let Some(answer) = respond::preflight(context, &parts) {
         return Ok(answer);
     }
@@ -294,6 +294,26 @@ fn prepare(
         }
     }
     Ok(found)
+}
+
+/// A head that announces no bytes is a whole request to an HTTP/1.1 backend as soon as it is sent. Over HTTP/2 it may still
+/// turn out malformed, by data that follow (RFC 9113 section 8.1.1): so the end of its stream is waited for.
+async fn nothing_follows(context: &mut Context, body: &mut Option<Incoming>) -> Result<(), Outcome> {
+    let open = |body: &&mut Incoming| !body.is_end_stream() && body.size_hint().exact() == Some(0);
+    if context.version < Version::HTTP_2 || body.as_mut().filter(open).is_none() {
+        return Ok(());
+    }
+    let Some(incoming) = body.take() else { return Ok(()) };
+    let mut rest = upload(context, Some(0), incoming, 0);
+    while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut rest).poll_frame(cx)).await {
+        if frame.is_err() {
+            let failure = context.upload.as_ref().and_then(|upload| upload.failure());
+            return Err(failure.unwrap_or(Outcome::ClientGone));
+        }
+    }
+    // It is a request without a body from here on.
+    context.upload = None;
+    Ok(())
 }
 
 /// A short body that nobody wants is read all the same, so that the connection can carry the next request; a long or

@@ -147,7 +147,7 @@ pub async fn answered(
     }
     let (upstream, early) = match &lease.carrier {
         Carrier::Alone(connection) => {
-            let (stream, early) = connection.ending.upgraded().await.ok_or(Outcome::UpstreamClosed)?;
+            let (stream, early) = connection.driven.upgraded().await.ok_or(Outcome::UpstreamClosed)?;
             (Far::Alone(stream), early)
         }
         Carrier::Shared(_) => {

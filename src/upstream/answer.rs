@@ -12,7 +12,7 @@ use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 
 use http::Method;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -88,14 +88,8 @@ pub fn cause(error: &hyper::Error) -> String {
 }
 
 /// What an answer is expected to; shared by whoever sends requests and whoever reads their answers.
-#[derive(Default)]
-pub struct Asked {
-    question: Cell<Option<Question>>,
-    /// Whoever takes the body has not asked for more: nothing of it is read ahead.
-    sated: Cell<bool>,
-    /// Who reads on then.
-    reader: Cell<Option<Waker>>,
-}
+#[derive(Debug, Default)]
+pub struct Asked(Cell<Option<Question>>);
 
 #[derive(Debug, Clone, Copy)]
 struct Question {
@@ -108,29 +102,7 @@ struct Question {
 impl Asked {
     /// A request is about to be sent.
     pub fn ask(&self, method: &Method, upgrade: bool) {
-        self.question.set(Some(Question { bodiless: method == Method::HEAD, upgrade }));
-        self.want(true);
-    }
-
-    /// Whether whoever takes the body waits for more of it. That holds until it got some: what is read may be the border
-    /// of a chunk, which is nothing to anybody.
-    pub fn want(&self, more: bool) {
-        let sated = self.sated.replace(!more);
-        if sated
-            && more
-            && let Some(reader) = self.reader.take()
-        {
-            reader.wake();
-        }
-    }
-
-    /// Ready while more is wanted.
-    fn poll_wanted(&self, cx: &Context<'_>) -> Poll<()> {
-        if !self.sated.get() {
-            return Poll::Ready(());
-        }
-        self.reader.set(Some(cx.waker().clone()));
-        Poll::Pending
+        self.0.set(Some(Question { bodiless: method == Method::HEAD, upgrade }));
     }
 }
 
@@ -172,14 +144,6 @@ impl Framer {
         self.state == State::Idle
     }
 
-    /// Ready when the next bytes may be read: those of a body only while somebody waits for them.
-    fn poll_wanted(&self, cx: &Context<'_>) -> Poll<()> {
-        match self.state {
-            State::Body(_) | State::Chunked(_) | State::Rest => self.asked.poll_wanted(cx),
-            State::Idle | State::Head | State::Tunnel => Poll::Ready(()),
-        }
-    }
-
     /// Looks at the bytes that come next. Call again with what follows the bytes that passed.
     ///
     /// # Errors
@@ -188,7 +152,7 @@ impl Framer {
         match &mut self.state {
             State::Idle => {
                 // An answer nobody asked for would be taken for the next one.
-                self.question = Some(self.asked.question.take().ok_or(Fault::Unasked)?);
+                self.question = Some(self.asked.0.take().ok_or(Fault::Unasked)?);
                 self.interim = 0;
                 self.state = State::Head;
                 self.head(bytes)
@@ -319,7 +283,6 @@ impl<S: AsyncRead + Unpin> AsyncRead for Checked<S> {
             if let Some(fault) = this.fault {
                 return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, fault)));
             }
-            ready!(this.framer.poll_wanted(cx));
             let before = buf.filled().len();
             let judged = if this.held.is_empty() {
                 ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;

@@ -1,13 +1,13 @@
 //! Making a connection to an endpoint: name, TCP, PROXY protocol header, TLS, all under one deadline, and the HTTP/1.1
 //! handshake. HTTP/2 goes on in [`super::multiplex`].
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -20,14 +20,14 @@ use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::task::AbortHandle;
 use tokio_rustls::{TlsConnector, TlsStream};
 
 use crate::base::address::EndpointAddress;
 use crate::net::descriptors::Descriptor;
 use crate::net::stream::Stream;
 use crate::net::timer::{Timer, Wheel};
-use crate::upstream::answer::{self, Asked, Checked, Fault};
+use crate::upstream::answer::{Asked, Checked};
+use crate::upstream::drive::Driven;
 use crate::upstream::endpoint::Endpoint;
 
 /// Everything needed to reach an endpoint; borrowed from the snapshot.
@@ -123,8 +123,8 @@ pub fn is_tls(error: &(dyn std::error::Error + 'static)) -> bool {
 pub struct Connection<B> {
     /// Where requests go in.
     pub sender: http1::SendRequest<B>,
-    /// What the task that drives the connection tells.
-    pub ending: Rc<Ending>,
+    /// What drives it, and tells how it ended.
+    pub driven: Rc<Driven>,
     /// The settings it was made with: a reload that changes them must not reuse it.
     pub tls: Option<Arc<ClientConfig>>,
     /// The only client whose requests it may carry, where its PROXY protocol header named one.
@@ -132,7 +132,6 @@ pub struct Connection<B> {
     /// For the deadlines of whatever request it carries.
     pub timer: Timer,
     asked: Rc<Asked>,
-    task: AbortHandle,
     _descriptor: Descriptor,
 }
 
@@ -143,55 +142,31 @@ impl<B> Connection<B> {
         self.asked.ask(method, upgrade);
     }
 
-    /// Whether whoever takes the answer's body waits for more of it; nothing of it is read before.
-    pub fn want(&self, more: bool) {
-        self.asked.want(more);
+    /// From here on the connection moves on only where somebody waits for it, in [`Connection::lead`].
+    pub fn hand_over(&self) {
+        self.driven.hand_over();
+    }
+
+    /// Polls `step`, which waits for something that comes over the connection, and moves the connection on meanwhile.
+    pub fn lead<T>(&self, cx: &mut Context<'_>, step: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
+        self.driven.lead(cx, step)
+    }
+
+    /// From here on the connection moves on by itself.
+    pub fn follow(&self) {
+        self.driven.follow();
     }
 
     /// Whose connection it is: what goes wrong while it carries no request is said of this endpoint.
     pub fn belongs_to(&self, endpoint: &Arc<Endpoint>, wheel: &Wheel) {
-        self.ending.owner.replace(Some((Arc::downgrade(endpoint), wheel.clone())));
+        self.driven.belongs_to(endpoint, wheel);
     }
 }
 
 impl<B> Drop for Connection<B> {
     /// hyper would go on sending a request's body after its answer, to an endpoint that may never read it.
     fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-/// How a connection ended, as its driving task saw it.
-#[derive(Default)]
-pub struct Ending {
-    /// The bare stream and what was read beyond the head, when the endpoint switched protocols.
-    upgraded: RefCell<Option<(Stream, Bytes)>>,
-    /// Weak: an idle connection must not keep an endpoint known that is gone from the configuration.
-    owner: RefCell<Option<(Weak<Endpoint>, Wheel)>>,
-    over: Cell<bool>,
-    notify: tokio::sync::Notify,
-}
-
-impl Ending {
-    /// Waits for the stream of an upgraded connection. `None` if it ended in another way.
-    pub async fn upgraded(&self) -> Option<(Stream, Bytes)> {
-        // Registered before the check, so that an ending between the two is not missed.
-        let notified = self.notify.notified();
-        if !self.over.get() {
-            notified.await;
-        }
-        self.upgraded.borrow_mut().take()
-    }
-
-    /// Nobody waits for an answer on the connection, and so nobody else tells what the endpoint said there.
-    fn tell(&self, error: &hyper::Error) {
-        let Some(fault) = answer::fault(error).filter(|fault| *fault == Fault::Unasked) else { return };
-        if let Some((endpoint, wheel)) = self.owner.take()
-            && let Some(endpoint) = endpoint.upgrade()
-        {
-            endpoint.log(wheel.now(), "backend said more than it was asked", &fault.to_string());
-            endpoint.note_failure(&fault.to_string());
-        }
+        self.driven.abort();
     }
 }
 
@@ -245,9 +220,8 @@ where
         .handshake(TokioIo::new(io))
         .await
         .map_err(|error| ConnectError::Network(io::Error::other(error)))?;
-    let ending = Rc::new(Ending::default());
-    let task = tokio::task::spawn_local(drive(connection, ending.clone())).abort_handle();
-    Ok(Connection { sender, ending, tls, bound, timer, asked, task, _descriptor: descriptor })
+    let driven = Driven::spawn(connection);
+    Ok(Connection { sender, driven, tls, bound, timer, asked, _descriptor: descriptor })
 }
 
 /// Makes the bare stream, under the target's deadline.
@@ -264,32 +238,11 @@ pub async fn dial(target: Target<'_>) -> Result<Stream, ConnectError> {
 /// hyper refuses smaller buffers.
 const MIN_BUFFER: usize = 8192;
 
-async fn drive<B>(mut connection: http1::Connection<TokioIo<Checked<Patient>>, B>, ending: Rc<Ending>)
-where
-    B: Body<Data = Bytes> + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    // The error of a broken connection reaches whoever waits for the response; here it is most often only the end.
-    let result = std::future::poll_fn(|cx| connection.poll_without_shutdown(cx)).await;
-    if let Err(error) = &result {
-        ending.tell(error);
-    } else {
-        let parts = connection.into_parts();
-        let (stream, held) = parts.io.into_inner().into_parts();
-        let early =
-            if held.is_empty() { parts.read_buf } else { [&parts.read_buf, &held[..]].concat().into() };
-        // Kept for an upgrade; if nobody asks, it is closed when the last holder of `ending` goes.
-        *ending.upgraded.borrow_mut() = Some((stream.io, early));
-    }
-    ending.over.set(true);
-    ending.notify.notify_waiters();
-}
-
 /// A stream to an endpoint that may stop listening before it has answered: many refuse a large body, say why, and close
 /// (RFC 9112 section 9.5). Failing at the first write that meets the closed door would lose their answer, so writes
 /// then go nowhere, and reading tells how it ended.
-struct Patient {
-    io: Stream,
+pub(super) struct Patient {
+    pub(super) io: Stream,
     deaf: bool,
 }
 

@@ -14,6 +14,7 @@ pub mod balance;
 pub mod breaker;
 pub mod capacity;
 pub mod connect;
+pub mod drive;
 pub mod endpoint;
 pub mod health;
 pub mod ledger;
