@@ -4,7 +4,7 @@
 //! requests (the endpoint closes), while a request's body is still being sent, and where a tunnel's stream is taken out.
 //! But that task would read a long body ahead of whoever takes it: into memory while the client is slow, and out of the
 //! core's caches before it is encrypted. So whoever takes a body polls the connection where he waits for more
-//! ([`Driven::lead`]), and nothing is read that nobody asked for. Heads stay with the task: requests that come together are
+//! (`Driven::lead`), and nothing is read that nobody asked for. Heads stay with the task: requests that come together are
 //! then read together, sent together, and answered together, which the core's caches like better.
 //!
 //! Everything that the connection waits for knows one waker, which is passed on to whoever leads: nothing must be

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 
 use crate::harness::client::empty;
 use crate::harness::tls::{client_config, connect};
-use crate::harness::{Answer, Gate, Origin, Proxy, Wire, within};
+use crate::harness::{Answer, Gate, Origin, Proxy, Wire, wait_for, within};
 use crate::limits::{frame, raw_h2};
 
 pub const SITE: &str = "shop.test";
@@ -181,8 +181,12 @@ async fn a_flood_that_the_library_ends_is_counted_and_who_sent_it_waits() {
         let _ = wire.try_send(&bytes).await;
         let (code, said) = goaway(wire, what).await;
         assert_eq!(code, ENHANCE_YOUR_CALM, "{what}: {said}");
-        let metrics = proxy.metrics().await;
-        assert_eq!(metrics.sum("tidegate_floods_total", &[("reason", "excess")]), nth as f64 + 1.0, "{what}");
+        // The goodbye may arrive before the connection's end is noticed.
+        wait_for(&format!("{what} to be counted"), || async {
+            let metrics = proxy.metrics().await;
+            (metrics.sum("tidegate_floods_total", &[("reason", "excess")]) == nth as f64 + 1.0).then_some(())
+        })
+        .await;
         assert_eq!(proxy.get(SITE, "/").await.status, 200, "who waited is served");
         let waited = proxy.metrics().await.sum("tidegate_flood_delays_total", &[]);
         assert!(waited > nth as f64, "{what}: {waited} connections waited");
