@@ -32,6 +32,9 @@ use crate::upstream::endpoint::Endpoint;
 const ROUNDS: usize = 8;
 
 /// Passes wakes on to whoever leads.
+///
+/// Only one thread comes here, but a waker must be one for all (`Wake` wants `Sync`): hence the lock, which is never waited for,
+/// and the atomics.
 #[derive(Default)]
 struct Relay {
     leader: Mutex<Option<Waker>>,
@@ -264,6 +267,8 @@ impl Driven {
         if self.followed.replace(true) {
             return;
         }
+        // An idle connection must not keep what is left of the task of a client that is gone.
+        drop(self.cargo.0.leader().take());
         match &*self.task.borrow() {
             Some(task) => self.line.0.lead(task),
             // It is still to be polled for the first time.
