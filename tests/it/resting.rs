@@ -48,15 +48,21 @@ async fn wires(proxy: &Proxy) -> Vec<Wire> {
     wires
 }
 
+/// A connection of every kind, each at rest after an answer.
+async fn rested(proxy: &Proxy) -> Vec<Wire> {
+    let mut wires = wires(proxy).await;
+    for wire in &mut wires {
+        assert_eq!(wire.get(SITE, "/").await.text(), "ok");
+    }
+    rest(proxy, 3).await;
+    wires
+}
+
 #[tokio::test]
 async fn a_connection_at_rest_serves_again() {
     let origin = Origin::saying("ok").await;
     let proxy = at(&origin).start().await;
-    let mut wires = wires(&proxy).await;
-    for wire in &mut wires {
-        assert_eq!(wire.get(SITE, "/").await.text(), "ok");
-    }
-    rest(&proxy, 3).await;
+    let mut wires = rested(&proxy).await;
     for wire in &mut wires {
         // Two at once, and the beginning of a third.
         wire.send(format!("{GET}{GET}GET / HT")).await;
@@ -171,11 +177,7 @@ async fn a_drain_ends_connections_at_rest() {
 async fn bytes_that_are_no_request_are_answered_after_a_rest() {
     let origin = Origin::saying("ok").await;
     let proxy = at(&origin).start().await;
-    let mut wires = wires(&proxy).await;
-    for wire in &mut wires {
-        assert_eq!(wire.get(SITE, "/").await.text(), "ok");
-    }
-    rest(&proxy, 3).await;
+    let mut wires = rested(&proxy).await;
     for (wire, left) in wires.iter_mut().zip([2, 1, 0]) {
         wire.send("GET / HTTP/1.1\nHost: shop.test\n\n").await;
         wire.reply().await.expect(400, "BAD-REQUEST");
