@@ -567,6 +567,14 @@ impl Body for ResponseBody {
 
 impl Drop for ResponseBody {
     fn drop(&mut self) {
+        // The client went in the moment between a break and its telling: the backend broke off all the same.
+        if let Source::Upstream { failed, lease, .. } = &mut self.source
+            && let Some(error) = failed.take()
+            && let Some(lease) = lease.get_mut().take()
+        {
+            let (outcome, why) = broke(&error);
+            lease.fail(outcome, &why);
+        }
         // Also where nothing more would have come: what was offered last, the client did not take.
         if self.delivery.as_ref().is_some_and(|delivery| delivery.timer.expired())
             && let Some(context) = self.context.as_mut()
