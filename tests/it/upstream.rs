@@ -431,3 +431,22 @@ async fn an_endpoint_that_comes_back_is_used_again() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn however_an_answer_is_framed_its_connection_carries_the_next_request() {
+    let origin = Origin::answering(|request| match request.target() {
+        "/small" => Answer::ok("small"),
+        "/empty" => Answer::new(204),
+        "/chunks" => Answer::ok(vec![b'c'; 300_000]).chunked(),
+        _ => Answer::ok(vec![b'x'; 1 << 20]),
+    })
+    .await;
+    let proxy = Proxy::with_site(SITE, &origin.backends()).await;
+    let mut wire = proxy.wire(SITE).await;
+    let answers =
+        [("/small", 5), ("/long", 1 << 20), ("/chunks", 300_000), ("/empty", 0), ("/long", 1 << 20)];
+    for (path, length) in answers {
+        assert_eq!(wire.get(SITE, path).await.body.len(), length, "{path}");
+    }
+    assert_eq!(origin.accepted(), 1);
+}
