@@ -359,7 +359,7 @@ async fn peers_under_the_same_deployments() {
             };
             wait_for("it to listen", || async { tokio::net::TcpStream::connect(address).await.ok() }).await;
             let front = Front::Plain(address, SITE.into());
-            let load = Load::on(&front, 20, true);
+            let load = Load::on(&front, 100, true);
             for _ in 0..rounds * CONTAINERS {
                 service.start().await;
                 match (&proxy, &peer) {
