@@ -12,9 +12,10 @@ use serde_json::{Value, json};
 use crate::base::clock;
 use crate::control::Control;
 use crate::net::timer::TICK;
-use crate::policy::overload::{Cause, Controller, Stage, percent};
+use crate::policy::connection_limit::Connections;
+use crate::policy::overload::{Cause, Controller, Stage, client_share, percent};
 use crate::policy::share::usage::OVER;
-use crate::policy::share::{Tenant, Thing};
+use crate::policy::share::{Levels, Tenant, Thing};
 use crate::telemetry::hub::Reading;
 use crate::telemetry::metric::Metric;
 use crate::telemetry::process;
@@ -27,6 +28,12 @@ const MEASURED_MAX: usize = 200;
 
 /// Memory that is the process's where nothing else is said, in tenths of what there is.
 const MEMORY_TENTHS: u64 = 9;
+
+/// Percent of the memory there is for us below which what a tenant's bodies hold of it does not matter, whatever part it is
+/// of what all bodies hold.
+const HOARD_PERCENT: u64 = 1;
+/// Pressure on memory at which requests of all sites are given up, though some tenant holds more than its share.
+const FULL_ANYHOW: u32 = 105;
 
 /// How near the node is to each bound, in percent; and what decides about it.
 #[derive(Default)]
@@ -72,24 +79,17 @@ fn look(control: &Control, controller: &mut Controller) {
     }
     let (at, pressure) = pressures.iter().enumerate().max_by_key(|(_, p)| **p).unwrap_or((0, &0));
     control.load.cause.store(at, Relaxed);
-    // Whoever has more than its share of what is more than lent, or makes something be given up.
-    let enough = server.shares.lend.min(Stage::NoKeepAlive.enter());
-    let scarce = |cause: Cause| pressures.get(cause as usize).is_some_and(|p| *p >= enough);
-    let mut over = 0;
-    for tenant in &tenants {
-        let is_over = u64::from(tenant.percent.load(Relaxed)) > OVER
-            || [
-                (Cause::Connections, Thing::Connections, connections.max()),
-                (Cause::Descriptors, Thing::Upstream, budget.max()),
-                (Cause::InFlight, Thing::InFlight, in_flight_max),
-                (Cause::Memory, Thing::InFlight, u32::try_from(in_flight).unwrap_or(u32::MAX)),
-                (Cause::Memory, Thing::Connections, connections.open()),
-            ]
-            .into_iter()
-            .any(|(cause, thing, whole)| scarce(cause) && tenant.exceeds(thing, whole, levels));
-        tenant.over.store(is_over, Relaxed);
-        over += usize::from(is_over);
-    }
+    let bounds = Bounds {
+        connections,
+        in_flight,
+        in_flight_max: in_flight_max.into(),
+        memory_max,
+        pressures,
+        enough: server.shares.lend.min(Stage::NoKeepAlive.enter()),
+    };
+    let (over, hoards) = bounds.mark(&tenants, levels);
+    let client_max = bounds.client_max();
+    levels.load.set_client_max(client_max);
     let before = controller.stage();
     if let Some(stage) = controller.look(*pressure, server.overload.hold, now) {
         tell(before, stage, Cause::ALL.get(at).copied().unwrap_or(Cause::Lag), *pressure, over);
@@ -97,10 +97,78 @@ fn look(control: &Control, controller: &mut Controller) {
     // A connection costs more processor than a request: where that is what runs short, ending them would make it worse.
     let by_count =
         matches!(Cause::ALL.get(at), Some(Cause::Memory | Cause::Connections | Cause::Descriptors));
-    let full = pressures.get(Cause::Memory as usize).is_some_and(|memory| *memory >= 100);
+    // Whoever holds the memory is refused alone for as long as that may be enough.
+    let full_at = if hoards { FULL_ANYHOW } else { 100 };
+    let full = pressures.get(Cause::Memory as usize).is_some_and(|memory| *memory >= full_at);
     // Only while it is needed: the stage outlasts that for a while.
-    let everybody = over == 0 && by_count && *pressure >= Stage::NoKeepAlive.enter();
+    let nobody = over == 0 && client_max.is_none_or(|max| !connections.exceeded(max));
+    let everybody = nobody && by_count && *pressure >= Stage::NoKeepAlive.enter();
     levels.load.set(controller.stage(), everybody, full);
+}
+
+/// What a look sees.
+struct Bounds<'a> {
+    connections: &'a Connections,
+    in_flight: u64,
+    in_flight_max: u64,
+    memory_max: u64,
+    pressures: [u32; Cause::ALL.len()],
+    /// Percent from which something runs short: what is more than lent, or makes something be given up.
+    enough: u32,
+}
+
+impl Bounds<'_> {
+    fn scarce(&self, cause: Cause) -> bool {
+        self.pressures.get(cause as usize).is_some_and(|pressure| *pressure >= self.enough)
+    }
+
+    /// Notes which tenants have more than their share of what runs short. Gives how many, and whether memory does and any
+    /// of them holds more than its share of what bodies have of it.
+    fn mark(&self, tenants: &[Arc<Tenant>], levels: &Levels) -> (usize, bool) {
+        let buffered = tenants.iter().map(|tenant| tenant.buffered.load(Relaxed)).sum();
+        let least = self.memory_max / 100 * HOARD_PERCENT;
+        let hoards = |tenant: &Tenant| {
+            self.scarce(Cause::Memory)
+                && tenant.buffered.load(Relaxed) >= least.max(1)
+                && tenant.exceeds(Thing::Buffered, buffered, levels)
+        };
+        let hoarded = tenants.iter().any(|tenant| hoards(tenant));
+        let counted = [
+            (Cause::Connections, Thing::Connections, self.connections.max().into()),
+            (Cause::Descriptors, Thing::Upstream, self.connections.descriptors().max().into()),
+            (Cause::InFlight, Thing::InFlight, self.in_flight_max),
+            // Where it is not the bodies that fill the memory, it is what requests and connections need.
+            (Cause::Memory, Thing::InFlight, self.in_flight),
+            (Cause::Memory, Thing::Connections, self.connections.open().into()),
+        ];
+        let mut over = 0;
+        for tenant in tenants {
+            let has_more = |(cause, thing, whole)| {
+                self.scarce(cause)
+                    && !(cause == Cause::Memory && hoarded)
+                    && tenant.exceeds(thing, whole, levels)
+            };
+            let is_over = u64::from(tenant.percent.load(Relaxed)) > OVER
+                || hoards(tenant)
+                || counted.into_iter().any(has_more);
+            tenant.over.store(is_over, Relaxed);
+            over += usize::from(is_over);
+        }
+        (over, hoarded)
+    }
+
+    /// How many connections a client may have before it is over its share, if they run short.
+    fn client_max(&self) -> Option<u32> {
+        let (connections, clients) = (self.connections, self.connections.clients());
+        let whole = if self.scarce(Cause::Connections) {
+            connections.max()
+        } else if self.scarce(Cause::Descriptors) || self.scarce(Cause::Memory) {
+            connections.open()
+        } else {
+            return None;
+        };
+        Some(client_share(whole, clients))
+    }
 }
 
 fn tell(before: Stage, stage: Stage, cause: Cause, pressure: u32, over: usize) {
@@ -144,7 +212,9 @@ fn busiest(control: &Control) -> Vec<Arc<Tenant>> {
     let mut tenants = control.residents.tenants.all();
     tenants.retain(|tenant| {
         let counts = [&*tenant.connections, &*tenant.upstream, &tenant.in_flight, &tenant.percent];
-        counts.iter().any(|count| count.load(Relaxed) > 0) || tenant.shed.load(Relaxed) > 0
+        counts.iter().any(|count| count.load(Relaxed) > 0)
+            || tenant.buffered.load(Relaxed) > 0
+            || tenant.shed.load(Relaxed) > 0
     });
     let rank = |tenant: &Arc<Tenant>| {
         let used =
@@ -164,6 +234,7 @@ pub(super) fn overload(control: &Control) -> Value {
         "stage": stage as u8,
         "what": stage.as_str(),
         "cause": cause.as_str(),
+        "connections_per_client_max": control.residents.tenants.levels.load.client_max(),
         "pressure_percent": pressures.map(|(cause, p)| (cause.as_str(), p.load(Relaxed))).collect::<BTreeMap<_, _>>(),
     })
 }
@@ -179,6 +250,7 @@ pub(super) fn status(control: &Control) -> Value {
             "connections": tenant.connections.load(Relaxed),
             "in_flight": tenant.in_flight.load(Relaxed),
             "upstream": tenant.upstream.load(Relaxed),
+            "buffered_bytes": tenant.buffered.load(Relaxed),
             "shed": tenant.shed.load(Relaxed),
         })
     };
@@ -200,6 +272,7 @@ pub(super) fn readings(control: &Control, readings: &mut Vec<Reading>) {
         read(Metric::TenantConnections, f64::from(tenant.connections.load(Relaxed)));
         read(Metric::TenantUpstream, f64::from(tenant.upstream.load(Relaxed)));
         read(Metric::TenantInFlight, f64::from(tenant.in_flight.load(Relaxed)));
+        read(Metric::TenantBuffered, tenant.buffered.load(Relaxed) as f64);
         read(Metric::TenantCpu, tenant.micros.load(Relaxed) as f64 / 1e6);
         read(Metric::TenantShed, tenant.shed.load(Relaxed) as f64);
     }

@@ -32,7 +32,7 @@ pub struct Connections {
 pub struct Permit {
     counts: Arc<Counts>,
     /// `None` for a trusted proxy.
-    client: Option<(ClientKey, Arc<AtomicU32>)>,
+    client: Option<(ClientKey, Arc<Held>)>,
     nth: u32,
     _descriptor: Descriptor,
 }
@@ -53,19 +53,23 @@ struct Counts {
     total_max: AtomicU32,
     per_client_max: AtomicU32,
     open: AtomicU32,
+    /// Clients that have any.
+    clients: AtomicU32,
     descriptors: Budget,
     seed: RandomState,
     shards: Box<[Shard]>,
 }
 
-type Shard = Mutex<HashMap<ClientKey, Held>>;
+type Shard = Mutex<Clients>;
+type Clients = HashMap<ClientKey, Arc<Held>>;
 
 /// What one client has.
 #[derive(Debug, Default)]
 struct Held {
-    connections: u32,
+    /// Open connections; changes only under the lock of its shard.
+    connections: AtomicU32,
     /// Requests in flight, over all of them.
-    requests: Arc<AtomicU32>,
+    requests: AtomicU32,
 }
 
 impl Connections {
@@ -75,6 +79,7 @@ impl Connections {
             total_max: AtomicU32::new(total),
             per_client_max: AtomicU32::new(per_client),
             open: AtomicU32::new(0),
+            clients: AtomicU32::new(0),
             descriptors,
             seed: RandomState::new(),
             shards: (0..SHARDS).map(|_| Shard::default()).collect(),
@@ -98,9 +103,21 @@ impl Connections {
         let shards = self.counts.shards.iter();
         let held = shards.map(|shard| {
             let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-            shard.values().map(|held| held.connections).collect::<Vec<_>>()
+            shard.values().map(|held| held.connections.load(Ordering::Relaxed)).collect::<Vec<_>>()
         });
         held.flatten().collect()
+    }
+
+    /// Whether any client has more connections than so many. Looks at each: not for the path of a connection.
+    pub fn exceeded(&self, max: u32) -> bool {
+        let over = |held: &Arc<Held>| held.connections.load(Ordering::Relaxed) > max;
+        let shards = &self.counts.shards;
+        shards.iter().any(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner).values().any(over))
+    }
+
+    /// How many clients have connections; trusted proxies are none.
+    pub fn clients(&self) -> u32 {
+        self.counts.clients.load(Ordering::Relaxed)
     }
 
     /// How many connections are open.
@@ -120,16 +137,19 @@ impl Connections {
     pub fn try_acquire(&self, client: ClientKey) -> Result<Permit, Refusal> {
         let counts = &self.counts;
         let mut shard = counts.shard(client).ok_or(Refusal::Total)?;
-        let held = shard.get(&client).map_or(0, |held| held.connections);
+        let held = shard.get(&client).map_or(0, |held| held.connections.load(Ordering::Relaxed));
         let per_client_max = counts.per_client_max.load(Ordering::Relaxed);
         if per_client_max != 0 && held >= per_client_max {
             return Err(Refusal::Client);
         }
         let descriptor = counts.open_one()?;
         let nth = held.saturating_add(1);
+        if nth == 1 {
+            counts.clients.fetch_add(1, Ordering::Relaxed);
+        }
         let held = shard.entry(client).or_default();
-        held.connections = nth;
-        let client = Some((client, held.requests.clone()));
+        held.connections.store(nth, Ordering::Relaxed);
+        let client = Some((client, held.clone()));
         Ok(Permit { counts: Arc::clone(counts), client, nth, _descriptor: descriptor })
     }
 
@@ -143,8 +163,10 @@ impl Connections {
     }
 
     #[cfg(test)]
-    fn clients(&self) -> usize {
-        self.counts.shards.iter().map(|shard| shard.lock().unwrap().len()).sum()
+    fn entries(&self) -> usize {
+        let entries = self.counts.shards.iter().map(|shard| shard.lock().unwrap().len()).sum();
+        assert_eq!(usize::try_from(self.clients()), Ok(entries));
+        entries
     }
 }
 
@@ -154,37 +176,40 @@ impl Permit {
         self.nth
     }
 
+    /// Connections that its client has open now; 0 for a trusted proxy, which brings many clients.
+    pub fn held(&self) -> u32 {
+        self.client.as_ref().map_or(0, |(_, held)| held.connections.load(Ordering::Relaxed))
+    }
+
     /// A request begins; every one that does [ends](Permit::ended).
     pub fn began(&self) {
-        if let Some((_, requests)) = &self.client {
-            requests.fetch_add(1, Ordering::Relaxed);
+        if let Some((_, held)) = &self.client {
+            held.requests.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// A request has ended.
     pub fn ended(&self) {
-        if let Some((_, requests)) = &self.client {
-            requests.fetch_sub(1, Ordering::Relaxed);
+        if let Some((_, held)) = &self.client {
+            held.requests.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
     /// Requests that the client has in flight, on all of its connections; 0 for a trusted proxy, which brings many
     /// clients.
     pub fn in_flight(&self) -> u32 {
-        self.client.as_ref().map_or(0, |(_, requests)| requests.load(Ordering::Relaxed))
+        self.client.as_ref().map_or(0, |(_, held)| held.requests.load(Ordering::Relaxed))
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         self.counts.open.fetch_sub(1, Ordering::Relaxed);
-        let Some((client, _)) = self.client else { return };
-        let Some(mut shard) = self.counts.shard(client) else { return };
-        match shard.get_mut(&client) {
-            Some(held) if held.connections > 1 => held.connections -= 1,
-            _ => {
-                shard.remove(&client);
-            }
+        let Some((client, held)) = &self.client else { return };
+        let Some(mut shard) = self.counts.shard(*client) else { return };
+        if held.connections.fetch_sub(1, Ordering::Relaxed) <= 1 {
+            shard.remove(client);
+            self.counts.clients.fetch_sub(1, Ordering::Relaxed);
         }
         if shard.is_empty() && shard.capacity() > SHARD_KEPT_MAX {
             shard.shrink_to(SHARD_KEPT_MAX / 2);
@@ -203,7 +228,7 @@ impl Counts {
             .map_err(|_| Refusal::Total)
     }
 
-    fn shard(&self, client: ClientKey) -> Option<MutexGuard<'_, HashMap<ClientKey, Held>>> {
+    fn shard(&self, client: ClientKey) -> Option<MutexGuard<'_, Clients>> {
         let at = self.seed.hash_one(client) % (SHARDS as u64);
         let shard = self.shards.get(usize::try_from(at).ok()?)?;
         // No code that can panic runs under the lock, so a poisoned map is still right.
@@ -248,12 +273,29 @@ mod tests {
     }
 
     #[test]
+    fn what_a_client_holds_is_told_by_each_of_its_connections() {
+        let connections = new(10, 0);
+        let [one, two] = [1, 1].map(|client| connections.try_acquire(ClientKey(client)).unwrap());
+        let other = connections.try_acquire(ClientKey(2)).unwrap();
+        let proxy = connections.try_acquire_trusted().unwrap();
+        assert_eq!([&one, &two, &other, &proxy].map(Permit::held), [2, 2, 1, 0]);
+        assert_eq!(
+            (connections.clients(), connections.exceeded(1), connections.exceeded(2)),
+            (2, true, false)
+        );
+        drop(two);
+        assert_eq!((one.held(), connections.exceeded(1)), (1, false));
+        drop(one);
+        assert_eq!(connections.clients(), 1);
+    }
+
+    #[test]
     fn a_trusted_proxy_is_capped_by_the_process_alone() {
         let connections = new(3, 1);
         let mut held: Vec<_> = (0..3).map(|_| connections.try_acquire_trusted().unwrap()).collect();
         assert_eq!(connections.try_acquire_trusted().unwrap_err(), Refusal::Total);
         held.pop();
-        assert_eq!((connections.open(), connections.clients()), (2, 0));
+        assert_eq!((connections.open(), connections.entries()), (2, 0));
     }
 
     #[test]
@@ -272,7 +314,7 @@ mod tests {
         let backend = budget.take().unwrap();
         assert_eq!(connections.try_acquire(ClientKey(1)).unwrap_err(), Refusal::Descriptors);
         assert_eq!(connections.try_acquire_trusted().unwrap_err(), Refusal::Descriptors);
-        assert_eq!((connections.open(), connections.clients()), (0, 0));
+        assert_eq!((connections.open(), connections.entries()), (0, 0));
         drop(backend);
         let held = connections.try_acquire(ClientKey(1)).unwrap();
         assert!(budget.take().is_none());
@@ -289,7 +331,7 @@ mod tests {
         connections.set_limits(400, 0);
         assert_eq!(connections.try_acquire(ClientKey(2)).unwrap_err(), Refusal::Total);
         drop(held);
-        assert_eq!((connections.open(), connections.clients()), (0, 0));
+        assert_eq!((connections.open(), connections.entries()), (0, 0));
         assert!(connections.try_acquire(ClientKey(2)).is_ok());
     }
 
@@ -298,9 +340,9 @@ mod tests {
         let connections = new(u32::MAX, 1);
         let held: Vec<_> =
             (0..50_000).map(|client| connections.try_acquire(ClientKey(client)).unwrap()).collect();
-        assert_eq!(connections.clients(), 50_000);
+        assert_eq!(connections.entries(), 50_000);
         drop(held);
-        assert_eq!((connections.open(), connections.clients()), (0, 0));
+        assert_eq!((connections.open(), connections.entries()), (0, 0));
         let kept: usize =
             connections.counts.shards.iter().map(|shard| shard.lock().unwrap().capacity()).sum();
         assert!(kept <= SHARDS * SHARD_KEPT_MAX * 2, "{kept} places kept");
@@ -321,6 +363,6 @@ mod tests {
                 });
             }
         });
-        assert_eq!((connections.open(), connections.clients()), (0, 0));
+        assert_eq!((connections.open(), connections.entries()), (0, 0));
     }
 }

@@ -157,12 +157,23 @@ pub fn gives_up(
     }
 }
 
+/// Connections that a client may always have, whatever its share is: what a browser opens to a site that it loads over
+/// HTTP/1.1, and a few more. Where many clients have few each, nobody has too many.
+const CLIENT_MIN: u32 = 8;
+
+/// A client's share of so many connections, among so many clients.
+pub fn client_share(whole: u32, clients: u32) -> u32 {
+    (whole / clients.max(1)).max(CLIENT_MIN)
+}
+
 /// What the control plane decided, and what workers tell it.
 #[derive(Debug, Default)]
 pub struct Load {
     stage: AtomicU8,
     everybody: AtomicBool,
     full: AtomicBool,
+    /// Connections that one client may have before it is over its share; 0: any number.
+    client_max: AtomicU32,
     workers: Mutex<Vec<Arc<Pulse>>>,
 }
 
@@ -194,6 +205,21 @@ impl Load {
     pub fn gives_up(&self, at: Stage, over: bool, priority: Priority) -> bool {
         let (everybody, full) = (self.everybody.load(Relaxed), self.full.load(Relaxed));
         gives_up(self.stage(), at, over, everybody, full, priority)
+    }
+
+    /// How many connections a client may have before it is over its share; `None`: they do not run short.
+    pub fn set_client_max(&self, max: Option<u32>) {
+        self.client_max.store(max.unwrap_or(0), Relaxed);
+    }
+
+    /// See [`Load::set_client_max`].
+    pub fn client_max(&self) -> Option<u32> {
+        Some(self.client_max.load(Relaxed)).filter(|max| *max > 0)
+    }
+
+    /// Whether a client that has so many connections is over its share of them.
+    pub fn client_is_over(&self, connections: u32) -> bool {
+        self.client_max().is_some_and(|max| connections > max)
     }
 
     /// One more worker that tells.
@@ -298,6 +324,17 @@ mod tests {
         assert_eq!(load.pulse(Millis(5_000), every), (7, 900));
         other.beat.store(5_000, Relaxed);
         assert_eq!(load.pulse(Millis(5_000), every), (7, 30));
+    }
+
+    #[test]
+    fn a_client_is_over_its_share_only_while_connections_run_short() {
+        let load = Load::default();
+        assert!(!load.client_is_over(1_000_000));
+        load.set_client_max(Some(client_share(100, 4)));
+        assert!(!load.client_is_over(25) && load.client_is_over(26) && !load.client_is_over(0));
+        load.set_client_max(None);
+        assert!(!load.client_is_over(26));
+        assert_eq!([client_share(100, 0), client_share(100, 5_000)], [100, CLIENT_MIN]);
     }
 
     #[test]

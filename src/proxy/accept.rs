@@ -95,6 +95,7 @@ fn permit(worker: &Worker, client: SocketAddr, trusted: bool) -> Option<Permit> 
         false => worker.connections.try_acquire(ClientKey::of(client.ip())),
     };
     let why = match asked {
+        Ok(permit) if !worker.takes_client(permit.held()) => Shed::OverloadClient,
         Ok(permit) => {
             observe::connected(worker, permit.nth());
             return Some(permit);

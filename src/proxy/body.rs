@@ -6,7 +6,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::fmt;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -22,47 +21,16 @@ use crate::base::outcome::{Blame, Outcome};
 use crate::net::pace::Pace;
 use crate::net::timer::{Timer, Wheel};
 use crate::policy::auth::strip::Strip;
+use crate::proxy::buffered::Buffered;
 use crate::proxy::context::{Connection, Context};
-use crate::proxy::delivery::{self, Delivery, in_pieces};
+pub use crate::proxy::cut::Cut;
+use crate::proxy::delivery::{self, Delivery, compact, in_pieces};
 use crate::proxy::enforce;
 use crate::proxy::expect::GoOn;
 use crate::proxy::fields;
 use crate::proxy::forward::{Lease, broke};
 use crate::proxy::keep::Kept;
-use crate::proxy::reset;
 use crate::proxy::throttle::Throttle;
-
-/// Why a body was cut; hyper turns it into an aborted message, never into a clean end.
-#[derive(Debug)]
-pub struct Cut {
-    outcome: Outcome,
-    /// Under HTTP/2 hyper resets the stream with the code it finds here.
-    reset: Option<h2::Error>,
-}
-
-impl Cut {
-    /// Cut by us.
-    pub fn new(outcome: Outcome) -> Cut {
-        Cut { outcome, reset: None }
-    }
-
-    /// Cut by the other side: the code with which it reset its stream is passed on.
-    pub fn by(outcome: Outcome, error: &hyper::Error) -> Cut {
-        Cut { outcome, reset: reset::passed_on(error).map(h2::Error::from) }
-    }
-}
-
-impl fmt::Display for Cut {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.outcome.row().sentence)
-    }
-}
-
-impl std::error::Error for Cut {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.reset.as_ref().map(|error| error as &(dyn std::error::Error + 'static))
-    }
-}
 
 /// The body of a request on its way to a backend.
 pub enum RequestBody {
@@ -90,6 +58,8 @@ pub struct Upload {
     wheel: Wheel,
     client: Rc<Connection>,
     strip: Option<Arc<Strip>>,
+    /// What it holds, counted for its tenant.
+    pub buffered: Buffered,
 }
 
 impl Upload {
@@ -101,6 +71,7 @@ impl Upload {
         max: Option<u64>,
         stall_after: Duration,
         rate: u64,
+        buffered: Buffered,
     ) -> Upload {
         Upload {
             max,
@@ -117,6 +88,7 @@ impl Upload {
             wheel: wheel.clone(),
             client,
             strip: None,
+            buffered,
         }
     }
 
@@ -217,7 +189,7 @@ impl Upload {
     fn frame(&self, frame: Frame<Bytes>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         self.stalled.set(false);
         self.moved.set(self.wheel.now());
-        let size = frame.data_ref().map_or(0, |data| data.len() as u64);
+        let size = size_of(&frame);
         let received = self.received.get() + size;
         self.received.set(received);
         if let Some(throttle) = self.throttle.borrow_mut().as_mut() {
@@ -292,10 +264,20 @@ pub struct Streaming {
 impl Streaming {
     /// The next piece of the body, under its limits.
     pub fn poll(&mut self, cx: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
-        match self.ahead.pop_front() {
-            Some(frame) => Poll::Ready(Some(Ok(frame))),
+        let buffered = &self.upload.buffered;
+        // Asked for more: what was handed over before was taken.
+        buffered.hand(0);
+        let polled = match self.ahead.pop_front() {
+            Some(frame) => {
+                buffered.release(size_of(&frame));
+                Poll::Ready(Some(Ok(frame)))
+            }
             None => self.upload.poll(&mut self.incoming, cx),
+        };
+        if let Poll::Ready(Some(Ok(frame))) = &polled {
+            buffered.hand(size_of(frame));
         }
+        polled
     }
 
     /// See [`Body::is_end_stream`].
@@ -305,7 +287,7 @@ impl Streaming {
 
     /// See [`Body::size_hint`].
     pub fn size_hint(&self) -> SizeHint {
-        let ahead: u64 = self.ahead.iter().filter_map(Frame::data_ref).map(|data| data.len() as u64).sum();
+        let ahead: u64 = self.ahead.iter().map(size_of).sum();
         match self.incoming.size_hint().exact() {
             Some(rest) => SizeHint::with_exact(rest + ahead),
             None => SizeHint::default(),
@@ -318,10 +300,16 @@ impl Streaming {
         if self.incoming.is_end_stream() {
             self.upload.done.set(true);
         }
+        self.upload.buffered.hand(0);
         if !self.upload.done.get() {
             self.upload.client.progress.wake();
         }
     }
+}
+
+/// Bytes of a piece of a body.
+pub fn size_of(frame: &Frame<Bytes>) -> u64 {
+    frame.data_ref().map_or(0, |data| data.len() as u64)
 }
 
 impl Drop for Streaming {
@@ -359,11 +347,12 @@ enum Source {
     },
 }
 
-/// What is small is kept by itself and not with the whole buffer that it was read into: under HTTP/2 it may wait long, and
-/// many of its like beside it.
-fn compact(piece: Bytes) -> Bytes {
-    const SMALL: usize = 4 * 1024;
-    if piece.len() <= SMALL { Bytes::copy_from_slice(&piece) } else { piece }
+impl Source {
+    /// Bytes that were read and not offered yet.
+    fn left(&self) -> u64 {
+        let (Source::Piece(piece) | Source::Upstream { first: piece, .. }) = self;
+        piece.as_ref().map_or(0, |piece| piece.len() as u64)
+    }
 }
 
 type Polled = Poll<Option<Result<Frame<Bytes>, Cut>>>;
@@ -454,8 +443,10 @@ impl ResponseBody {
 
     /// So many bytes are on their way to the client.
     fn moves(&mut self, bytes: usize) {
+        let left = self.source.left();
         if let Some(context) = self.context.as_mut() {
             context.sent(bytes);
+            context.holds(left + bytes as u64);
         }
         if let Some(delivery) = &mut self.delivery {
             delivery.offer(bytes);
@@ -489,6 +480,10 @@ impl Body for ResponseBody {
             return this.cut(Outcome::ClientStalled, "", None);
         }
         ready!(this.poll_room(cx));
+        let left = this.source.left();
+        if let Some(context) = &mut this.context {
+            context.holds(left);
+        }
         let throttle = this.throttle.as_deref();
         let polled = match &mut this.source {
             Source::Piece(piece) => {

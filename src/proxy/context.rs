@@ -270,6 +270,11 @@ impl Connection {
         self.permit.as_ref().map_or(0, Permit::in_flight)
     }
 
+    /// Connections that its client has open; 0 where that is a proxy.
+    pub fn held_by_client(&self) -> u32 {
+        self.permit.as_ref().map_or(0, Permit::held)
+    }
+
     /// Requests being served now.
     pub fn in_flight(&self) -> u32 {
         self.in_flight.get()
@@ -362,6 +367,7 @@ pub struct Context {
     delivered: bool,
     bytes_in: u64,
     bytes_out: u64,
+    held: u64,
 }
 
 impl Context {
@@ -423,6 +429,7 @@ impl Context {
             delivered: false,
             bytes_in: 0,
             bytes_out: 0,
+            held: 0,
         })
     }
 
@@ -473,6 +480,16 @@ impl Context {
     /// Counts bytes of the answer's body.
     pub fn sent(&mut self, bytes: usize) {
         self.bytes_out += bytes as u64;
+    }
+
+    /// So many bytes of its answer are held here until the client takes them.
+    pub fn holds(&mut self, bytes: u64) {
+        let before = std::mem::replace(&mut self.held, bytes);
+        if let Some(tenant) = self.tenant
+            && before != bytes
+        {
+            self.worker.shares.hold(tenant, before, bytes);
+        }
     }
 
     /// Whether part of the request's body was not read.
@@ -531,6 +548,7 @@ impl Context {
 impl Drop for Context {
     fn drop(&mut self) {
         self.connection.done();
+        self.holds(0);
         if let Some(tenant) = self.tenant {
             self.worker.shares.end(tenant);
         }

@@ -71,6 +71,13 @@ impl Delivery {
     }
 }
 
+/// What is small is kept by itself and not with the whole buffer that it was read into: under HTTP/2 it may wait long, and
+/// many of its like beside it.
+pub fn compact(piece: Bytes) -> Bytes {
+    const SMALL: usize = 4 * 1024;
+    if piece.len() <= SMALL { Bytes::copy_from_slice(&piece) } else { piece }
+}
+
 type Came = Poll<Option<Result<Frame<Bytes>, hyper::Error>>>;
 
 /// What is next of an answer: `first`, or what comes. That it broke off is told only when asked once more: hyper throws

@@ -92,7 +92,8 @@ impl Keeper {
 impl Source {
     fn forget(&self) {
         self.whole.set(false);
-        self.pieces.take();
+        let kept: usize = self.pieces.take().iter().map(Piece::size).sum();
+        self.body.borrow().upload.buffered.release(kept as u64);
     }
 
     fn keep(&self, frame: &Frame<Bytes>) {
@@ -101,6 +102,10 @@ impl Source {
         self.size.set(size);
         let mut pieces = self.pieces.borrow_mut();
         if size <= KEEP_MAX && pieces.len() < PIECES_MAX {
+            // It is the piece that was handed over: it counts once.
+            let buffered = &self.body.borrow().upload.buffered;
+            buffered.hand(0);
+            buffered.keep(piece.size() as u64);
             pieces.push(piece);
         } else {
             drop(pieces);

@@ -12,8 +12,8 @@
 //! 6. [`share`]: what its tenant may have in flight; [`enforce`]: the policies, in their fixed order.
 //! 7. [`affinity`]: where a request belongs, by its key or cookie; [`forward`]: [`admit`] chooses an endpoint or lets the
 //!    request wait, [`exchange`] is one try, perhaps there is another; [`multiplexed`] where the backend speaks HTTP/2.
-//! 8. [`body`], [`delivery`], [`throttle`], [`backlog`] and [`upgrade`]: streaming, limits, tunnels. [`expect`], [`keep`] and [`reset`] are what bodies
-//!    need for `100-continue`, another try, and the codes of HTTP/2.
+//! 8. [`body`], [`delivery`], [`throttle`], [`backlog`], [`buffered`] and [`upgrade`]: streaming, limits, tunnels. [`expect`], [`keep`], [`cut`] and
+//!    [`reset`] are what bodies need for `100-continue`, another try, an end before their end, and the codes of HTTP/2.
 //! 9. [`respond`]: the only place where an outcome becomes an answer; [`grpc`] is its form for gRPC; [`answer`]: what every
 //!    answer of a route gets, whoever made it.
 //! 10. [`record`]: numbers and the access record, exactly once; [`observe`] what `tidegate suggest` wants to know,
@@ -28,8 +28,10 @@ pub mod affinity;
 pub mod answer;
 pub mod backlog;
 pub mod body;
+pub mod buffered;
 pub mod client_cert;
 pub mod context;
+pub mod cut;
 pub mod delivery;
 pub mod demand;
 pub mod doctor;

@@ -18,6 +18,7 @@ use crate::base::outcome::Outcome;
 use crate::config::model::{Forward, Http};
 use crate::policy::via::Circle;
 use crate::proxy::body::{RequestBody, ResponseBody, Streaming, Upload};
+use crate::proxy::buffered::Buffered;
 use crate::proxy::context::{Connection, Context};
 use crate::proxy::fields::{self, Found};
 use crate::proxy::keep::Kept;
@@ -353,7 +354,8 @@ pub fn limits_of_body(context: &mut Context, max: Option<u64>, rate: u64) -> Rc<
     // A stream of messages may be silent as long as a tunnel.
     let stall = if context.accept == Accept::Grpc { timeouts.tunnel } else { timeouts.body };
     let strip = context.site.and_then(|site| context.snapshot.strips.get(site)).cloned();
-    let upload = Rc::new(Upload::new(wheel, client, max, stall, rate).stripping(strip));
+    let buffered = Buffered::new(context.worker(), context.tenant.unwrap_or_default());
+    let upload = Rc::new(Upload::new(wheel, client, max, stall, rate, buffered).stripping(strip));
     upload.hold(context.throttles.1.take());
     context.untouched = false;
     context.upload = Some(upload.clone());

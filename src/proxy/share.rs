@@ -1,4 +1,4 @@
-//! A tenant's share of what is counted: requests in flight on this worker, and connections.
+//! A tenant's share of what is counted: requests in flight on this worker and what their bodies hold, and connections.
 //!
 //! Requests are counted by each worker for itself, and the node's number is split evenly among workers: the kernel
 //! spreads connections evenly. So a request costs no line of memory that other cores write. Ten times a second each worker
@@ -40,6 +40,9 @@ struct Row {
     tenant: Weak<Tenant>,
     in_flight: u32,
     told: u32,
+    /// Bytes that its bodies hold here.
+    buffered: u64,
+    buffered_told: u64,
 }
 
 impl Shares {
@@ -74,6 +77,8 @@ impl Shares {
         let Some(row) = rows.get_mut(at) else { return (0, all) };
         if !std::ptr::eq(row.tenant.as_ptr(), Arc::as_ptr(tenant)) {
             row.tenant = Arc::downgrade(tenant);
+            // The one before it in this place is gone, and so is what it had.
+            (row.buffered, row.buffered_told) = (0, 0);
         }
         let own = row.in_flight;
         row.in_flight = own.saturating_add(1);
@@ -85,6 +90,13 @@ impl Shares {
         self.in_flight.set(self.in_flight.get().saturating_sub(1));
         if let Some(row) = self.rows.borrow_mut().get_mut(slot.index()) {
             row.in_flight = row.in_flight.saturating_sub(1);
+        }
+    }
+
+    /// What a body holds was so many bytes, and is so many now.
+    pub fn hold(&self, slot: Slot, before: u64, now: u64) {
+        if let Some(row) = self.rows.borrow_mut().get_mut(slot.index()) {
+            row.buffered = row.buffered.saturating_add(now).saturating_sub(before);
         }
     }
 
@@ -115,11 +127,13 @@ impl Shares {
         let late = late.min(cpu.saturating_sub(self.cpu.replace(cpu)));
         pulse.late.store(late.max(pulse.late.load(Relaxed) * 3 / 4), Relaxed);
         pulse.in_flight.store(self.in_flight.get(), Relaxed);
-        for row in self.rows.borrow_mut().iter_mut().filter(|row| row.in_flight != row.told) {
+        let changed = |row: &&mut Row| row.in_flight != row.told || row.buffered != row.buffered_told;
+        for row in self.rows.borrow_mut().iter_mut().filter(changed) {
             if let Some(tenant) = row.tenant.upgrade() {
                 tenant.in_flight.fetch_add(row.in_flight.wrapping_sub(row.told), Relaxed);
+                tenant.buffered.fetch_add(row.buffered.wrapping_sub(row.buffered_told), Relaxed);
             }
-            row.told = row.in_flight;
+            (row.told, row.buffered_told) = (row.in_flight, row.buffered);
         }
     }
 }
@@ -150,7 +164,8 @@ impl Worker {
             return;
         }
         for connection in self.open.borrow().iter().filter_map(std::rc::Weak::upgrade) {
-            let over = self.shares.is_over(connection.share.get().slot);
+            let over = self.shares.is_over(connection.share.get().slot)
+                || load.client_is_over(connection.held_by_client());
             if connection.progress.phase() == Phase::Idle
                 && load.gives_up(Stage::NoKeepAlive, over, Priority::Normal)
             {
@@ -170,6 +185,15 @@ impl Worker {
             site.would_block.count(PolicyKind::Overload);
         }
         settings.mode == Mode::Shadow
+    }
+
+    /// Whether a client that has so many connections, the new one with them, may have that in an overload. What it is for
+    /// is not known yet; nothing is given up of a site whose clients keep to their shares.
+    pub(super) fn takes_client(&self, connections: u32) -> bool {
+        let load = &self.shares.levels.load;
+        load.stage() < Stage::NoConnections
+            || !load.client_is_over(connections)
+            || self.snapshot().server.overload.mode == Mode::Shadow
     }
 
     /// Whether a tenant may have one more connection.
@@ -226,7 +250,8 @@ fn overload(
         return Ok(());
     }
     let (over, enforced) = (site.owner.over.load(Relaxed), settings.mode == Mode::Enforce);
-    if enforced && load.gives_up(Stage::NoKeepAlive, over, site.priority) {
+    let kept_by_few = over || load.client_is_over(context.connection.held_by_client());
+    if enforced && load.gives_up(Stage::NoKeepAlive, kept_by_few, site.priority) {
         context.close = true;
         context.connection.closing.set(true);
         context.connection.progress.wake();

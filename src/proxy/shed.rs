@@ -42,6 +42,8 @@ pub enum Shed {
     ShareHandshakes,
     /// The node is overloaded.
     Overload,
+    /// The node is overloaded, and a client has more than its share of connections.
+    OverloadClient,
     /// The client is banned.
     Banned,
     /// The client is banned from now on.
@@ -50,7 +52,7 @@ pub enum Shed {
 
 /// Reasons told apart: those above, then the outcomes of refused certificates.
 const REASONS: usize = SHEDS + Outcome::ALL.len();
-const SHEDS: usize = 15;
+const SHEDS: usize = 16;
 /// Seconds between two lines of one worker about one reason.
 const TELL_EVERY: u64 = 10;
 
@@ -71,6 +73,7 @@ impl Shed {
             Shed::ShareBackends => Counter::ShedBackends,
             Shed::ShareHandshakes => Counter::RefusedShareHandshakes,
             Shed::Overload => Counter::RefusedOverload,
+            Shed::OverloadClient => Counter::RefusedOverloadClient,
             Shed::Banned => Counter::RefusedBanned,
             Shed::Offender => Counter::BansMade,
         }
@@ -112,6 +115,9 @@ impl Shed {
                 "descriptors run short and a tenant has more than its share of them at its backends; requests of it that need a new one are refused"
             }
             Shed::Overload => "the node is overloaded; new connections of a tenant are closed",
+            Shed::OverloadClient => {
+                "the node is overloaded and a client has more than its share of connections; its new ones are closed"
+            }
             Shed::ShareHandshakes => {
                 "many TLS handshakes wait for the processor, most of them for one tenant; its new connections are closed"
             }
@@ -157,7 +163,7 @@ impl Worker {
                 tracing::warn!(worker, tenant = whom, "{}{more}", why.sentence());
             }
             Shed::SiteCap => tracing::warn!(worker, site = whom, "{}{more}", why.sentence()),
-            Shed::ClientCap | Shed::Flooded | Shed::Offender => {
+            Shed::ClientCap | Shed::OverloadClient | Shed::Flooded | Shed::Offender => {
                 tracing::warn!(worker, client = whom, "{}{more}", why.sentence())
             }
             Shed::Banned => tracing::info!(worker, client = whom, "{}{more}", why.sentence()),

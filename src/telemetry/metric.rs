@@ -114,6 +114,7 @@ metrics! {
     TenantConnections = "tidegate_tenant_connections", Gauge, ["tenant"], "Open connections of a tenant's clients.";
     TenantUpstream = "tidegate_tenant_upstream_connections", Gauge, ["tenant"], "Open connections to a tenant's backends.";
     TenantInFlight = "tidegate_tenant_in_flight", Gauge, ["tenant"], "Requests of a tenant in flight.";
+    TenantBuffered = "tidegate_tenant_buffered_bytes", Gauge, ["tenant"], "Bytes of a tenant's bodies that wait in memory to be sent on.";
     TenantCpu = "tidegate_tenant_cpu_seconds_total", Counter, ["tenant"], "Processor time used for a tenant's clients.";
     TenantShed = "tidegate_tenant_shed_total", Counter, ["tenant"], "Connections and requests of a tenant refused because it had more than its share.";
     Tunnels = "tidegate_tunnels_total", Counter, [], "Connections upgraded to a tunnel (WebSocket and others).";
@@ -205,6 +206,7 @@ cells! {
         RefusedAddress = ConnectionsRefused ["address"];
         RefusedShare = ConnectionsRefused ["share"];
         RefusedOverload = ConnectionsRefused ["overload"];
+        RefusedOverloadClient = ConnectionsRefused ["overload-client"];
         RefusedShareHandshakes = ConnectionsRefused ["share-handshakes"];
         RefusedProxyHeader = ConnectionsRefused ["proxy-header"];
         Tls12Full = Handshakes ["1.2", "full"];

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::harness::client::empty;
 use crate::harness::{Answer, Gate, Origin, Proxy, Wire, wait_for, within};
 
 const NOISY: &str = "noisy.test";
@@ -152,4 +153,152 @@ async fn in_shadow_stages_are_told_and_nothing_is_given_up() {
     for answer in all {
         assert_eq!(answer.await.unwrap(), 200);
     }
+}
+
+// ---- clients
+
+/// A plain connection of this client, by PROXY protocol.
+async fn of_client(proxy: &Proxy, client: &str) -> Wire {
+    let mut wire = proxy.plain().await;
+    wire.send(format!("PROXY TCP4 {client} 192.0.2.200 4711 80\r\n")).await;
+    wire
+}
+
+/// The status of an answer; `None`: the connection was closed instead.
+async fn asked(wire: &mut Wire, target: &str) -> Option<u16> {
+    // Who is refused may be closed before the request is written.
+    let _ = wire.try_send(format!("GET {target} HTTP/1.1\r\nHost: {NOISY}\r\n\r\n")).await;
+    wire.try_reply_to("GET").await.ok().map(|reply| reply.status)
+}
+
+#[tokio::test]
+async fn a_client_over_its_share_of_connections_gets_no_more_and_others_of_the_same_site_do() {
+    const GREEDY: &str = "203.0.113.1";
+    const MODEST: &str = "203.0.113.2";
+    let gate = Gate::default();
+    let passing = gate.clone();
+    let origin = Origin::scripted(move |mut x| {
+        let passing = passing.clone();
+        async move {
+            if x.request.target().contains("/held") {
+                passing.pass().await;
+            }
+            x.answer(Answer::ok("done")).await.ok()?;
+            Some(x)
+        }
+    })
+    .await;
+    // One tenant: only who its clients are tells one connection from another.
+    let proxy = Proxy::builder()
+        .set("server.trusted_proxies", "[\"127.0.0.1/32\"]")
+        .set("server.proxy_protocol", "true")
+        .set("server.max_connections", "40")
+        .set("server.shares.in_flight", "1000")
+        .set("server.overload.hold", "\"100ms\"")
+        .site(NOISY, &format!("plain_http = true\n{}", origin.backends()))
+        .start()
+        .await;
+    let mut early = of_client(&proxy, GREEDY).await;
+    assert_eq!(asked(&mut early, "/").await, Some(200));
+    let mut modest = Vec::new();
+    for _ in 0..3 {
+        let mut wire = of_client(&proxy, MODEST).await;
+        assert_eq!(asked(&mut wire, "/").await, Some(200));
+        modest.push(wire);
+    }
+    let mut busy = Vec::new();
+    for _ in 0..33 {
+        let mut wire = of_client(&proxy, GREEDY).await;
+        wire.send(format!("GET /held HTTP/1.1\r\nHost: {NOISY}\r\n\r\n")).await;
+        busy.push(wire);
+    }
+    origin.arrived(4 + 33).await;
+    stage(&proxy, 2).await;
+    // Its idle connection is not kept, and it gets no new one.
+    early.closed().await;
+    wait_for("a new connection of the client to be refused", || async {
+        let mut wire = of_client(&proxy, GREEDY).await;
+        asked(&mut wire, "/").await.is_none().then_some(())
+    })
+    .await;
+    // The other one of the site keeps what it has, and is let in.
+    let mut fresh = of_client(&proxy, MODEST).await;
+    assert_eq!(asked(&mut fresh, "/").await, Some(200));
+    for wire in &mut modest {
+        assert_eq!(asked(wire, "/").await, Some(200));
+    }
+    assert_eq!(proxy.status().await["overload"]["connections_per_client_max"], 20);
+    let reason = [("reason", "overload-client")];
+    assert!(proxy.metrics().await.sum("tidegate_connections_refused_total", &reason) >= 1.0);
+    assert!(proxy.stderr().contains("a client has more than its share of connections"), "{}", proxy.stderr());
+    gate.open();
+    for wire in &mut busy {
+        assert_eq!(wire.try_reply_to("GET").await.unwrap().status, 200);
+    }
+    drop(busy);
+    stage(&proxy, 0).await;
+    let mut again = of_client(&proxy, GREEDY).await;
+    assert_eq!(asked(&mut again, "/").await, Some(200));
+}
+
+// ---- memory
+
+#[tokio::test]
+async fn when_memory_runs_short_whoever_holds_most_of_it_in_bodies_is_refused_alone() {
+    let large = "x".repeat(512 * 1024);
+    let origin =
+        Origin::answering(move |r| Answer::ok(if r.target() == "/large" { &large } else { "ok" })).await;
+    let site = origin.backends();
+    let builder =
+        Proxy::builder().set("server.overload.memory", "\"1TiB\"").set("server.overload.hold", "\"100ms\"");
+    let proxy = builder.site(NOISY, &site).site(QUIET, &site).start().await;
+    // Answers that nobody reads: what their windows do not let go waits here.
+    let mut held = Vec::new();
+    let mut connections = Vec::new();
+    for _ in 0..2 {
+        let mut h2 = proxy.h2(NOISY).await;
+        for _ in 0..60 {
+            let request = h2.request("GET", "/large").body(empty()).unwrap();
+            held.push(h2.start(request).await.unwrap());
+        }
+        connections.push(h2);
+    }
+    let row = |status: &serde_json::Value| {
+        let tenants = status["tenants"].as_array().unwrap().clone();
+        tenants.into_iter().find(|tenant| tenant["name"] == NOISY).unwrap_or_default()
+    };
+    wait_for("the bodies to be counted", || async {
+        (row(&proxy.status().await)["buffered_bytes"].as_u64() >= Some(512 * 1024)).then_some(())
+    })
+    .await;
+    // What there is comes to what is used: full, and no more.
+    wait_for("the tenant to be given up", || async {
+        let status = proxy.status().await;
+        let memory = status["overload"]["pressure_percent"]["memory"].as_u64().unwrap();
+        if (97..105).contains(&memory) {
+            return (status["overload"]["stage"] == 3 && row(&status)["over"] == true).then_some(());
+        }
+        let used = proxy.metrics().await.sum("process_resident_memory_bytes", &[]);
+        proxy.edit_config(|text| {
+            let other = |line: &&str| !line.starts_with("memory = ");
+            let rest = text.lines().filter(other).collect::<Vec<_>>().join("\n");
+            rest.replace("[server.overload]", &format!("[server.overload]\nmemory = \"{used}B\""))
+        });
+        assert_eq!(proxy.reload().await["refused"], false);
+        None
+    })
+    .await;
+    assert!(proxy.try_wire(NOISY).await.is_err(), "no new connection");
+    // Its body has no room in the window of the connection.
+    let request = connections[0].request("GET", "/").body(empty()).unwrap();
+    assert_eq!(connections[0].start(request).await.unwrap().status(), 503);
+    assert!(proxy.metrics().await.sum("tidegate_shed_total", &[("reason", "overload")]) >= 1.0);
+    assert_eq!(proxy.get(QUIET, "/").await.status, 200);
+    assert!(proxy.metrics().await.sum("tidegate_tenant_buffered_bytes", &[("tenant", NOISY)]) > 0.0);
+    // They go, and with them what they held.
+    drop((held, connections));
+    wait_for("nothing to be held", || async {
+        (row(&proxy.status().await)["buffered_bytes"].as_u64().unwrap_or(0) == 0).then_some(())
+    })
+    .await;
 }

@@ -5,6 +5,7 @@
 //! * **The processor**: [`usage`] says who uses more than its share, [`lanes`] whose turn it is among those. A worker asks
 //!   them only while it is behind.
 //! * **What is counted** (connections, connections to backends, requests in flight, handshakes): [`may_take`].
+//! * **Memory**: bytes of bodies that wait to be sent on are counted, and matter in an overload.
 //!
 //! A [`Tenant`] outlives reloads. Its counts are the node's, over all workers; what changes with each request is counted
 //! by each worker for itself and told ten times a second.
@@ -41,13 +42,12 @@ pub fn may_take(own: u32, all: u32, whole: u32, lent: u32, (weight, weights): (u
     if u64::from(all) * 100 < u64::from(whole) * u64::from(lent) {
         return true;
     }
-    own < share(whole, weight, weights)
+    u64::from(own) < share(whole.into(), weight, weights)
 }
 
 /// A tenant's share of something; at least one.
-pub fn share(whole: u32, weight: u32, weights: u32) -> u32 {
-    let share = u64::from(whole) * u64::from(weight) / u64::from(weights.max(weight).max(1));
-    u32::try_from(share).unwrap_or(u32::MAX).max(1)
+pub fn share(whole: u64, weight: u32, weights: u32) -> u64 {
+    (whole.saturating_mul(weight.into()) / u64::from(weights.max(weight).max(1))).max(1)
 }
 
 /// Who owns sites, and what its sites have together.
@@ -64,6 +64,8 @@ pub struct Tenant {
     pub upstream: Arc<AtomicU32>,
     /// Requests in flight, as workers told last.
     pub in_flight: AtomicU32,
+    /// Bytes of its bodies that wait here to be sent on, as workers told last.
+    pub buffered: AtomicU64,
     /// Microseconds of processor time used.
     pub micros: AtomicU64,
     /// What was turned away because it had more than its share.
@@ -85,6 +87,7 @@ impl Tenant {
             connections: Arc::default(),
             upstream: Arc::default(),
             in_flight: AtomicU32::default(),
+            buffered: AtomicU64::default(),
             micros: AtomicU64::default(),
             shed: AtomicU64::default(),
             percent: AtomicU32::default(),
@@ -94,14 +97,15 @@ impl Tenant {
     }
 
     /// Whether it has more than its share of something.
-    pub fn exceeds(&self, thing: Thing, whole: u32, levels: &Levels) -> bool {
+    pub fn exceeds(&self, thing: Thing, whole: u64, levels: &Levels) -> bool {
         let own = match thing {
-            Thing::Connections => &*self.connections,
-            Thing::Upstream => &*self.upstream,
-            Thing::InFlight => &self.in_flight,
+            Thing::Connections => self.connections.load(Relaxed).into(),
+            Thing::Upstream => self.upstream.load(Relaxed).into(),
+            Thing::InFlight => self.in_flight.load(Relaxed).into(),
+            Thing::Buffered => self.buffered.load(Relaxed),
         };
         let (weight, weights) = levels.weights(thing, self);
-        own.load(Relaxed) > share(whole, weight, weights)
+        own > share(whole, weight, weights)
     }
 
     /// Its weight.
@@ -138,6 +142,8 @@ pub struct Levels {
     upstream: AtomicU32,
     /// Of those with requests in flight.
     in_flight: AtomicU32,
+    /// Of those whose bodies hold memory.
+    buffered: AtomicU32,
     /// How many tenants there are, whatever they have.
     tenants: AtomicU32,
     /// How the node is.
@@ -153,6 +159,8 @@ pub enum Thing {
     Upstream,
     /// Requests in flight.
     InFlight,
+    /// Bytes of bodies that wait here.
+    Buffered,
 }
 
 impl Levels {
@@ -163,6 +171,7 @@ impl Levels {
             Thing::Connections => &self.connections,
             Thing::Upstream => &self.upstream,
             Thing::InFlight => &self.in_flight,
+            Thing::Buffered => &self.buffered,
         };
         let own = tenant.weight();
         let least = if self.tenants.load(Relaxed) > 1 { own.saturating_add(1) } else { own };
@@ -236,21 +245,23 @@ impl Tenants {
     /// Adds up the weights of those that have something; gives the tenants.
     pub fn survey(&self) -> Vec<Arc<Tenant>> {
         let tenants = self.all();
-        let (mut connections, mut upstream, mut in_flight) = (0u32, 0u32, 0u32);
+        let (mut connections, mut upstream, mut in_flight, mut buffered) = (0u32, 0u32, 0u32, 0u32);
         for tenant in &tenants {
             tenant.percent.store(tenant.peak.swap(0, Relaxed), Relaxed);
-            let add = |sum: &mut u32, count: &AtomicU32| {
-                if count.load(Relaxed) > 0 {
+            let add = |sum: &mut u32, any: bool| {
+                if any {
                     *sum = sum.saturating_add(tenant.weight());
                 }
             };
-            add(&mut connections, &tenant.connections);
-            add(&mut upstream, &tenant.upstream);
-            add(&mut in_flight, &tenant.in_flight);
+            add(&mut connections, tenant.connections.load(Relaxed) > 0);
+            add(&mut upstream, tenant.upstream.load(Relaxed) > 0);
+            add(&mut in_flight, tenant.in_flight.load(Relaxed) > 0);
+            add(&mut buffered, tenant.buffered.load(Relaxed) > 0);
         }
         self.levels.connections.store(connections, Relaxed);
         self.levels.upstream.store(upstream, Relaxed);
         self.levels.in_flight.store(in_flight, Relaxed);
+        self.levels.buffered.store(buffered, Relaxed);
         tenants
     }
 
@@ -324,5 +335,25 @@ mod tests {
         drop(heavy);
         tenants.sweep();
         assert_eq!(read(&one), [(1, 1), (1, 1), (1, 1)], "there is nobody else");
+    }
+
+    #[test]
+    fn who_holds_more_than_its_share_of_what_bodies_hold_is_told_by_weight() {
+        let tenants = Tenants::default();
+        tenants.configure(&weights(3));
+        let (one, heavy) = (tenants.get(&"one".into()), tenants.get(&"heavy".into()));
+        let over = |of_one: u64, of_heavy: u64| {
+            one.buffered.store(of_one, Relaxed);
+            heavy.buffered.store(of_heavy, Relaxed);
+            tenants.survey();
+            let exceeds =
+                |tenant: &Tenant| tenant.exceeds(Thing::Buffered, of_one + of_heavy, &tenants.levels);
+            (exceeds(&one), exceeds(&heavy))
+        };
+        assert_eq!(over(0, 0), (false, false));
+        assert_eq!(over(10 << 30, 30 << 30), (false, false), "as much as its weight");
+        assert_eq!(over(11 << 30, 30 << 30), (true, false));
+        assert_eq!(over(9 << 30, 30 << 30), (false, true));
+        assert_eq!(over(1 << 30, 0), (true, false), "alone with it, but not on the node");
     }
 }

@@ -12,6 +12,7 @@ use crate::base::outcome::Outcome;
 use crate::base::policy::PolicyKind;
 use crate::config::model::Mode;
 use crate::policy::patch::{Body, Facts, ForSite, Guard, Kind, Look};
+use crate::proxy::body::size_of;
 use crate::proxy::context::Context;
 use crate::proxy::enforce::settle;
 use crate::proxy::request;
@@ -124,6 +125,7 @@ async fn ahead(
             match upload.poll(incoming, cx) {
                 Poll::Ready(Some(Ok(frame))) => {
                     got += frame.data_ref().map_or(0, Bytes::len);
+                    upload.buffered.keep(size_of(&frame));
                     context.ahead.push_back(frame);
                 }
                 Poll::Ready(Some(Err(_))) => {
