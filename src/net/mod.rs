@@ -1,5 +1,6 @@
 //! Layer 1: sockets, bytes and deadlines. Nothing here knows a route or a site.
 
+pub mod ahead;
 pub mod bind;
 pub mod descriptors;
 pub mod dns;

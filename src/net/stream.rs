@@ -7,7 +7,7 @@
 use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
 use crate::base::clock::Millis;
+use crate::net::ahead::Ahead;
 use crate::net::pace::Pace;
 use crate::net::timer::{Timer, Wheel};
 
@@ -23,7 +24,7 @@ pub enum Stream {
     /// In the clear.
     Plain(TcpStream),
     /// Under TLS, either side.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<Ahead>>),
 }
 
 impl Stream {
@@ -31,7 +32,7 @@ impl Stream {
     pub fn reset_on_close(&self) {
         let tcp = match self {
             Stream::Plain(tcp) => tcp,
-            Stream::Tls(tls) => tls.get_ref().0,
+            Stream::Tls(tls) => tls.get_ref().0.tcp(),
         };
         // Best effort: a socket that cannot be told is closed anyway.
         let _ = socket2::SockRef::from(tcp).set_linger(Some(Duration::ZERO));
@@ -42,7 +43,7 @@ impl Stream {
     pub fn poll_arrived(&self, cx: &mut Context<'_>) -> Poll<()> {
         let tcp = match self {
             Stream::Plain(tcp) => tcp,
-            Stream::Tls(tls) => tls.get_ref().0,
+            Stream::Tls(tls) => tls.get_ref().0.tcp(),
         };
         // An error is for whoever reads.
         tcp.poll_read_ready(cx).map(drop)
@@ -68,7 +69,21 @@ macro_rules! delegate {
 
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        delegate!(self, poll_read, cx, buf)
+        let tls = match self.get_mut() {
+            Stream::Plain(io) => return Pin::new(io).poll_read(cx, buf),
+            Stream::Tls(io) => io.as_mut(),
+        };
+        ready!(Pin::new(&mut *tls).poll_read(cx, buf))?;
+        // One record came. What is in memory behind it goes on in the same piece, as far as there is room.
+        while tls.get_ref().0.has_left() && buf.remaining() > 0 {
+            let before = buf.filled().len();
+            // An error is told by the next read again.
+            let read = Pin::new(&mut *tls).poll_read(cx, buf);
+            if !matches!(read, Poll::Ready(Ok(()))) || buf.filled().len() == before {
+                break;
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rustls::server::{Acceptor, ClientHello};
 use rustls::{HandshakeKind, ProtocolVersion, ServerConfig};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::{LazyConfigAcceptor, StartHandshake, TlsStream, server};
 
@@ -19,6 +19,7 @@ use crate::base::address::ClientKey;
 use crate::base::outcome::Outcome;
 use crate::base::policy::PolicyKind;
 use crate::config::model::Mode;
+use crate::net::ahead::Ahead;
 use crate::net::stream::Stream;
 use crate::policy::share::Counted;
 use crate::policy::site_limit::Place;
@@ -125,7 +126,7 @@ const ACME_ALPN: &[u8] = b"acme-tls/1";
 
 /// What a handshake that succeeds leaves.
 struct Shaken {
-    tls: server::TlsStream<TcpStream>,
+    tls: server::TlsStream<Ahead>,
     policy: Arc<Policy>,
     place: Option<Place>,
     share: Share,
@@ -146,7 +147,7 @@ async fn shake(worker: &Rc<Worker>, ticket: &Ticket, tcp: TcpStream) -> Result<S
         }
         _ => return Err(Some(Counter::HandshakeNotTls)),
     }
-    let mut acceptor = LazyConfigAcceptor::new(Acceptor::default(), tcp);
+    let mut acceptor = LazyConfigAcceptor::new(Acceptor::default(), Ahead::new(tcp));
     let hello = match (&mut acceptor).await {
         Ok(hello) => hello,
         Err(error) => {
@@ -234,7 +235,7 @@ async fn owned(
 
 /// Ends a connection after an alert. Under TLS 1.3 a client may have sent its request already: closing on unread bytes
 /// would reset the connection, and the client would never learn what was wrong.
-async fn hang_up(tcp: Option<TcpStream>) {
+async fn hang_up(tcp: Option<Ahead>) {
     let Some(mut tcp) = tcp else { return };
     let _ = tokio::time::timeout(FAREWELL, async {
         tcp.shutdown().await?;
@@ -244,7 +245,7 @@ async fn hang_up(tcp: Option<TcpStream>) {
 }
 
 /// Reads what nobody wants, up to a bound.
-async fn discard(tcp: &mut TcpStream) -> io::Result<()> {
+async fn discard(tcp: &mut (impl AsyncRead + Unpin)) -> io::Result<()> {
     let mut waste = [0u8; 1024];
     for _ in 0..WASTE_READS {
         if tcp.read(&mut waste).await? == 0 {
@@ -288,7 +289,7 @@ fn challenge(worker: &Worker, hello: &ClientHello<'_>) -> Option<Arc<ServerConfi
 }
 
 /// The handshake is the answer; nothing is sent after it (RFC 8737 section 3).
-async fn answer_challenge(hello: StartHandshake<TcpStream>, config: Arc<ServerConfig>) -> Counter {
+async fn answer_challenge(hello: StartHandshake<Ahead>, config: Arc<ServerConfig>) -> Counter {
     match hello.into_stream(config).await {
         Ok(mut tls) => {
             // The authority has what it wanted and may have gone.

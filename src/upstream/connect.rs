@@ -23,6 +23,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, TlsStream};
 
 use crate::base::address::EndpointAddress;
+use crate::net::ahead::Ahead;
 use crate::net::descriptors::Descriptor;
 use crate::net::stream::Stream;
 use crate::net::timer::{Timer, Wheel};
@@ -318,7 +319,7 @@ async fn open(target: Target<'_>, connected: &Cell<bool>) -> Result<Stream, Conn
     let _ = tcp.set_nodelay(true);
     let Some((config, name)) = target.tls else { return Ok(Stream::Plain(tcp)) };
     let connector = TlsConnector::from(config.clone());
-    let tls = connector.connect(name.clone(), tcp).await.map_err(ConnectError::Tls)?;
+    let tls = connector.connect(name.clone(), Ahead::new(tcp)).await.map_err(ConnectError::Tls)?;
     Ok(Stream::Tls(Box::new(TlsStream::Client(tls))))
 }
 
