@@ -105,6 +105,8 @@ pub struct Connection {
     /// Counts it as its tenant's.
     pub counted: RefCell<Option<Counted>>,
     requests: Cell<u32>,
+    /// How many there were at the last look.
+    looked: Cell<u32>,
     in_flight: Cell<u32>,
     permit: Option<Permit>,
 }
@@ -175,6 +177,7 @@ impl Connection {
             waited: Cell::new(0),
             counted: RefCell::new(counted),
             requests: Cell::new(0),
+            looked: Cell::new(0),
             in_flight: Cell::new(0),
             permit: intro.permit,
         }
@@ -283,6 +286,11 @@ impl Connection {
     /// Requests begun so far.
     pub fn requests(&self) -> u32 {
         self.requests.get()
+    }
+
+    /// Whether no request came since this was asked last.
+    pub fn stood_still(&self) -> bool {
+        self.looked.replace(self.requests.get()) == self.requests.get()
     }
 }
 

@@ -260,7 +260,7 @@ impl Worker {
         self.observed.tick(self.wheel.now());
         self.show_handshakes();
         self.look_at_lines();
-        self.tick_shares();
+        self.tick_shares(count);
         // Idle connections to backends live for a minute; a look a second is exact enough.
         if count.is_multiple_of(10) {
             self.pools.sweep(self.wheel.now());

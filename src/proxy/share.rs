@@ -146,19 +146,23 @@ fn thread_millis() -> u64 {
     seconds * 1000 + nanos / 1_000_000
 }
 
+/// Ticks between two looks at who uses a connection: a second.
+const STOOD: u64 = 10;
+
 impl Worker {
-    /// Ends a window of time.
-    pub(super) fn tick_shares(&self) {
+    /// Ends a window of time; `count`: of how many so far.
+    pub(super) fn tick_shares(&self, count: u64) {
         let mode = self.snapshot().server.shares.mode;
         let fair = &self.fair;
         fair.tick(mode == Mode::Enforce, |slot, micros, percent| self.shares.used(slot, micros, percent));
         self.shares.tell();
-        self.end_idle();
+        self.end_idle(count.is_multiple_of(STOOD));
         self.shard.add(Counter::ShareWaits, fair.waits());
     }
 
-    /// In an overload: connections that wait for a request end, where they are not kept.
-    fn end_idle(&self) {
+    /// In an overload: connections that wait for a request end, where they are not kept. Of those who keep to their share
+    /// only what `stood` still since the look before: one in use would be back at once, at the cost of a handshake.
+    fn end_idle(&self, stood: bool) {
         let (server, load) = (self.snapshot().server.clone(), &self.shares.levels.load);
         if load.stage() == Stage::Calm || server.overload.mode == Mode::Shadow {
             return;
@@ -166,7 +170,9 @@ impl Worker {
         for connection in self.open.borrow().iter().filter_map(std::rc::Weak::upgrade) {
             let over = self.shares.is_over(connection.share.get().slot)
                 || load.client_is_over(connection.held_by_client());
+            let unused = stood && connection.stood_still();
             if connection.progress.phase() == Phase::Idle
+                && (over || unused)
                 && load.gives_up(Stage::NoKeepAlive, over, Priority::Normal)
             {
                 connection.closing.set(true);
@@ -251,7 +257,7 @@ fn overload(
     }
     let (over, enforced) = (site.owner.over.load(Relaxed), settings.mode == Mode::Enforce);
     let kept_by_few = over || load.client_is_over(context.connection.held_by_client());
-    if enforced && load.gives_up(Stage::NoKeepAlive, kept_by_few, site.priority) {
+    if enforced && kept_by_few && load.gives_up(Stage::NoKeepAlive, true, site.priority) {
         context.close = true;
         context.connection.closing.set(true);
         context.connection.progress.wake();

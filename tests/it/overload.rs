@@ -133,6 +133,36 @@ async fn connections_that_run_short_are_not_kept_by_whoever_has_too_many() {
 }
 
 #[tokio::test]
+async fn where_nobody_has_too_many_connections_those_in_use_are_kept() {
+    let origin = Origin::scripted(async |mut x| x.answer(Answer::ok("done")).await.ok().map(|()| x)).await;
+    let builder =
+        Proxy::builder().set("server.max_connections", "20").set("server.overload.hold", "\"100ms\"");
+    let proxy = builder.site(QUIET, &origin.backends()).start().await;
+    let mut used = proxy.wire(QUIET).await;
+    assert_eq!(used.get(QUIET, "/").await.status, 200);
+    // The only tenant may have them all; four fifths are open now.
+    let mut unused = Vec::new();
+    for _ in 0..16 {
+        let mut wire = proxy.wire(QUIET).await;
+        assert_eq!(wire.get(QUIET, "/").await.status, 200);
+        unused.push(wire);
+    }
+    let ends = async {
+        for mut wire in unused {
+            wire.closed().await;
+        }
+    };
+    tokio::pin!(ends);
+    loop {
+        tokio::select! {
+            () = &mut ends => break,
+            reply = used.get(QUIET, "/") => assert_eq!(reply.status, 200, "in use, it is kept"),
+        }
+    }
+    stage(&proxy, 0).await;
+}
+
+#[tokio::test]
 async fn in_shadow_stages_are_told_and_nothing_is_given_up() {
     let settings = [
         ("server.shares.in_flight", "10"),
