@@ -55,6 +55,7 @@ pub(super) fn build(
     };
     built.diagnostics.extend(residents.lists.refresh(server));
     built.diagnostics.extend(patches::load(server.patches.as_ref(), residents));
+    built.diagnostics.extend(patches::unknown(&loaded.sites, residents));
     let reasons = Reasons::new(&loaded.diagnostics);
     for entry in &loaded.sites {
         let age = state.age(&entry.name).unwrap_or_else(|| {

@@ -21,6 +21,7 @@ pub mod jwks;
 pub mod last_good;
 pub mod load;
 pub mod observe;
+mod pack_copies;
 pub mod patches;
 pub mod probe;
 pub mod reload;

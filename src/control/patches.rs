@@ -1,5 +1,6 @@
 //! Packs of virtual patches: read from their folder, judged by the craft, put in force with the next snapshot.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -9,11 +10,12 @@ use serde_json::{Value, json};
 
 use crate::base::clock;
 use crate::config::source::whole_file;
-use crate::config::{Diagnostic, model};
+use crate::config::{Diagnostic, SiteEntry, model};
 use crate::control::Control;
+use crate::control::pack_copies::Copies;
 use crate::policy::patch::case;
 use crate::policy::patch::pack::{FILE_BYTES_MAX, Pack};
-use crate::policy::patch::shelf::{self, File, InForce, PACKS_MAX, Problem};
+use crate::policy::patch::shelf::{self, File, Found, InForce, PACKS_MAX, Problem};
 use crate::policy::patch::sign::SIGNATURE_BYTES_MAX;
 use crate::snapshot::Snapshot;
 use crate::snapshot::resident::Residents;
@@ -26,11 +28,47 @@ pub(super) fn load(settings: Option<&model::Patches>, residents: &Residents) -> 
         residents.patches.in_force.store(None);
         return Vec::new();
     };
-    let (files, mut problems) = folder(&settings.folder);
-    let in_force = residents.patches.shelf.load(settings, files, clock::wall().as_secs());
+    let store = residents.patches.copies.get().map(|folder| Copies::new(folder, &settings.folder));
+    let (mut found, mut problems) = folder(&settings.folder);
+    found.copies = store.as_ref().map(Copies::read).unwrap_or_default();
+    let before = found.copies.clone();
+    let (in_force, gone) = residents.patches.shelf.load(settings, found, clock::wall().as_secs());
+    if let Some(Err(why)) = store.map(|store| store.save(&before, &in_force, &gone)) {
+        tracing::warn!("{why}; after a restart a pack that is bad or not there then has no earlier version");
+    }
     problems.extend(in_force.problems.iter().cloned());
     residents.patches.in_force.store(Some(in_force));
     problems.iter().map(diagnostic).collect()
+}
+
+/// From now on packs that are good have a copy in the state folder.
+pub(super) fn keep_in(state: &Path, residents: &Residents) {
+    residents.patches.copies.get_or_init(|| state.join("patches"));
+}
+
+/// Names that sites turn off and that no pack in force has: a typing error, or a rule that went.
+pub(super) fn unknown(sites: &[SiteEntry], residents: &Residents) -> Vec<Diagnostic> {
+    let Some(in_force) = residents.patches.in_force.load_full() else { return Vec::new() };
+    let mut known: HashSet<&str> = HashSet::new();
+    for pack in in_force.packs.iter().map(|good| &good.pack) {
+        known.insert(&pack.name);
+        for rule in &pack.rules {
+            known.insert(&rule.id);
+            known.extend(rule.cve.iter().map(String::as_str));
+        }
+    }
+    let mut told = Vec::new();
+    for site in sites.iter().filter_map(|entry| entry.site.as_ref()) {
+        for name in site.patches.off.iter().filter(|name| !known.contains(&*name.value)) {
+            let message =
+                format!("no virtual patch in force is called `{}`: nothing is turned off", name.value);
+            let help = "`tidegate patch list` shows the rules in force with their CVEs, and their packs";
+            told.push(
+                Diagnostic::warning("unknown-patch", &name.origin, message).help(help).for_site(&site.name),
+            );
+        }
+    }
+    told
 }
 
 fn diagnostic(problem: &Problem) -> Diagnostic {
@@ -90,18 +128,19 @@ pub fn test(path: &Path, settings: &model::Patches) -> Result<String, String> {
 }
 
 /// The packs of a folder, read.
-fn folder(path: &Path) -> (Vec<File>, Vec<Problem>) {
-    let (mut files, mut problems) = (Vec::new(), Vec::new());
+fn folder(path: &Path) -> (Found, Vec<Problem>) {
+    let (mut files, mut problems, mut partial) = (Vec::new(), Vec::new(), false);
     if let Err(error) = fs::read_dir(path)
         && error.kind() != std::io::ErrorKind::NotFound
     {
+        partial = true;
         let message = format!("this folder of packs cannot be read: {error}");
-        problems.push(Problem { path: path.to_owned(), message, refused: true });
+        problems.push(Problem { path: path.to_owned(), message, refused: true, kept: false });
     }
     let mut paths = list(path);
     if paths.len() > PACKS_MAX {
         let message = format!("more than {PACKS_MAX} packs are not read: the last ones are left out");
-        problems.push(Problem { path: path.to_owned(), message, refused: true });
+        problems.push(Problem { path: path.to_owned(), message, refused: true, kept: false });
         paths.truncate(PACKS_MAX);
     }
     for path in paths {
@@ -111,7 +150,7 @@ fn folder(path: &Path) -> (Vec<File>, Vec<Problem>) {
             Err(why) => files.push(File { path, text: Vec::new(), signature: None, unreadable: Some(why) }),
         }
     }
-    (files, problems)
+    (Found { files, partial, copies: Vec::new() }, problems)
 }
 
 /// A pack and its signature.
@@ -168,7 +207,7 @@ impl Control {
                 "pack": *rule.pack, "matches": matches(&rule.id),
             })
         };
-        let problem = |problem: &Problem| json!({ "file": problem.path, "message": problem.message, "refused": problem.refused });
+        let problem = |problem: &Problem| json!({ "file": problem.path, "message": problem.message, "refused": problem.refused, "kept": problem.kept });
         json!({
             "mode": snapshot.server.patches.as_ref().map_or("shadow", |patches| patches.mode.as_str()),
             "packs": guard.in_force.packs.iter().map(pack).collect::<Vec<_>>(),
@@ -184,6 +223,8 @@ impl Control {
             readings.push(Reading::new(Metric::PatchRules, &[], guard.in_force.set.rules.len() as f64));
             readings.push(Reading::new(Metric::PatchPacks, &["in-force"], guard.in_force.packs.len() as f64));
             readings.push(Reading::new(Metric::PatchPacks, &["refused"], refused as f64));
+            let kept = guard.in_force.problems.iter().filter(|problem| problem.kept).count();
+            readings.push(Reading::new(Metric::PatchPacks, &["kept"], kept as f64));
         }
         for (site, rule, mode, count) in self.residents.patches.counts.all() {
             readings.push(Reading::new(Metric::PatchMatches, &[&site, &rule, mode], count as f64));

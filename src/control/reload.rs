@@ -105,6 +105,7 @@ pub fn first(
         remembered::load(&server.state, &residents.sets);
     }
     bans::load(&server.state, residents);
+    patches::keep_in(&server.state, residents);
     let server = Arc::new(server);
     renew::configure(residents, &server);
     residents.tenants.configure(&server.shares.weights);

@@ -133,7 +133,7 @@ pub const TABLE: &[Row] = &[
         keeps: "nothing about who sent a request: how often each rule matched at each site",
         place: "memory",
         time: "while the process lives",
-        bound: "20,000 pairs of site and rule",
+        bound: "1,000,000 pairs of site and rule, 8 bytes each",
     },
     Row {
         what: "bans",

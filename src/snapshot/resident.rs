@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -89,9 +89,11 @@ pub struct Patches {
     /// The packs that were good last.
     pub shelf: Shelf,
     /// What rules matched.
-    pub counts: Arc<Counts>,
+    pub counts: Counts,
     /// What the last load put in force.
     pub in_force: ArcSwapOption<InForce>,
+    /// The folder of copies of packs that were good last, once a process serves with them.
+    pub copies: OnceLock<PathBuf>,
 }
 
 /// The one manager of automatic certificates, opened when `[acme]` is first seen and then kept for the life of the
@@ -386,8 +388,8 @@ impl Residents {
     /// What virtual patches look for at these sites.
     pub fn guard(&self, server: &model::Server, sites: &[Arc<Site>]) -> Option<Arc<Guard>> {
         let (settings, in_force) = (server.patches.as_ref()?, self.patches.in_force.load_full()?);
-        let counts = self.patches.counts.clone();
-        Some(Arc::new(Guard::new(in_force, settings, counts, sites.iter().map(|site| &site.patches))))
+        let sites = sites.iter().map(|site| (&site.name, &site.patches));
+        Some(Arc::new(Guard::new(in_force, settings, &self.patches.counts, sites)))
     }
 
     /// What the policies of a site would have refused.

@@ -71,7 +71,7 @@ metrics! {
     DoctorFindings = "tidegate_doctor_findings", Gauge, ["finding"], "Signs that client addresses are not those of clients: proxies that are not trusted, one address with most of the requests.";
     PatchMatches = "tidegate_patch_matches_total", Counter, ["site", "rule", "mode"], "Requests that a virtual patch recognised; of several rules the first in order counts.";
     PatchRules = "tidegate_patch_rules", Gauge, [], "Rules of virtual patches in force.";
-    PatchPacks = "tidegate_patch_packs", Gauge, ["state"], "Packs of virtual patches: in force, and refused.";
+    PatchPacks = "tidegate_patch_packs", Gauge, ["state"], "Packs of virtual patches: in force, refused, and of those in force the ones that are an earlier version because the pack is refused or gone (kept).";
     BandwidthWaits = "tidegate_bandwidth_waits_total", Counter, ["direction"], "Waits of bodies for their bandwidth limit: down (answers) or up (uploads).";
     Outcomes = "tidegate_outcomes_total", Counter, ["outcome", "blame"], "Ways requests and connections ended; see the outcome table.";
     ConnectionsOpened = "tidegate_connections_opened_total", Counter, ["listener"], "Client connections accepted.";

@@ -162,6 +162,94 @@ async fn a_signed_pack_is_taken_up_at_once_and_a_bad_one_leaves_the_last_good_in
 }
 
 #[tokio::test]
+async fn the_last_good_version_of_a_pack_outlives_a_restart() {
+    let origin = Origin::saying("ok").await;
+    let pair = minisign::KeyPair::generate_unencrypted_keypair().unwrap();
+    let builder = patched("enforce")
+        .set("patches.builtin", "false")
+        .set("patches.keys", &format!("[\"{}\"]", pair.pk.to_base64()))
+        .site(SITE, &origin.backends());
+    let folder = builder.folder().join("patches");
+    sign(&folder, "own.toml", &pack(1, "evil"), &pair);
+    let mut proxy = builder.start().await;
+    proxy.get(SITE, "/evil").await.expect(403, "PATCHED");
+
+    // Broken while nobody looked.
+    std::fs::write(folder.join("own.toml"), "name = 1").unwrap();
+    proxy.restart().await;
+    proxy.get(SITE, "/evil").await.expect(403, "PATCHED");
+    let kept = |listed: &std::process::Output| {
+        let text = String::from_utf8_lossy(&listed.stdout).into_owned();
+        assert!(
+            text.contains("own-1") && text.contains("version 1, which was good, stays in force"),
+            "{text}"
+        );
+    };
+    kept(&proxy.command_async(&["patch", "list"]).await);
+    assert_eq!(proxy.metrics().await.sum("tidegate_patch_packs", &[("state", "kept")]), 1.0);
+
+    // The whole folder is away, as when it was not mounted.
+    let away = proxy.path().join("away");
+    std::fs::rename(&folder, &away).unwrap();
+    proxy.restart().await;
+    proxy.get(SITE, "/evil").await.expect(403, "PATCHED");
+    kept(&proxy.command_async(&["patch", "list"]).await);
+    assert!(proxy.stderr().contains("this pack is not there any more"), "{}", proxy.stderr());
+
+    // It is back and good: nothing is told of it. Then somebody removes it, and so it stays.
+    std::fs::rename(&away, &folder).unwrap();
+    sign(&folder, "own.toml", &pack(2, "worse"), &pair);
+    proxy.reload().await;
+    proxy.get(SITE, "/worse").await.expect(403, "PATCHED");
+    assert_eq!(proxy.metrics().await.sum("tidegate_patch_packs", &[("state", "kept")]), 0.0);
+    std::fs::remove_file(folder.join("own.toml")).unwrap();
+    proxy.reload().await;
+    proxy.restart().await;
+    assert_eq!(proxy.get(SITE, "/worse").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_name_turned_off_that_no_pack_has_is_told_by_reload_and_check() {
+    let origin = Origin::saying("ok").await;
+    let site = format!(
+        "{}\npatches = {{ off = [\"log4shel\", \"starter\", \"CVE-2014-6271\", \"log4shell\"] }}",
+        origin.backends()
+    );
+    let proxy = patched("enforce").site(SITE, &site).start().await;
+    assert_eq!(proxy.get(SITE, JNDI).await.status, 200, "what is right counts");
+    let report = proxy.reload().await;
+    let told = report["diagnostics"].to_string();
+    assert_eq!(told.matches("unknown-patch").count(), 1, "{told}");
+    assert!(told.contains("no virtual patch in force is called `log4shel`"), "{told}");
+    let checked = proxy.command_async(&["check"]).await;
+    let text = String::from_utf8_lossy(&checked.stdout).into_owned();
+    assert!(checked.status.success() && text.contains("called `log4shel`"), "{text}");
+}
+
+#[tokio::test]
+async fn matches_are_counted_on_over_reloads() {
+    let origin = Origin::saying("ok").await;
+    let proxy = patched("enforce").site(SITE, &origin.backends()).start().await;
+    let matches = |mode: &'static str| {
+        let proxy = &proxy;
+        async move {
+            let labels = [("site", SITE), ("rule", "log4shell"), ("mode", mode)];
+            proxy.metrics().await.sum("tidegate_patch_matches_total", &labels)
+        }
+    };
+    proxy.get(SITE, JNDI).await.expect(403, "PATCHED");
+    proxy.write_site(SITE, &format!("{}\npatches = {{ mode = \"shadow\" }}", origin.backends()));
+    assert_eq!(proxy.reload().await["refused"], false);
+    assert_eq!(proxy.get(SITE, JNDI).await.status, 200);
+    proxy.remove_site(SITE);
+    proxy.reload().await;
+    proxy.write_site(SITE, &origin.backends());
+    proxy.reload().await;
+    proxy.get(SITE, JNDI).await.expect(403, "PATCHED");
+    assert_eq!((matches("enforce").await, matches("shadow").await), (2.0, 1.0));
+}
+
+#[tokio::test]
 async fn packs_are_verified_and_tested_by_command() {
     let pair = minisign::KeyPair::generate_unencrypted_keypair().unwrap();
     let place = tempfile::tempdir().unwrap();

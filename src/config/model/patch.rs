@@ -48,7 +48,7 @@ pub struct SitePatches {
     /// `"off"`: nothing is looked for.
     pub none: bool,
     /// Ids of rules, CVEs and names of packs that are not looked for.
-    pub off: Vec<String>,
+    pub off: Vec<Located<String>>,
     /// `None`: the server's.
     pub mode: Option<Mode>,
 }

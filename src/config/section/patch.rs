@@ -73,7 +73,8 @@ fn print(patches: &SitePatches) -> String {
         return literal("off");
     }
     let mode = patches.mode.map(|mode| format!("mode = {}", literal(mode.as_str())));
-    let off = (!patches.off.is_empty()).then(|| format!("off = {}", literals(&patches.off)));
+    let off = (!patches.off.is_empty())
+        .then(|| format!("off = {}", literals(patches.off.iter().map(|name| &name.value))));
     let said: Vec<String> = mode.into_iter().chain(off).collect();
     if said.is_empty() { "as [patches] says".into() } else { format!("{{ {} }}", said.join(", ")) }
 }
@@ -90,12 +91,21 @@ fn read_site(context: &mut Context<'_>, setting: &'static Setting, value: &Value
     let inherited = Located { value: "", origin: Origin::Default };
     let said = context.word(&table, "mode", Some(&inherited)).value;
     let fallback = Located { value: Vec::new(), origin: Origin::Default };
-    let off = context.value(&table, "off", &fallback, names, |names: &Vec<String>| literals(names)).value;
+    let off = context.value(&table, "off", &fallback, names, |names| print_names(names)).value;
     Some(SitePatches { none: false, off, mode: (!said.is_empty()).then(|| mode(said)) })
 }
 
-/// Names that may be of packs to come are legal: only their shape is checked.
-fn names(context: &mut Context<'_>, setting: &'static Setting, value: &Value<'_>) -> Option<Vec<String>> {
+fn print_names(names: &[Located<String>]) -> String {
+    literals(names.iter().map(|name| &name.value))
+}
+
+/// Names that may be of packs to come are legal: only their shape is checked here. Whether any pack has them is looked at
+/// where packs are loaded.
+fn names(
+    context: &mut Context<'_>,
+    setting: &'static Setting,
+    value: &Value<'_>,
+) -> Option<Vec<Located<String>>> {
     texts(context, setting, value, |context, entry, text| {
         let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
         if text.is_empty() || text.len() > 64 || !text.bytes().all(legal) {
@@ -105,6 +115,6 @@ fn names(context: &mut Context<'_>, setting: &'static Setting, value: &Value<'_>
             context.error("invalid-value", entry.span(), message, help);
             return None;
         }
-        Some(text.to_owned())
+        Some(Located { value: text.to_owned(), origin: context.origin(entry.span()) })
     })
 }

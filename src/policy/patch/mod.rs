@@ -24,8 +24,8 @@ pub use compile::Set;
 pub use field::{Body, Facts, Kind};
 pub use scan::{Look, Scratch};
 
-use crate::config::model::{self, Mode};
-use counts::Counts;
+use crate::config::model::{self, Located, Mode};
+use counts::{Counts, Row};
 use shelf::InForce;
 
 /// The id under which a request is counted that wants more work than one may cost.
@@ -38,8 +38,6 @@ pub struct Guard {
     pub in_force: Arc<InForce>,
     /// Bytes of a body that are looked at.
     pub body: usize,
-    /// Where matches are counted.
-    pub counts: Arc<Counts>,
     /// The id of [`OVERWORK`].
     pub overwork: Arc<str>,
     /// By position of the site; `None`: nothing is looked for there.
@@ -47,12 +45,21 @@ pub struct Guard {
 }
 
 /// What is different at a site.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct ForSite {
     /// Whether matches are refused.
     pub mode: Mode,
     /// A bit for each rule that is not asked; empty: none.
     pub off: Arc<[u64]>,
+    /// Where matches are counted.
+    row: Arc<Row>,
+}
+
+impl ForSite {
+    /// Counts a match of the rule at this position; behind the last rule stands [`OVERWORK`].
+    pub fn count(&self, rule: usize) {
+        self.row.add(rule);
+    }
 }
 
 impl Guard {
@@ -60,17 +67,26 @@ impl Guard {
     pub fn new<'a>(
         in_force: Arc<InForce>,
         settings: &model::Patches,
-        counts: Arc<Counts>,
-        sites: impl Iterator<Item = &'a model::SitePatches>,
+        counts: &Counts,
+        sites: impl Iterator<Item = (&'a Arc<str>, &'a model::SitePatches)> + Clone,
     ) -> Guard {
-        let nothing: Arc<[u64]> = Arc::from([]);
-        let sites = sites.map(|said| {
-            (!said.none && !in_force.set.rules.is_empty()).then(|| ForSite {
-                mode: said.mode.unwrap_or(settings.mode),
-                off: if said.off.is_empty() { nothing.clone() } else { bits(&in_force.set, &said.off) },
+        let (nothing, overwork): (Arc<[u64]>, Arc<str>) = (Arc::from([]), OVERWORK.into());
+        let set = &in_force.set;
+        let guarded = |said: &model::SitePatches| !said.none && !set.rules.is_empty();
+        let mode = |said: &model::SitePatches| said.mode.unwrap_or(settings.mode);
+        let rules = set.rules.iter().map(|rule| &rule.id).chain([&overwork]).cloned().collect();
+        let counted = sites.clone().filter(|(_, said)| guarded(said));
+        let rows = counts.rows(rules, counted.map(|(site, said)| (site.clone(), mode(said))));
+        let mut rows = rows.into_iter();
+        let sites = sites.map(|(_, said)| {
+            let row = if guarded(said) { rows.next() } else { None };
+            row.map(|row| ForSite {
+                mode: mode(said),
+                off: if said.off.is_empty() { nothing.clone() } else { bits(set, &said.off) },
+                row,
             })
         });
-        Guard { sites: sites.collect(), body: settings.body, counts, overwork: OVERWORK.into(), in_force }
+        Guard { sites: sites.collect(), body: settings.body, overwork, in_force }
     }
 
     /// What is looked for at a site.
@@ -80,12 +96,12 @@ impl Guard {
 }
 
 /// The rules that these names mean: their ids, their CVEs, their packs.
-fn bits(set: &Set, names: &[String]) -> Arc<[u64]> {
+fn bits(set: &Set, names: &[Located<String>]) -> Arc<[u64]> {
     let mut bits = vec![0; set.rules.len().div_ceil(64)];
     for (at, rule) in set.rules.iter().enumerate() {
         let is =
             |name: &str| *name == *rule.id || *name == *rule.pack || rule.cve.iter().any(|cve| cve == name);
-        if let Some(word) = bits.get_mut(at / 64).filter(|_| names.iter().any(|name| is(name))) {
+        if let Some(word) = bits.get_mut(at / 64).filter(|_| names.iter().any(|name| is(&name.value))) {
             *word |= 1 << (at % 64);
         }
     }

@@ -145,7 +145,11 @@ fn severities_and_names_turn_rules_off() {
     assert_eq!(compile([&pack], Severity::Medium).unwrap().rules.len(), 0);
     let set = compile([&pack], Severity::Low).unwrap();
     for (name, bit) in [("a", 1), ("CVE-1", 1), ("p", 1), ("b", 0)] {
-        assert_eq!(*bits(&set, &[name.to_owned()]), [bit], "{name}");
+        assert_eq!(
+            *bits(&set, &[Located { value: name.to_owned(), origin: model::Origin::Default }]),
+            [bit],
+            "{name}"
+        );
     }
 }
 

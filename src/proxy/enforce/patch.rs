@@ -92,14 +92,14 @@ fn look(context: &mut Context, site: &Site, parts: &Parts, body: Body<'_>) -> Re
     };
     let set = &guard.in_force.set;
     let found = set.look(&facts, &here.off, &mut context.worker().patch_scratch.borrow_mut());
-    let id = match found {
+    let at = match found {
         Look::Clean => return Ok(false),
         Look::WantsBody => return Ok(true),
-        Look::Overworked => &guard.overwork,
-        Look::Match(at) => set.rules.get(at).map_or(&guard.overwork, |rule| &rule.id),
+        Look::Overworked => set.rules.len(),
+        Look::Match(at) => at,
     };
-    guard.counts.add(&site.name, id, here.mode);
-    context.patch = Some(id.clone());
+    here.count(at);
+    context.patch = Some(set.rules.get(at).map_or(&guard.overwork, |rule| &rule.id).clone());
     settle(context, site, PolicyKind::Patch, here.mode, Outcome::Patched)?;
     Ok(false)
 }
