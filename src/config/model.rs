@@ -23,7 +23,8 @@ mod traffic;
 pub use address::{Addresses, Countries, Country, NetworkList, Networks};
 pub use answer::{Cors, CorsOrigin, Hsts, SecurityHeaders, SecurityPreset};
 pub use auth::{
-    Auth, Basic, CertField, CertUser, ForwardAuth, ForwardUrl, JwksUrl, Jwt, JwtAlgorithm, JwtKeys, Scheme,
+    Auth, Basic, CacheBy, CertField, CertUser, ForwardAuth, ForwardUrl, JwksUrl, Jwt, JwtAlgorithm, JwtKeys,
+    Scheme,
 };
 pub use ban::{BanRule, Bans, Offence};
 pub use bandwidth::{Bandwidth, Flow};

@@ -22,7 +22,7 @@ use http::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use crate::config::model::{self, Mode};
 use basic::Basic;
 use cert_user::CertUser;
-use forward::Forward;
+use forward::{Forward, Granted};
 use hashing::{Hashing, Job};
 use jwt::Jwt;
 use jwt::source::Sources;
@@ -35,6 +35,8 @@ pub const USER_BYTES_MAX: usize = 256;
 pub struct Shared {
     /// What was found right lately.
     pub remembered: Remembered,
+    /// Whom other services let in lately.
+    pub granted: Remembered<Arc<Granted>>,
     /// Computes hashes of passwords.
     pub hashing: Hashing,
     /// Where keys for tokens come from.
@@ -48,7 +50,8 @@ impl Shared {
     /// A sentence when the system gives no random numbers.
     pub fn new() -> Result<Shared, String> {
         Ok(Shared {
-            remembered: Remembered::new()?,
+            remembered: Remembered::new(remembered::ENTRIES_MAX)?,
+            granted: Remembered::new(forward::ANSWERS_MAX)?,
             hashing: Hashing::new(hashing::threads()),
             sources: Sources::default(),
         })
@@ -59,8 +62,8 @@ impl Shared {
 pub struct Auth {
     /// Whether those who may not are refused.
     pub mode: Mode,
-    /// How they show it.
-    pub scheme: Scheme,
+    /// How they show it: any of these will do, in the order in which they are asked.
+    pub ways: Box<[Scheme]>,
     /// Field in which the backend hears who it is.
     pub identity_header: Option<HeaderName>,
     /// `Authorization` goes on to the backend.
@@ -115,16 +118,21 @@ impl Auth {
         files: &Files,
         shared: &Arc<Shared>,
     ) -> Result<Auth, Wrong> {
-        let scheme = match &said.scheme {
-            model::Scheme::Basic(basic) => Scheme::Basic(Basic::compile(basic, site, files, shared)?),
-            model::Scheme::Forward(forward) => Scheme::Forward(Box::new(Forward::compile(forward))),
-            model::Scheme::Jwt(jwt) => Scheme::Jwt(Box::new(Jwt::compile(jwt, files, shared)?)),
-            model::Scheme::ClientCert(cert) => Scheme::ClientCert(CertUser::compile(cert)),
+        let compile = |way: &model::Scheme| {
+            Ok(match way {
+                model::Scheme::Basic(basic) => Scheme::Basic(Basic::compile(basic, site, files, shared)?),
+                model::Scheme::Forward(forward) => {
+                    Scheme::Forward(Box::new(Forward::compile(forward, site, shared)?))
+                }
+                model::Scheme::Jwt(jwt) => Scheme::Jwt(Box::new(Jwt::compile(jwt, files, shared)?)),
+                model::Scheme::ClientCert(cert) => Scheme::ClientCert(CertUser::compile(cert)),
+            })
         };
+        let ways = said.ways.iter().map(compile).collect::<Result<_, Wrong>>()?;
         let header = said.identity_header.as_deref();
         Ok(Auth {
             mode: said.mode,
-            scheme,
+            ways,
             identity_header: header.and_then(|name| HeaderName::from_bytes(name.as_bytes()).ok()),
             pass_authorization: said.pass_authorization,
         })
@@ -132,11 +140,11 @@ impl Auth {
 
     /// Fields that only we may write.
     pub fn own_fields(&self) -> impl Iterator<Item = &HeaderName> {
-        let told = match &self.scheme {
+        let told = self.ways.iter().filter_map(|way| match way {
             Scheme::Forward(forward) => Some(forward.own_fields()),
             _ => None,
-        };
-        self.identity_header.iter().chain(told.into_iter().flatten())
+        });
+        self.identity_header.iter().chain(told.flatten())
     }
 
     /// Tells a backend who it is, and takes away what it is not to see. In shadow nothing is taken away: the backend may

@@ -116,10 +116,12 @@ pub const TABLE: &[Row] = &[
     },
     Row {
         what: "authentication",
-        keeps: "a keyed hash of name and password (or of what else was shown) and the user's name; passwords are nowhere",
+        keeps: "a keyed hash of name and password (or of what else was shown) and the user's name; with auth.forward.cache the \
+                fields that the service wrote for the backend, too; passwords are nowhere",
         place: "memory",
-        time: "auth.basic.remember, 5 minutes by default",
-        bound: "16,384 entries over all sites",
+        time: "auth.basic.remember, 5 minutes by default; a token's own time, 5 minutes at most; auth.forward.cache, by default \
+               not at all",
+        bound: "16,384 entries over all sites; 4,096 answers of 4 KiB at most",
     },
     Row {
         what: "shares and overload",

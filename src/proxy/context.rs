@@ -335,6 +335,8 @@ pub struct Context {
     pub cors: Option<HeaderValue>,
     /// Fields for the backend, from whoever said who it is.
     pub copied: Vec<(HeaderName, HeaderValue)>,
+    /// Cookies for the client, from whoever said who it is.
+    pub cookies: Vec<HeaderValue>,
     /// What its refusal tells besides the outcome.
     pub refusal: Option<Box<Refusal>>,
     /// What holds the bodies of the answer and of the request to their bandwidth, until they take it.
@@ -414,6 +416,7 @@ impl Context {
             identity: None,
             cors: None,
             copied: Vec::new(),
+            cookies: Vec::new(),
             refusal: None,
             throttles: (None, None),
             would_block: Marks::default(),

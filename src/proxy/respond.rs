@@ -52,8 +52,12 @@ impl Local {
     }
 }
 
-/// What every answer gets, whoever made it: the limit's state, and the news that the connection ends.
+/// What every answer gets, whoever made it: cookies of whoever said who the client is, the limit's state, and the news that
+/// the connection ends.
 pub fn finish(headers: &mut HeaderMap, context: &Context) {
+    for cookie in &context.cookies {
+        let _ = headers.try_append(header::SET_COOKIE, cookie.clone()); // a map that is full takes no more
+    }
     if let (Some((index, verdict)), Some(site), Some(route)) =
         (&context.limits.told, context.site(), context.route())
         && let Some(rule) = site.limits.iter().chain(&route.limits).nth(*index)

@@ -36,21 +36,23 @@ pub(super) fn read(site: &model::Site) -> Result<Read, Box<Diagnostic>> {
 
 fn files(auth: &model::Auth) -> Result<Files, Box<Diagnostic>> {
     let mut files = Files::default();
-    match &auth.scheme {
-        Scheme::Basic(basic) => {
-            let read = |file| bytes(file, users::FILE_BYTES_MAX, "file of users");
-            files.users = basic.file.as_ref().map(read).transpose()?;
-        }
-        Scheme::Forward(forward) => {
-            let read = |file| bytes(file, CA_BYTES_MAX, "CA file");
-            files.ca = forward.ca_file.as_ref().map(read).transpose()?;
-        }
-        Scheme::Jwt(jwt) => {
-            if let JwtKeys::Pem(file) | JwtKeys::Set(file) = &jwt.keys {
-                files.keys = Some(bytes(file, keys::BYTES_MAX, "file of keys")?);
+    for way in &auth.ways {
+        match way {
+            Scheme::Basic(basic) => {
+                let read = |file| bytes(file, users::FILE_BYTES_MAX, "file of users");
+                files.users = basic.file.as_ref().map(read).transpose()?;
             }
+            Scheme::Forward(forward) => {
+                let read = |file| bytes(file, CA_BYTES_MAX, "CA file");
+                files.ca = forward.ca_file.as_ref().map(read).transpose()?;
+            }
+            Scheme::Jwt(jwt) => {
+                if let JwtKeys::Pem(file) | JwtKeys::Set(file) = &jwt.keys {
+                    files.keys = Some(bytes(file, keys::BYTES_MAX, "file of keys")?);
+                }
+            }
+            Scheme::ClientCert(_) => {}
         }
-        Scheme::ClientCert(_) => {}
     }
     Ok(files)
 }
@@ -101,7 +103,11 @@ fn service(
     site: &model::Site,
     residents: &Residents,
 ) -> Result<Option<AuthService>, Box<Diagnostic>> {
-    let Scheme::Forward(said) = &auth.scheme else { return Ok(None) };
+    let forward = auth.ways.iter().find_map(|way| match way {
+        Scheme::Forward(said) => Some(said),
+        _ => None,
+    });
+    let Some(said) = forward else { return Ok(None) };
     let refuse = |(at, why): (Origin, String)| {
         let origin = if at == Origin::Default { &said.origin } else { &at };
         Box::new(Diagnostic::error("bad-auth", origin, why))

@@ -67,6 +67,7 @@ metrics! {
     LimitVerdicts = "tidegate_limit_verdicts_total", Counter, ["site", "route", "verdict"], "Decisions of the rate limits.";
     WouldBlock = "tidegate_would_block_total", Counter, ["site", "policy"], "Requests that a policy in shadow would have refused.";
     Auth = "tidegate_auth_total", Counter, ["kind", "result"], "Requests whose client was asked who it is, by how (basic, forward, jwt, client-cert) and by what came out: accepted, missing (nothing was shown), wrong, denied (good and not enough), redirected (to where one says it), busy (too much waited), unavailable (nobody could tell).";
+    AuthRemembered = "tidegate_auth_answers_remembered_total", Counter, [], "Requests let in by an answer of another service that came earlier (`cache` of forward auth).";
     AuthHashes = "tidegate_auth_hashes_total", Counter, [], "Password hashes asked for; the others were remembered.";
     DoctorFindings = "tidegate_doctor_findings", Gauge, ["finding"], "Signs that client addresses are not those of clients: proxies that are not trusted, one address with most of the requests.";
     PatchMatches = "tidegate_patch_matches_total", Counter, ["site", "rule", "mode"], "Requests that a virtual patch recognised; of several rules the first in order counts.";
@@ -280,6 +281,7 @@ cells! {
         AuthBasicWrong = Auth ["basic", "wrong"];
         AuthBasicBusy = Auth ["basic", "busy"];
         AuthForwardAccepted = Auth ["forward", "accepted"];
+        AuthForwardRemembered = AuthRemembered [];
         AuthForwardMissing = Auth ["forward", "missing"];
         AuthForwardDenied = Auth ["forward", "denied"];
         AuthForwardRedirected = Auth ["forward", "redirected"];

@@ -418,3 +418,105 @@ async fn a_service_that_hangs_or_is_gone_lets_nobody_in() {
     assert_eq!(origin.count(), 1);
     assert!(proxy.stderr().contains("nobody says who may come in"), "{}", proxy.stderr());
 }
+
+#[tokio::test]
+async fn an_answer_that_lets_in_is_used_again_for_whoever_shows_the_same_and_a_refusal_never_is() {
+    use crate::harness::Answer;
+    let origin = Origin::saying("ok").await;
+    let service = Origin::answering(|asked| match asked.field("cookie") {
+        Some("session=ann") => Answer::new(200).field("Remote-User", "ann").field("Remote-Groups", "staff"),
+        Some("session=new") => Answer::new(204)
+            .field("Remote-User", "new")
+            .field("Set-Cookie", "sid=fresh; HttpOnly")
+            .field("Set-Cookie", "secret=1"),
+        _ => Answer::new(401).field("WWW-Authenticate", "Bearer"),
+    })
+    .await;
+    let more = ", cache = \"1h\", cache_by = [\"cookie\", \"path\"], set_cookies = [\"sid\"]";
+    let proxy = Proxy::with_site(SITE, &asking(&origin, service.address(), more)).await;
+    for _ in 0..3 {
+        assert_eq!(ask(&proxy, "/a", "Cookie: session=ann\r\n").await.text(), "ok");
+    }
+    assert_eq!(service.count(), 1);
+    let heard = |at: usize| {
+        let request = &origin.requests()[at];
+        (request.field("x-auth-user").map(str::to_owned), request.field("remote-groups").map(str::to_owned))
+    };
+    assert_eq!((heard(0), heard(2)), ((Some("ann".into()), Some("staff".into())), heard(0)));
+    assert_eq!(ask(&proxy, "/b", "Cookie: session=ann\r\n").await.status, 200);
+    assert_eq!(service.count(), 2, "another path");
+    for _ in 0..2 {
+        ask(&proxy, "/a", "").await.expect(401, "AUTH-REQUIRED");
+    }
+    assert_eq!(service.count(), 4, "a refusal is asked for each time");
+    for _ in 0..2 {
+        let signed_in = ask(&proxy, "/a", "Cookie: session=new\r\n").await;
+        assert_eq!(
+            (signed_in.status, signed_in.head.fields_of("set-cookie")),
+            (200, vec!["sid=fresh; HttpOnly"])
+        );
+    }
+    assert_eq!(service.count(), 6, "an answer with a cookie is for one client once");
+    assert_eq!(proxy.metrics().await.sum("tidegate_auth_answers_remembered_total", &[]), 2.0);
+    // What it remembers does not outlive what was said about it.
+    let more = ", cache = \"1h\", cache_by = [\"cookie\"]";
+    proxy.write_site(SITE, &asking(&origin, service.address(), more));
+    proxy.reload().await;
+    for path in ["/a", "/b", "/c"] {
+        assert_eq!(ask(&proxy, path, "Cookie: session=ann\r\n").await.status, 200);
+    }
+    assert_eq!(service.count(), 7);
+    let privacy = proxy.command_async(&["privacy"]).await;
+    assert!(String::from_utf8_lossy(&privacy.stdout).contains("forward.cache"), "the table has it");
+}
+
+#[tokio::test]
+async fn where_any_of_several_ways_will_do_the_first_that_succeeds_counts() {
+    let (ca, origin) = (Ca::new("clients"), Origin::saying("ok").await);
+    let issuer = Issuer::new("one");
+    let more = format!(
+        "tls = {{ client_auth = {{ ca_file = \"clients.pem\", mode = \"optional\" }} }}\n\
+         [site.\"{SITE}\".auth]\n\
+         any = true\n\
+         basic = {{ users = ['{}'], realm = \"shop\" }}\n\
+         jwt = {{ jwks_file = \"keys.json\", issuer = [\"https://id.test\"], audience = [\"shop\"] }}\n\
+         client_cert = {{ from = \"cn\", users = {{ robot = \"Robot\" }} }}\n\
+         identity_header = \"X-Auth-User\"",
+        user("ann", "sesame")
+    );
+    let site = format!("[site.\"{SITE}\"]\n{}\n{more}", origin.backends());
+    let builder = Proxy::builder().site(SITE, &site);
+    let folder = builder.folder().join("sites");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("clients.pem"), &ca.pem).unwrap();
+    std::fs::write(folder.join("keys.json"), serde_json::json!({ "keys": [issuer.jwk] }).to_string())
+        .unwrap();
+    let proxy = builder.start().await;
+
+    let refused = ask(&proxy, "/", "").await;
+    refused.expect(401, "AUTH-REQUIRED");
+    let asked = ["Bearer realm=\"shop.test\"", "Basic realm=\"shop\", charset=\"UTF-8\""];
+    assert_eq!(refused.head.fields_of("www-authenticate"), asked, "all that would do, the dearest last");
+    ask(&proxy, "/", &basic("ann", "wrong")).await.expect(401, "AUTH-WRONG");
+    let forged = ask(&proxy, "/", &Issuer::new("one").token("eve")).await;
+    forged.expect(401, "AUTH-WRONG");
+    assert_eq!(forged.head.fields_of("www-authenticate").len(), 2);
+    assert_eq!(origin.count(), 0);
+
+    assert_eq!(ask(&proxy, "/", &basic("ann", "sesame")).await.text(), "ok");
+    assert_eq!(ask(&proxy, "/", &issuer.token("bob")).await.text(), "ok");
+    let config = |name: &str, serial| {
+        let versions = [&rustls::version::TLS13];
+        client_config_as(&proxy.ca_pem(), &["http/1.1"], &versions, &ca.client(name, serial, 10))
+    };
+    let mut robot = connect(config("robot", 1), proxy.https(), SITE).await.unwrap();
+    assert_eq!(robot.ask("GET", "/", SITE, "").await.text(), "ok");
+    // A certificate of somebody else is not enough, and no hindrance.
+    let mut eve = connect(config("eve", 2), proxy.https(), SITE).await.unwrap();
+    eve.ask("GET", "/", SITE, "").await.expect(403, "AUTH-DENIED");
+    assert_eq!(eve.ask("GET", "/", SITE, &basic("ann", "sesame")).await.text(), "ok");
+    let requests = origin.requests();
+    let users: Vec<_> = requests.iter().map(|heard| heard.field("x-auth-user").unwrap_or("-")).collect();
+    assert_eq!(users, ["ann", "bob", "Robot", "ann"]);
+    assert!(requests.iter().all(|heard| heard.field("authorization").is_none()));
+}

@@ -17,8 +17,8 @@ pub struct Auth {
     pub origin: Origin,
     /// Whether those who may not are refused, or only counted.
     pub mode: Mode,
-    /// How they show it.
-    pub scheme: Scheme,
+    /// How they show it: any of these will do. At least one, each kind once, in the order in which they are asked.
+    pub ways: Vec<Scheme>,
     /// Field in which the backend hears who it is, lower case.
     pub identity_header: Option<String>,
     /// `Authorization` is passed on to the backend.
@@ -190,6 +190,43 @@ pub struct ForwardAuth {
     pub timeout: Duration,
     /// Questions at once.
     pub in_flight: u32,
+    /// How long an answer that lets in is used again; zero: never.
+    pub cache: Duration,
+    /// What an answer depends on; at least one.
+    pub cache_by: Vec<CacheBy>,
+    /// Cookies of an answer that lets in which the client gets; a name that ends in `*` is the beginning of one.
+    pub set_cookies: Vec<String>,
+}
+
+/// What an answer of a service that is asked depends on, beside the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CacheBy {
+    /// The client's address.
+    ClientIp,
+    /// The method.
+    Method,
+    /// Path and query.
+    Path,
+    /// A field of the request, by its name in lower case.
+    Field(String),
+}
+
+impl CacheBy {
+    /// What it is where nobody says it: everything that services look at.
+    pub fn usual() -> Vec<CacheBy> {
+        let field = |name: &str| CacheBy::Field(name.to_owned());
+        vec![field("authorization"), field("cookie"), CacheBy::ClientIp, CacheBy::Method, CacheBy::Path]
+    }
+
+    /// The word for it.
+    pub fn as_str(&self) -> &str {
+        match self {
+            CacheBy::ClientIp => "client-ip",
+            CacheBy::Method => "method",
+            CacheBy::Path => "path",
+            CacheBy::Field(name) => name,
+        }
+    }
 }
 
 /// Who is asked.

@@ -17,8 +17,8 @@ use crate::config::setting::{Id, Setting};
 
 pub use forward::forward_url;
 
-/// Ways to show who one is, as they are written.
-const SCHEMES: [&str; 4] = ["basic", "forward", "jwt", "client_cert"];
+/// Ways to show who one is, as they are written, in the order in which they are asked: what costs least comes first.
+const SCHEMES: [&str; 4] = ["client_cert", "jwt", "basic", "forward"];
 
 /// Paths in `auth`, by their tables: what a site's canonical text makes absolute.
 pub const FILES: [(&str, &str); 5] = [
@@ -58,31 +58,42 @@ fn read_auth(
     };
     let table = context.open(Id::Auth, String::new(), Some(entries), value.span());
     let said: Vec<&str> = SCHEMES.into_iter().filter(|name| table.has(name)).collect();
-    if said.len() != 1 {
-        let message = match said.as_slice() {
-            [] => "`auth` does not say how clients show who they are".to_owned(),
-            [first, second, ..] => format!("`{first}` and `{second}` exclude each other"),
-            [_] => String::new(),
-        };
-        let help = "say one of: basic = { file = \"users\" }, forward = { url = \"http://…\" }, jwt = { … }, client_cert = { from = \"cn\" }; auth = \"off\" lets everybody in";
-        context.error("conflict", value.span(), message, help);
+    let any = context.flag(&table, "any");
+    match said.as_slice() {
+        [] => {
+            let message = "`auth` does not say how clients show who they are";
+            let help = "say one of: basic = { file = \"users\" }, forward = { url = \"http://…\" }, jwt = { … }, client_cert = { from = \"cn\" }; auth = \"off\" lets everybody in";
+            context.error("conflict", value.span(), message, help);
+        }
+        [first, second, ..] if !any => {
+            let message =
+                format!("`auth` has both `{first}` and `{second}`, and does not say that either will do");
+            let help =
+                "say any = true beside them: then a client comes in by any of them; or remove all but one";
+            context.error("conflict", value.span(), message, help);
+        }
+        _ => {}
     }
     let mode = mode::read(context, &table);
     let identity_header = identity_header(context, &table);
-    let scheme = match *said.first()? {
-        "basic" => Scheme::Basic(basic::read(context, &table)?),
-        "forward" => Scheme::Forward(forward::read(context, &table)?),
-        "jwt" => Scheme::Jwt(jwt::read(context, &table)?),
-        _ => Scheme::ClientCert(cert_user::read(context, &table)?),
+    let mut read = |name: &&str| match *name {
+        "basic" => basic::read(context, &table).map(Scheme::Basic),
+        "forward" => forward::read(context, &table).map(Scheme::Forward),
+        "jwt" => jwt::read(context, &table).map(Scheme::Jwt),
+        _ => cert_user::read(context, &table).map(Scheme::ClientCert),
     };
-    let pass_authorization = pass_authorization(context, &table, &scheme);
+    // All of them, so that what is wrong is told at once.
+    let ways: Vec<Option<Scheme>> = said.iter().map(&mut read).collect();
+    let ways = ways.into_iter().collect::<Option<Vec<Scheme>>>().filter(|ways| !ways.is_empty())?;
+    let pass_authorization = pass_authorization(context, &table, &ways);
     let origin = context.origin(value.span());
-    Some(Some(Arc::new(Auth { origin, mode, scheme, identity_header, pass_authorization })))
+    Some(Some(Arc::new(Auth { origin, mode, ways, identity_header, pass_authorization })))
 }
 
 /// A password has done its work here; whoever else reads it could use it.
-fn pass_authorization(context: &mut Context<'_>, table: &Table<'_>, scheme: &Scheme) -> bool {
-    let fallback = Located { value: !matches!(scheme, Scheme::Basic(_)), origin: Origin::Default };
+fn pass_authorization(context: &mut Context<'_>, table: &Table<'_>, ways: &[Scheme]) -> bool {
+    let password = ways.iter().any(|way| matches!(way, Scheme::Basic(_)));
+    let fallback = Located { value: !password, origin: Origin::Default };
     context.value(table, "pass_authorization", &fallback, Context::read_flag, bool::to_string).value
 }
 
@@ -155,7 +166,8 @@ fn own_field(context: &mut Context<'_>, name: &str, value: &Value<'_>, text: &st
 /// A certificate can name a user only where the handshake asks for one.
 pub(super) fn check_certificates(context: &mut Context<'_>, routes: &[Route], tls: &Tls) {
     let by_certificate = routes.iter().filter_map(|route| route.auth.as_ref());
-    let by_certificate = by_certificate.filter(|auth| matches!(auth.scheme, Scheme::ClientCert(_)));
+    let is_certificate = |way: &Scheme| matches!(way, Scheme::ClientCert(_));
+    let by_certificate = by_certificate.filter(|auth| auth.ways.iter().any(is_certificate));
     let mut told: Option<&Origin> = None;
     for auth in by_certificate.filter(|_| tls.client_auth.is_none()) {
         // Routes that inherit it say nothing of their own.
@@ -171,16 +183,21 @@ pub(super) fn check_certificates(context: &mut Context<'_>, routes: &[Route], tl
 
 fn print(auth: &Option<Arc<Auth>>) -> String {
     let Some(auth) = auth else { return literal("off") };
-    let scheme = match &auth.scheme {
+    let way = |way: &Scheme| match way {
         Scheme::Basic(said) => format!("basic = {}", basic::print(said)),
         Scheme::Forward(said) => format!("forward = {}", forward::print(said)),
         Scheme::Jwt(said) => format!("jwt = {}", jwt::print(said)),
         Scheme::ClientCert(said) => format!("client_cert = {}", cert_user::print(said)),
     };
+    let mut ways: Vec<String> = auth.ways.iter().map(way).collect();
+    if ways.len() > 1 {
+        ways.push("any = true".to_owned());
+    }
+    let ways = ways.join(", ");
     let header = auth.identity_header.as_ref();
     let header = header.map(|name| format!(", identity_header = {}", literal(name))).unwrap_or_default();
     format!(
-        "{{ {scheme}, mode = {}{header}, pass_authorization = {} }}",
+        "{{ {ways}, mode = {}{header}, pass_authorization = {} }}",
         literal(auth.mode.as_str()),
         auth.pass_authorization
     )

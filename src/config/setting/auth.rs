@@ -15,12 +15,13 @@ const USERS_MAX: usize = 1_000;
 pub(super) static AUTH: Section = Section {
     id: Id::Auth,
     title: "auth = { … }",
-    doc: "Who may come in. Exactly one way to show it is said. A route replaces its site's `auth` as a whole; `auth = \"off\"` opens it. See docs/identity.md.",
+    doc: "Who may come in. One way to show it is said, or several with `any`. A route replaces its site's `auth` as a whole; `auth = \"off\"` opens it. See docs/identity.md.",
     settings: &[
         row("basic", Kind::Table(Id::Basic), Words("none"), "By a name and a password."),
         row("forward", Kind::Table(Id::Forward), Words("none"), "By the answer of another service (forward auth)."),
         row("jwt", Kind::Table(Id::Jwt), Words("none"), "By a signed token."),
         row("client_cert", Kind::Table(Id::CertUser), Words("none"), "By the certificate that the client proved to hold; needs `tls.client_auth`."),
+        row("any", Kind::Flag, Value("false"), "Several ways are said, and any of them will do: they are asked in the order client_cert, jwt, basic, forward, and the first that succeeds counts."),
         MODE,
         row("identity_header", Kind::Text(128), Words("none"), "Field in which the backend hears who it is. What a client sends under this name, or one that looks like it, never reaches a backend of the tenant."),
         row("pass_authorization", Kind::Flag, Words("`false` with `basic`, else `true`"), "Whether the backend gets `Authorization`."),
@@ -85,5 +86,8 @@ pub(super) static FORWARD: Section = Section {
         row("copy", Kind::Texts(16), Words("none"), "Fields of its answer that the backend gets. What clients send under these names never reaches a backend."),
         row("timeout", Kind::Duration(10, HOUR), Value(r#""2s""#), "From connecting to the end of its answer."),
         row("in_flight", Kind::Count(1, 100_000), Value("256"), "Questions at once; more requests are answered with 503."),
+        row("cache", Kind::Duration(0, HOUR), Value(r#""0s""#), "How long a 2xx answer is used again for requests that agree in everything of `cache_by`; refusals never are. Whoever signs out stays in for so long."),
+        row("cache_by", Kind::Texts(16), Words(r#"`["authorization", "cookie", "client-ip", "method", "path"]`"#), "What an answer depends on, beside the host: names of fields, `client-ip`, `method`, `path` (with the query). Leave out only what the service does not look at."),
+        row("set_cookies", Kind::Texts(16), Words("none"), "Cookies of a 2xx answer that the client gets, by their names; `\"session_*\"`: all that begin so."),
     ],
 };

@@ -21,26 +21,28 @@ const SHARDS: usize = 16;
 /// Names what was shown.
 pub type Key = [u8; 16];
 
-/// The table.
-pub struct Remembered {
+/// The table; of users by default.
+pub struct Remembered<T = Arc<str>> {
     secret: hmac::Key,
-    shards: [Mutex<HashMap<Key, Entry>>; SHARDS],
+    shards: [Mutex<HashMap<Key, Entry<T>>>; SHARDS],
+    /// Of each shard.
+    entries_max: usize,
 }
 
-struct Entry {
-    user: Arc<str>,
+struct Entry<T> {
+    found: T,
     until: Millis,
 }
 
-impl Remembered {
-    /// An empty table with a new key.
+impl<T: Clone> Remembered<T> {
+    /// An empty table of so many entries, with a new key.
     ///
     /// # Errors
     /// A sentence when the system gives no random numbers.
-    pub fn new() -> Result<Remembered, String> {
+    pub fn new(entries_max: usize) -> Result<Remembered<T>, String> {
         let secret = hmac::Key::generate(hmac::HMAC_SHA256, &rand::SystemRandom::new());
         let secret = secret.map_err(|_| "the system gives no random numbers".to_owned())?;
-        Ok(Remembered { secret, shards: Default::default() })
+        Ok(Remembered { secret, shards: Default::default(), entries_max: entries_max / SHARDS })
     }
 
     /// Names what was shown, and what it was compared with.
@@ -56,24 +58,24 @@ impl Remembered {
     }
 
     /// Who was found behind this.
-    pub fn find(&self, key: &Key, now: Millis) -> Option<Arc<str>> {
+    pub fn find(&self, key: &Key, now: Millis) -> Option<T> {
         let shard = self.shard(key)?.lock().unwrap_or_else(PoisonError::into_inner);
-        shard.get(key).filter(|entry| entry.until > now).map(|entry| entry.user.clone())
+        shard.get(key).filter(|entry| entry.until > now).map(|entry| entry.found.clone())
     }
 
     /// Remembers who was found; for no time: nothing.
-    pub fn note(&self, key: Key, user: &Arc<str>, now: Millis, time: Duration) {
+    pub fn note(&self, key: Key, found: &T, now: Millis, time: Duration) {
         let Some(shard) = self.shard(&key).filter(|_| !time.is_zero()) else { return };
         let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-        if shard.len() >= ENTRIES_MAX / SHARDS && !shard.contains_key(&key) {
+        if shard.len() >= self.entries_max && !shard.contains_key(&key) {
             shard.retain(|_, entry| entry.until > now);
-            if shard.len() >= ENTRIES_MAX / SHARDS
+            if shard.len() >= self.entries_max
                 && let Some(other) = shard.keys().next().copied()
             {
                 shard.remove(&other);
             }
         }
-        shard.insert(key, Entry { user: user.clone(), until: now.after(time) });
+        shard.insert(key, Entry { found: found.clone(), until: now.after(time) });
     }
 
     /// Entries, those that are over included.
@@ -86,7 +88,7 @@ impl Remembered {
         self.len() == 0
     }
 
-    fn shard(&self, key: &Key) -> Option<&Mutex<HashMap<Key, Entry>>> {
+    fn shard(&self, key: &Key) -> Option<&Mutex<HashMap<Key, Entry<T>>>> {
         self.shards.get(usize::from(key.first().copied().unwrap_or(0)) % SHARDS)
     }
 }
@@ -99,7 +101,7 @@ mod tests {
 
     #[test]
     fn an_entry_is_found_until_its_time_is_over_and_only_under_all_its_parts() {
-        let table = Remembered::new().unwrap();
+        let table = Remembered::new(ENTRIES_MAX).unwrap();
         let ann: Arc<str> = "ann".into();
         let key = table.key(&[b"hash", b"ann", b"secret"]);
         table.note(key, &ann, Millis(0), MINUTE);
@@ -114,7 +116,7 @@ mod tests {
         }
         assert_ne!(table.key(&[b"ab", b"c"]), table.key(&[b"a", b"bc"]));
         assert_ne!(
-            Remembered::new().unwrap().key(&[b"a"]),
+            Remembered::<Arc<str>>::new(ENTRIES_MAX).unwrap().key(&[b"a"]),
             table.key(&[b"a"]),
             "each process has a key of its own"
         );
@@ -124,7 +126,7 @@ mod tests {
 
     #[test]
     fn it_never_grows_beyond_its_bound() {
-        let table = Remembered::new().unwrap();
+        let table = Remembered::new(ENTRIES_MAX).unwrap();
         let ann: Arc<str> = "ann".into();
         for number in 0..3 * ENTRIES_MAX as u64 {
             table.note(table.key(&[&number.to_le_bytes()]), &ann, Millis(number / 1_000), MINUTE);

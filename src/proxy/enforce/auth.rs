@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderValue;
-use http::header;
+use http::header::{self, HeaderMap};
 use http::request::Parts;
 
 use crate::base::clock;
@@ -17,12 +17,11 @@ use crate::config::model::Mode;
 use crate::policy::auth::basic::{Asking, Basic};
 use crate::policy::auth::hashing::Job;
 use crate::policy::auth::jwt::{Jwt, Read};
-use crate::policy::auth::{Auth, Scheme, Verdict};
+use crate::policy::auth::{Scheme, Verdict};
 use crate::proxy::client_cert::ClientCert;
 use crate::proxy::context::Context;
 use crate::proxy::enforce::{forward_auth, settle};
-use crate::proxy::respond::Refusal;
-use crate::snapshot::{Route, Site};
+use crate::snapshot::{Guard, Route, Site};
 use crate::telemetry::metric::Counter;
 
 /// Asks who the client is.
@@ -38,9 +37,75 @@ pub(super) async fn check(
 ) -> Result<(), Outcome> {
     let Some(guard) = &route.auth else { return Ok(()) };
     let auth = &guard.auth;
-    let identified = match &auth.scheme {
-        // Whoever reads the other one would read another user.
-        _ if parts.headers.get_all(header::AUTHORIZATION).iter().nth(1).is_some() => Err(Outcome::AuthWrong),
+    // Whoever reads the other one would read another user.
+    let ambiguous = parts.headers.get_all(header::AUTHORIZATION).iter().nth(1).is_some();
+    let (mut refused, mut challenges) = (None, HeaderMap::new());
+    for way in &auth.ways {
+        let shown = match ambiguous {
+            true => Err(Outcome::AuthWrong),
+            false => ask(context, way, guard, parts, path).await,
+        };
+        context.worker().shard.add(counter(way, shown.as_ref().err().copied()), 1);
+        match shown {
+            Ok(user) => {
+                context.identity = user;
+                return Ok(());
+            }
+            Err(outcome) => {
+                // What a service says that was asked is the last word.
+                let weight = if context.refusal.is_some() { u8::MAX } else { weight(outcome) };
+                refused = refused.max(Some((weight, outcome)));
+                if let Some(value) = challenge(way, outcome) {
+                    challenges.append(header::WWW_AUTHENTICATE, value.clone());
+                }
+            }
+        }
+    }
+    let outcome = refused.map_or(Outcome::Internal, |(_, outcome)| outcome);
+    if auth.mode == Mode::Shadow {
+        context.refusal = None;
+    } else {
+        tell(context, outcome, challenges);
+    }
+    settle(context, site, PolicyKind::Auth, auth.mode, outcome)
+}
+
+/// Which of several ways that failed a client hears of: the one that another try may mend, then what was shown and is not
+/// enough, what was wrong, and what was not shown.
+fn weight(outcome: Outcome) -> u8 {
+    match outcome {
+        Outcome::AuthBusy | Outcome::AuthUnavailable => 5,
+        Outcome::AuthDenied => 4,
+        Outcome::AuthWrong => 3,
+        Outcome::AuthRequired => 2,
+        Outcome::ClientCertMissing => 1,
+        _ => 0,
+    }
+}
+
+/// Adds to a refusal what would help (RFC 9110 section 11.6.1): of each way that could.
+fn tell(context: &mut Context, outcome: Outcome, challenges: HeaderMap) {
+    let status = match context.refusal.as_ref().and_then(|refusal| refusal.whole.as_ref()) {
+        Some((status, _)) => status.as_u16(),
+        None => outcome.row().status,
+    };
+    if status == 401 && !challenges.is_empty() {
+        let refusal = context.refusal.get_or_insert_default();
+        for challenge in challenges.get_all(header::WWW_AUTHENTICATE) {
+            refusal.headers.append(header::WWW_AUTHENTICATE, challenge.clone());
+        }
+    }
+}
+
+/// Asks in one way.
+async fn ask(
+    context: &mut Context,
+    way: &Scheme,
+    guard: &Guard,
+    parts: &Parts,
+    path: &str,
+) -> Result<Option<Arc<str>>, Outcome> {
+    match way {
         Scheme::Basic(basic) => {
             let authorization = parts.headers.get(header::AUTHORIZATION);
             let asking = Asking { client: context.client_key(), now: context.worker().wheel.now() };
@@ -66,21 +131,6 @@ pub(super) async fn check(
                 Verdict::Missing => Err(Outcome::ClientCertMissing),
                 _ => Err(Outcome::AuthDenied),
             }
-        }
-    };
-    context.worker().shard.add(counter(&auth.scheme, identified.as_ref().err().copied()), 1);
-    match identified {
-        Ok(user) => {
-            context.identity = user;
-            Ok(())
-        }
-        Err(outcome) => {
-            if auth.mode == Mode::Shadow {
-                context.refusal = None;
-            } else if context.refusal.is_none() {
-                context.refusal = challenge(auth, outcome);
-            }
-            settle(context, site, PolicyKind::Auth, auth.mode, outcome)
         }
     }
 }
@@ -142,18 +192,15 @@ async fn wait_for_keys(
     })
 }
 
-/// What a refusal tells besides its outcome: what would help (RFC 9110 section 11.6.1).
-fn challenge(auth: &Auth, outcome: Outcome) -> Option<Box<Refusal>> {
-    let value: &HeaderValue = match &auth.scheme {
-        Scheme::Basic(basic) if outcome.row().status == 401 => &basic.challenge,
+/// What would help where a way failed.
+fn challenge(way: &Scheme, outcome: Outcome) -> Option<&HeaderValue> {
+    match way {
+        Scheme::Basic(basic) if outcome.row().status == 401 => Some(&basic.challenge),
         // RFC 6750 section 3.1: who showed nothing is not told of an error.
-        Scheme::Jwt(jwt) if outcome == Outcome::AuthRequired => &jwt.challenge,
-        Scheme::Jwt(jwt) if outcome == Outcome::AuthWrong => &jwt.invalid,
-        _ => return None,
-    };
-    let mut refusal = Refusal::default();
-    refusal.headers.insert(header::WWW_AUTHENTICATE, value.clone());
-    Some(Box::new(refusal))
+        Scheme::Jwt(jwt) if outcome == Outcome::AuthRequired => Some(&jwt.challenge),
+        Scheme::Jwt(jwt) if outcome == Outcome::AuthWrong => Some(&jwt.invalid),
+        _ => None,
+    }
 }
 
 fn counter(scheme: &Scheme, refused: Option<Outcome>) -> Counter {

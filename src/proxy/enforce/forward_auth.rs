@@ -6,18 +6,19 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName};
 use http::request::Parts;
-use http::{Method, Request, Response, StatusCode, Uri, Version};
+use http::{Method, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
 
 use crate::base::outcome::Outcome;
-use crate::policy::auth::forward::{Answer, BODY_BYTES_MAX, Forward};
+use crate::policy::auth::forward::{Answer, BODY_BYTES_MAX, Facts, Forward};
 use crate::proxy::Worker;
 use crate::proxy::body::RequestBody;
 use crate::proxy::context::Context;
 use crate::proxy::fields;
 use crate::proxy::respond::Refusal;
 use crate::snapshot::AuthService;
+use crate::telemetry::metric::Counter;
 use crate::upstream::connect::{self, Connection, Target};
 use crate::upstream::pool::Keep;
 
@@ -32,19 +33,42 @@ pub(super) async fn ask(
     parts: &Parts,
     path: &str,
 ) -> Result<Option<Arc<str>>, Outcome> {
-    let _place = forward.place().ok_or(Outcome::AuthBusy)?;
-    let request = question(context, forward, parts, path)?;
+    let asked_for = match parts.uri.query() {
+        Some(query) => format!("{path}?{query}"),
+        None => path.to_owned(),
+    };
     let worker = context.worker().clone();
-    let asked = tokio::time::timeout(forward.timeout, exchange(&worker, service, forward, request)).await;
+    let key = forward.key(&Facts {
+        headers: &parts.headers,
+        host: context.host_text(),
+        client: context.client,
+        method: &parts.method,
+        target: &asked_for,
+    });
+    if let Some(granted) = key.and_then(|key| forward.find(&key, worker.wheel.now())) {
+        worker.shard.add(Counter::AuthForwardRemembered, 1);
+        context.copied.clone_from(&granted.copied);
+        return Ok(granted.user.clone());
+    }
+    let _place = forward.place().ok_or(Outcome::AuthBusy)?;
+    // Made again only where it was sent and nothing came of it: its fields are not copied for that.
+    let request = || question(context, forward, parts, &asked_for);
+    let first = request()?;
+    let exchange = exchange(&worker, service, forward, first, request);
+    let asked = tokio::time::timeout(forward.timeout, exchange).await;
     let answered = asked.unwrap_or_else(|_| Err(format!("no answer within {:?}", forward.timeout)));
     let (head, body) = match answered {
         Ok(response) => response.into_parts(),
         Err(why) => return Err(unavailable(&worker, service, &why)),
     };
     match forward.read(head.status, &head.headers) {
-        Answer::Pass(user, copied) => {
-            context.copied = copied;
-            Ok(user)
+        Answer::Pass(granted, cookies) => {
+            if let Some(key) = key {
+                forward.note(key, &granted, &head.headers, worker.wheel.now());
+            }
+            context.copied = granted.copied;
+            context.cookies = cookies;
+            Ok(granted.user)
         }
         Answer::Client => {
             let (outcome, refusal) = refusal(head.status, head.headers, body);
@@ -68,7 +92,7 @@ fn question(
     context: &Context,
     forward: &Forward,
     parts: &Parts,
-    path: &str,
+    asked_for: &str,
 ) -> Result<Request<RequestBody>, Outcome> {
     let connection = &context.connection;
     let mut headers: HeaderMap = parts.headers.clone();
@@ -87,32 +111,28 @@ fn question(
     };
     let host = http::HeaderValue::from_str(context.host_text()).map_err(|_| Outcome::BadHost)?;
     fields::set_forwarded(&mut headers, &sender, host, context.request_id.clone());
-    let asked_for = match parts.uri.query() {
-        Some(query) => format!("{path}?{query}"),
-        None => path.to_owned(),
-    };
-    forward.question(&mut headers, &parts.method, &asked_for);
+    forward.question(&mut headers, &parts.method, asked_for);
     let mut request = Request::new(RequestBody::Empty);
     *request.method_mut() = Method::GET;
-    *request.uri_mut() = Uri::try_from(&*forward.target).map_err(|_| Outcome::Internal)?;
+    *request.uri_mut() = forward.target.clone();
     *request.headers_mut() = headers;
     Ok(request)
 }
 
-/// One exchange; a pooled connection that turns out dead is replaced once.
+/// One exchange; a pooled connection that turns out dead is replaced once, with the question as it came back, or made again.
 async fn exchange(
     worker: &Rc<Worker>,
     service: &AuthService,
     forward: &Forward,
-    request: Request<RequestBody>,
+    mut request: Request<RequestBody>,
+    again: impl Fn() -> Result<Request<RequestBody>, Outcome>,
 ) -> Result<Response<Bytes>, String> {
-    let again = request.headers().clone();
     if let Some(pooled) = worker.pools.take(&service.endpoint, service.tls(), None) {
-        let mut repeated = Request::new(RequestBody::Empty);
-        (*repeated.uri_mut(), *repeated.headers_mut()) = (request.uri().clone(), again);
-        if let Ok(answer) = send(worker, service, pooled, repeated).await {
-            return Ok(answer);
-        }
+        request = match send(worker, service, pooled, request).await {
+            Ok(answer) => return Ok(answer),
+            Err((_, Some(unsent))) => unsent,
+            Err((why, None)) => again().map_err(|_| why)?,
+        };
     }
     let budget = worker.connections.descriptors();
     let descriptor = budget.take().or_else(|| {
@@ -132,18 +152,22 @@ async fn exchange(
     .await
     .map_err(|error| error.to_string())?;
     connection.tls = service.tls().cloned();
-    send(worker, service, connection, request).await
+    send(worker, service, connection, request).await.map_err(|(why, _)| why)
 }
 
+/// Sends; why it failed, and the question where it was certainly never sent.
 async fn send(
     worker: &Rc<Worker>,
     service: &AuthService,
     mut connection: Connection<RequestBody>,
     request: Request<RequestBody>,
-) -> Result<Response<Bytes>, String> {
+) -> Result<Response<Bytes>, (String, Option<Request<RequestBody>>)> {
     connection.ask(&Method::GET, false);
     let answer = connection.sender.try_send_request(request).await;
-    let answer = answer.map_err(|error| format!("the connection broke: {}", error.into_error()))?;
+    let answer = answer.map_err(|mut error| {
+        let unsent = error.take_message();
+        (format!("the connection broke: {}", error.into_error()), unsent)
+    })?;
     let (head, body) = answer.into_parts();
     let whole = collected(body).await;
     // What was not read to its end cannot carry another question.
