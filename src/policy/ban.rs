@@ -66,6 +66,8 @@ pub struct Hit {
     pub left: Option<Duration>,
     /// Whether it is enforced.
     pub mode: Mode,
+    /// It was made by what the client did, and not by a person.
+    pub by_offences: bool,
 }
 
 /// When clients are banned by what they do.
@@ -186,7 +188,11 @@ impl<C: Clock> Bans<C> {
         let scopes = || std::iter::once(&everywhere).chain(scope);
         let hit = |mode| {
             let until = scopes().map(|scope| self.until(scope.id, client, mode)).max()?;
-            (until > now).then(|| Hit { left: Some(Duration::from_nanos(until - now)), mode })
+            (until > now).then(|| Hit {
+                left: Some(Duration::from_nanos(until - now)),
+                mode,
+                by_offences: true,
+            })
         };
         let net = || if active & NETS != 0 { self.nets.load().look(client, now) } else { None };
         let enforced = if active & CLIENTS != 0 { hit(Mode::Enforce) } else { None };

@@ -51,6 +51,11 @@ impl<C: Clock> Lane<C> {
         Lane { table: Arc::clone(table), keys, id, rate: said.rate.max(1), mode }
     }
 
+    /// Whether the client's address is part of what it counts by.
+    pub fn counts_addresses(&self) -> bool {
+        self.keys.have_address()
+    }
+
     /// Where a request's bytes are counted.
     pub fn bucket(&self, facts: &Facts<'_>) -> Fingerprint {
         self.table.fingerprint(|hasher| {

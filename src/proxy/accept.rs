@@ -85,12 +85,12 @@ fn permit(worker: &Worker, client: SocketAddr, trusted: bool) -> Option<Permit> 
         worker.shard.add(Counter::RefusedAddress, 1);
         return None;
     }
-    if !trusted && enforce::banned(&worker.snapshot(), client.ip()) {
+    if !trusted && enforce::banned(worker, client.ip()) {
         worker.shed_client(Shed::Banned, client.ip());
         return None;
     }
     // Behind a proxy that nobody trusts yet there are many clients, too.
-    let asked = match trusted || worker.examiner.is_proxy(&worker.snapshot().server, client.ip()) {
+    let asked = match trusted || worker.examiner.doubts(&worker.snapshot().server, client.ip()) {
         true => worker.connections.try_acquire_trusted(),
         false => worker.connections.try_acquire(ClientKey::of(client.ip())),
     };

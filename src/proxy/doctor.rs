@@ -65,6 +65,13 @@ impl Examiner {
         server.client_ip_doctor == ClientIpDoctor::On
     }
 
+    /// Whether an address is a proxy's, as far as is known: limits by address are then not enforced on it. Once per connection,
+    /// or for what is about to be held against it.
+    pub fn doubts(&self, server: &Server, address: IpAddr) -> bool {
+        let found = || self.doubted.borrow().contains(&ClientKey::of(address));
+        self.is_proxy(server, address) || (self.doubts_any.get() && found())
+    }
+
     /// Every tick: takes the setting over, hears of doubts, and reports once a second.
     pub fn tick(&self, count: u64, setting: ClientIpDoctor, now: Millis) {
         self.on.set(setting != ClientIpDoctor::Off);

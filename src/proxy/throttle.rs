@@ -13,7 +13,8 @@ use crate::telemetry::shard::Shard;
 
 /// One body in one direction.
 pub struct Throttle {
-    lanes: Vec<(Arc<Lane>, Fingerprint)>,
+    /// Each with whether it makes anybody wait here.
+    lanes: Vec<(Arc<Lane>, Fingerprint, Mode)>,
     timer: Timer,
     /// The timer runs.
     waiting: bool,
@@ -26,16 +27,20 @@ pub struct Throttle {
 }
 
 impl Throttle {
-    /// A body that is about to move; `None` where nothing limits it.
+    /// A body that is about to move; `None` where nothing limits it. `doubted`: the client's address is a proxy's, and lanes by
+    /// address make nobody wait.
     pub fn begin(
         lanes: &[Arc<Lane>],
         facts: &Facts<'_>,
+        doubted: bool,
         wheel: &Wheel,
         shard: &Shard,
         counter: Counter,
     ) -> Option<Box<Throttle>> {
         let piece = lanes.iter().map(|lane| lane.piece()).min()?;
-        let lanes: Vec<_> = lanes.iter().map(|lane| (lane.clone(), lane.bucket(facts))).collect();
+        let mode = |lane: &Lane| if doubted && lane.counts_addresses() { Mode::Shadow } else { lane.mode };
+        let place = |lane: &Arc<Lane>| (lane.clone(), lane.bucket(facts), mode(lane));
+        let lanes: Vec<_> = lanes.iter().map(place).collect();
         let timer = wheel.timer();
         let (waiting, would_wait, shard) = (false, false, shard.clone());
         let mut throttle = Throttle { lanes, timer, waiting, piece, would_wait, shard, counter };
@@ -75,9 +80,9 @@ impl Throttle {
 
     fn ask(&mut self, wait: impl Fn(&Lane, Fingerprint) -> Duration) {
         let mut longest = Duration::ZERO;
-        for (lane, bucket) in &self.lanes {
+        for (lane, bucket, mode) in &self.lanes {
             let wait = wait(lane, *bucket);
-            match lane.mode {
+            match mode {
                 Mode::Enforce => longest = longest.max(wait),
                 Mode::Shadow => self.would_wait |= !wait.is_zero(),
             }

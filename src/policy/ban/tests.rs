@@ -118,7 +118,10 @@ fn what_is_in_shadow_refuses_nobody_and_hides_nothing_that_does() {
     bans.ban(order("192.0.2.0/24", 60)).unwrap();
     assert!(enforced(&bans, "192.0.2.1"));
     bans.take_file(file::parse("203.0.113.0/24").0, Mode::Shadow);
-    assert_eq!(bans.look(ip("203.0.113.9"), None), Some(Hit { left: None, mode: Mode::Shadow }));
+    assert_eq!(
+        bans.look(ip("203.0.113.9"), None),
+        Some(Hit { left: None, mode: Mode::Shadow, by_offences: false })
+    );
 }
 
 #[test]

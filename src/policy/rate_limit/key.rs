@@ -68,7 +68,7 @@ impl Keys {
     }
 
     /// Whether an address is among them.
-    pub(super) fn have_address(&self) -> bool {
+    pub fn have_address(&self) -> bool {
         self.0.iter().any(|key| matches!(key, Key::ClientIp | Key::ClientNet))
     }
 

@@ -5,6 +5,7 @@ use http::request::Parts;
 use crate::base::policy::PolicyKind;
 use crate::policy::rate_limit::Facts;
 use crate::proxy::context::Context;
+use crate::proxy::doctor;
 use crate::proxy::throttle::Throttle;
 use crate::snapshot::Route;
 use crate::telemetry::metric::Counter;
@@ -19,10 +20,10 @@ pub(super) fn begin(context: &mut Context, route: &Route, parts: &Parts, path: &
         headers: &parts.headers,
         user: super::limits::user(context),
     };
-    let worker = context.worker();
+    let (worker, doubted) = (context.worker(), doctor::doubts(context));
     let (wheel, shard) = (&worker.wheel, &worker.shard);
-    let down = Throttle::begin(&lanes.down, &facts, wheel, shard, Counter::BandwidthDown);
-    let up = Throttle::begin(&lanes.up, &facts, wheel, shard, Counter::BandwidthUp);
+    let down = Throttle::begin(&lanes.down, &facts, doubted, wheel, shard, Counter::BandwidthDown);
+    let up = Throttle::begin(&lanes.up, &facts, doubted, wheel, shard, Counter::BandwidthUp);
     context.throttles = (down, up);
 }
 
