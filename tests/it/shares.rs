@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use rustls::version::TLS13;
 use tokio::task::JoinHandle;
 
 use crate::harness::client::empty;
+use crate::harness::tls::{client_config, connect};
 use crate::harness::{Answer, Gate, Origin, Proxy, ProxyBuilder, Reply, Wire, wait_for, wait_until, within};
 
 const NOISY: &str = "noisy.test";
@@ -181,6 +183,144 @@ async fn a_plain_connection_belongs_to_the_tenant_of_its_first_request() {
     assert_eq!(proxy.plain().await.get(QUIET, "/").await.status, 200);
     // Those that were there go on.
     assert_eq!(held[0].get(NOISY, "/").await.status, 200);
+}
+
+/// Files that the process under test may have open.
+const FILES: u64 = 160;
+
+#[tokio::test]
+async fn backends_of_one_tenant_leave_descriptors_for_those_of_the_others() {
+    let gate = Gate::default();
+    let passing = gate.clone();
+    let origin = Origin::scripted(move |mut x| {
+        let passing = passing.clone();
+        async move {
+            passing.pass().await;
+            x.answer(Answer::ok("done")).await.ok()?;
+            Some(x)
+        }
+    })
+    .await;
+    let prompt = Origin::saying("ok").await;
+    let proxy = Proxy::builder()
+        .set("server.overload.mode", "\"shadow\"")
+        .set("server.limits.h2_streams", "1000")
+        // So that descriptors run short first.
+        .set("server.shares.in_flight", "100000")
+        .set("server.shares.lend", "\"50%\"")
+        .files(FILES)
+        .site(NOISY, &origin.backends())
+        .site(QUIET, &prompt.backends())
+        .start()
+        .await;
+    let mut quiet = proxy.h2(QUIET).await;
+    assert_eq!(quiet.get("/").await.status, 200);
+    let h2 = proxy.h2(NOISY).await;
+    let mut asks = tokio::task::JoinSet::new();
+    for _ in 0..FILES {
+        let (mut sender, request) = (h2.sender.clone(), h2.request("GET", "/").body(empty()).unwrap());
+        asks.spawn(async move {
+            sender.ready().await.unwrap();
+            sender.send_request(request).await.unwrap().status().as_u16()
+        });
+    }
+    let reason = [("reason", "share-backends")];
+    let refused = wait_for("all to have a connection or to be refused one", || async {
+        let refused = proxy.metrics().await.sum("tidegate_shed_total", &reason);
+        (refused > 0.0 && refused + origin.count() as f64 >= FILES as f64).then_some(refused)
+    })
+    .await;
+    let metrics = proxy.metrics().await;
+    let descriptors = |kind| metrics.sum("tidegate_descriptors", &[("kind", kind)]);
+    assert!(descriptors("used") < descriptors("max"), "{}", metrics.0);
+    assert_eq!(metrics.sum("tidegate_outcomes_total", &[("outcome", "NO-DESCRIPTOR")]), 0.0);
+    // The other one still gets connections to its backend, however many it asks for at a time.
+    let many: Vec<_> = (0..8)
+        .map(|_| {
+            let (mut sender, request) =
+                (quiet.sender.clone(), quiet.request("GET", "/").body(empty()).unwrap());
+            tokio::spawn(async move {
+                sender.ready().await.unwrap();
+                sender.send_request(request).await.unwrap().status().as_u16()
+            })
+        })
+        .collect();
+    for answer in many {
+        assert_eq!(within("an answer", answer).await.unwrap(), 200);
+    }
+    let row = tenant(&proxy, NOISY).await;
+    assert_eq!(
+        (row["upstream"].as_u64(), row["shed"].as_f64()),
+        (Some(origin.count() as u64), Some(refused))
+    );
+    gate.open();
+    let statuses = within("all answers", asks.join_all()).await;
+    assert_eq!(statuses.iter().filter(|status| **status == 503).count() as f64, refused);
+    assert_eq!(statuses.iter().filter(|status| **status == 200).count(), origin.count());
+    assert!(proxy.stderr().contains("more than its share of them at its backends"), "{}", proxy.stderr());
+}
+
+/// Handshakes that the worker holds in the story below, and clients that try at a time: very many of one tenant's, and of the
+/// other's fewer than its part.
+const HANDSHAKES: usize = 32;
+const FLOOD: [(&str, usize); 2] = [(NOISY, 100), (QUIET, 4)];
+
+#[tokio::test]
+async fn handshakes_for_one_tenant_leave_the_others_their_part_of_the_queue() {
+    let origin = Origin::saying("ok").await;
+    let proxy = Proxy::builder()
+        .set("server.overload.mode", "\"shadow\"")
+        .set("server.limits.handshakes", &HANDSHAKES.to_string())
+        .set("server.max_connections_per_client", "0")
+        .set("server.shares.lend", "\"25%\"")
+        .site(NOISY, &origin.backends())
+        .site(QUIET, &origin.backends())
+        .start()
+        .await;
+    let mut beside = proxy.wire(QUIET).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    // On a thread of its own: the flood must not slow down whoever is beside it.
+    let flood = {
+        let (address, ca, stop) = (proxy.https(), proxy.ca_pem(), stop.clone());
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let mut clients = tokio::task::JoinSet::new();
+                for name in FLOOD.iter().flat_map(|(name, count)| std::iter::repeat_n(*name, *count)) {
+                    let (ca, stop) = (ca.clone(), stop.clone());
+                    clients.spawn(async move {
+                        while !stop.load(Ordering::SeqCst) {
+                            // A configuration of its own has no ticket to resume with.
+                            let config = client_config(&ca, &["http/1.1"], &[&TLS13]);
+                            let _ = connect(config, address, name).await;
+                        }
+                    });
+                }
+                clients.join_all().await;
+            });
+        })
+    };
+    let reason = [("reason", "share-handshakes")];
+    wait_for("handshakes to be refused for a share", || async {
+        (proxy.metrics().await.sum("tidegate_connections_refused_total", &reason) >= 1.0).then_some(())
+    })
+    .await;
+    // New connections of the other one come through beside it, and those that are open are served.
+    for _ in 0..3 {
+        wait_for("a handshake of the other tenant", || async { proxy.try_wire(QUIET).await.ok() }).await;
+        assert_eq!(beside.get(QUIET, "/").await.status, 200);
+    }
+    stop.store(true, Ordering::SeqCst);
+    tokio::task::spawn_blocking(move || flood.join().unwrap()).await.unwrap();
+    let metrics = proxy.metrics().await;
+    assert!(metrics.sum("tidegate_tenant_shed_total", &[("tenant", NOISY)]) >= 1.0);
+    assert_eq!(metrics.sum("tidegate_tenant_shed_total", &[("tenant", QUIET)]), 0.0);
+    let told = proxy.stderr();
+    assert!(
+        told.contains("many TLS handshakes wait for the processor, most of them for one tenant"),
+        "{told}"
+    );
+    assert_eq!(proxy.get(NOISY, "/").await.status, 200, "afterwards all is as before");
 }
 
 #[tokio::test]
