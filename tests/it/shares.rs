@@ -7,6 +7,7 @@ use rustls::version::TLS13;
 use tokio::task::JoinHandle;
 
 use crate::harness::client::empty;
+use crate::harness::h2_origin::{H2Origin, Settings};
 use crate::harness::tls::{client_config, connect};
 use crate::harness::{Answer, Gate, Origin, Proxy, ProxyBuilder, Reply, Wire, wait_for, wait_until, within};
 
@@ -321,6 +322,42 @@ async fn handshakes_for_one_tenant_leave_the_others_their_part_of_the_queue() {
         "{told}"
     );
     assert_eq!(proxy.get(NOISY, "/").await.status, 200, "afterwards all is as before");
+}
+
+#[tokio::test]
+async fn what_bodies_of_requests_hold_is_counted_for_their_tenant_and_given_back() {
+    const BODY: usize = 40 * 1024;
+    let gate = Gate::default();
+    let passing = gate.clone();
+    // It might give a request back: what was sent of it is kept until it answers.
+    let origin = H2Origin::scripted(Settings::default(), move |mut stream| {
+        let passing = passing.clone();
+        async move {
+            let whole = stream.read().await.is_ok_and(|(body, _)| body.len() == BODY);
+            passing.pass().await;
+            stream.answer(if whole { 200 } else { 400 }, "").await;
+        }
+    })
+    .await;
+    let site = origin.site();
+    let proxy = Arc::new(Proxy::builder().site(NOISY, &site).site(QUIET, &site).start().await);
+    let posts: Vec<_> = (0..3)
+        .map(|_| {
+            let proxy = proxy.clone();
+            tokio::spawn(async move { proxy.wire(NOISY).await.post(NOISY, "/", &"x".repeat(BODY)).await })
+        })
+        .collect();
+    let held = |name: &'static str| {
+        let proxy = proxy.clone();
+        async move { tenant(&proxy, name).await["buffered_bytes"].as_u64().unwrap_or(0) }
+    };
+    wait_for("all three to be held", || async { (held(NOISY).await == 3 * BODY as u64).then_some(()) }).await;
+    assert_eq!(held(QUIET).await, 0);
+    gate.open();
+    for post in posts {
+        assert_eq!(post.await.unwrap().status, 200);
+    }
+    wait_for("nothing to be held", || async { (held(NOISY).await == 0).then_some(()) }).await;
 }
 
 #[tokio::test]
