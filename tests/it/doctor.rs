@@ -141,7 +141,8 @@ async fn behind_a_proxy_that_is_not_trusted_nobody_waits_for_the_bandwidth_of_it
 async fn knock(proxy: &Proxy, client: &str, target: &str) -> Option<u16> {
     let mut plain = proxy.plain().await;
     plain.send(format!("PROXY TCP4 {client} {client} 4711 80\r\n")).await;
-    let request = format!("GET {target} HTTP/1.1\r\nHost: {SITE}\r\nConnection: close\r\n\r\n");
+    let fields = "X-Forwarded-For: 192.0.2.9\r\nConnection: close\r\n";
+    let request = format!("GET {target} HTTP/1.1\r\nHost: {SITE}\r\n{fields}\r\n");
     // Who is banned may be closed before the request is written.
     let _ = plain.try_send(request).await;
     plain.try_reply_to("GET").await.ok().map(|reply| reply.status)
@@ -188,4 +189,36 @@ async fn what_is_done_through_a_proxy_that_is_not_trusted_bans_nobody() {
     let banned = proxy.command_async(&["ban", CLIENT]).await;
     assert!(banned.status.success(), "{}", String::from_utf8_lossy(&banned.stderr));
     assert_eq!(knock(&proxy, CLIENT, "/").await, None);
+}
+
+#[tokio::test]
+async fn a_proxy_inside_that_was_banned_before_it_was_found_is_found_all_the_same() {
+    const INSIDE: &str = "10.1.2.3";
+    let origin = Origin::saying("ok").await;
+    let proxy = Proxy::builder()
+        .set("server.trusted_proxies", "[\"127.0.0.1/32\"]")
+        .set("server.proxy_protocol", "true")
+        .set("bans.after", "\"1 per 1h\"")
+        .set("bans.for", "\"1h\"")
+        .set("bans.offences", "[\"bad-request\"]")
+        .site(SITE, &format!("plain_http = true\n{}", origin.backends()))
+        .start()
+        .await;
+    assert_eq!(knock(&proxy, INSIDE, "/a%00b").await, Some(400));
+    assert_eq!(knock(&proxy, INSIDE, "/").await, Some(403));
+    // Not at the door: its requests say whether it is a proxy. Enough of them are believed.
+    for number in 0..2_100 {
+        assert!(knock(&proxy, INSIDE, "/").await.is_some(), "request {number} was turned away at the door");
+    }
+    found(&proxy, "inner-proxy").await;
+    wait_for("its requests to pass", || async {
+        (knock(&proxy, INSIDE, "/").await == Some(200)).then_some(())
+    })
+    .await;
+    assert_eq!(knock(&proxy, "203.0.113.1", "/a%00b").await, Some(400));
+    assert_eq!(
+        knock(&proxy, "203.0.113.1", "/").await,
+        None,
+        "a client from outside is turned away at the door"
+    );
 }
