@@ -12,18 +12,7 @@ const CHEAP: &str = "cheap.test";
 /// Three sites of one backend whose answers wait for the gate; one may be given up first.
 async fn held(settings: &[(&str, &str)]) -> (Origin, Arc<Proxy>, Gate) {
     let gate = Gate::default();
-    let passing = gate.clone();
-    let origin = Origin::scripted(move |mut x| {
-        let passing = passing.clone();
-        async move {
-            if x.request.target().contains("/held") {
-                passing.pass().await;
-            }
-            x.answer(Answer::ok("done")).await.ok()?;
-            Some(x)
-        }
-    })
-    .await;
+    let origin = Origin::gated(&gate, "/held").await;
     let site = origin.backends();
     let mut builder = Proxy::builder().site(NOISY, &site).site(QUIET, &site);
     builder = builder.site(CHEAP, &format!("{site}\npriority = \"low\""));
@@ -134,7 +123,7 @@ async fn connections_that_run_short_are_not_kept_by_whoever_has_too_many() {
 
 #[tokio::test]
 async fn where_nobody_has_too_many_connections_those_in_use_are_kept() {
-    let origin = Origin::scripted(async |mut x| x.answer(Answer::ok("done")).await.ok().map(|()| x)).await;
+    let origin = Origin::saying("done").await;
     let builder =
         Proxy::builder().set("server.max_connections", "20").set("server.overload.hold", "\"100ms\"");
     let proxy = builder.site(QUIET, &origin.backends()).start().await;
@@ -206,18 +195,7 @@ async fn a_client_over_its_share_of_connections_gets_no_more_and_others_of_the_s
     const GREEDY: &str = "203.0.113.1";
     const MODEST: &str = "203.0.113.2";
     let gate = Gate::default();
-    let passing = gate.clone();
-    let origin = Origin::scripted(move |mut x| {
-        let passing = passing.clone();
-        async move {
-            if x.request.target().contains("/held") {
-                passing.pass().await;
-            }
-            x.answer(Answer::ok("done")).await.ok()?;
-            Some(x)
-        }
-    })
-    .await;
+    let origin = Origin::gated(&gate, "/held").await;
     // One tenant: only who its clients are tells one connection from another.
     let proxy = Proxy::builder()
         .set("server.trusted_proxies", "[\"127.0.0.1/32\"]")

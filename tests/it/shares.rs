@@ -19,16 +19,7 @@ const FIXED: &str = "[[site.\"{name}\".route]]\nrespond = { status = 200, body =
 /// Two sites of one backend whose answers wait for the gate.
 async fn held(settings: &[(&str, &str)]) -> (Origin, Arc<Proxy>, Gate) {
     let gate = Gate::default();
-    let passing = gate.clone();
-    let origin = Origin::scripted(move |mut x| {
-        let passing = passing.clone();
-        async move {
-            passing.pass().await;
-            x.answer(Answer::ok("done")).await.ok()?;
-            Some(x)
-        }
-    })
-    .await;
+    let origin = Origin::gated(&gate, "/").await;
     let site = origin.backends();
     // So few in flight are an overload at once: that is another story.
     let builder = Proxy::builder().set("server.overload.mode", "\"shadow\"");
@@ -192,16 +183,7 @@ const FILES: u64 = 160;
 #[tokio::test]
 async fn backends_of_one_tenant_leave_descriptors_for_those_of_the_others() {
     let gate = Gate::default();
-    let passing = gate.clone();
-    let origin = Origin::scripted(move |mut x| {
-        let passing = passing.clone();
-        async move {
-            passing.pass().await;
-            x.answer(Answer::ok("done")).await.ok()?;
-            Some(x)
-        }
-    })
-    .await;
+    let origin = Origin::gated(&gate, "/").await;
     let prompt = Origin::saying("ok").await;
     let proxy = Proxy::builder()
         .set("server.overload.mode", "\"shadow\"")

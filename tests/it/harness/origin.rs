@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 
 use super::wire::{Framing, Head, Wire, request_framing};
-use super::{wait_until, within};
+use super::{Gate, wait_until, within};
 
 /// A request as it reached the origin.
 #[derive(Debug, Clone)]
@@ -209,6 +209,22 @@ impl Origin {
     /// Answers `200` with this body.
     pub async fn saying(body: &'static str) -> Origin {
         Origin::answering(move |_| Answer::ok(body)).await
+    }
+
+    /// Answers `200`; requests with `held` in their target get through the gate first.
+    pub async fn gated(gate: &Gate, held: &'static str) -> Origin {
+        let gate = gate.clone();
+        Origin::scripted(move |mut x| {
+            let gate = gate.clone();
+            async move {
+                if x.request.target().contains(held) {
+                    gate.pass().await;
+                }
+                x.answer(Answer::ok("done")).await.ok()?;
+                Some(x)
+            }
+        })
+        .await
     }
 
     /// Runs a script for every request. Returning the exchange keeps the connection, `None` closes it.
