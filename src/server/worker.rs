@@ -5,11 +5,12 @@ use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use tokio::runtime::{LocalOptions, LocalRuntime};
 use tokio::sync::Notify;
-use tokio::task::LocalSet;
 
 use crate::base::clock;
 use crate::config::model::Server;
@@ -111,16 +112,10 @@ impl Fleet {
             let (connections, watch) = (connections.clone(), residents.watch.clone());
             let (challenges, doctor) = (residents.acme.challenges.clone(), residents.doctor.clone());
             let (sleep, levels) = (Sleep::default(), residents.tenants.levels.clone());
-            let (falls_asleep, wakes_up) = (sleep.clone(), sleep.clone());
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .max_blocking_threads(BLOCKING_MAX)
-                .on_thread_park(move || falls_asleep.begins())
-                .on_thread_unpark(move || wakes_up.ends())
-                .build()
-                .map_err(|error| format!("worker {id} cannot start: {error}"))?;
             let heard = signals.clone();
+            let (tell, told) = sync_channel(1);
             let body = move || {
+                let Some(runtime) = runtime(&sleep, &tell) else { return };
                 let reader = Reader::new(cell);
                 let (shard, seed) = (hub.shard(id), seed(id));
                 let parts = Parts {
@@ -138,11 +133,14 @@ impl Fleet {
                     seed,
                 };
                 let worker = Rc::new(Worker::new(parts));
-                LocalSet::new().block_on(&runtime, run(worker, listeners, heard));
+                runtime.block_on(run(worker, listeners, heard));
             };
             let thread = std::thread::Builder::new().name(format!("worker-{id}")).spawn(body);
             fleet.threads.push(thread.map_err(|error| format!("worker {id} cannot start: {error}"))?);
             fleet.signals.push(signals);
+            // Nothing is said by a thread that is gone.
+            let made = told.recv().unwrap_or_else(|_| Err("its thread ended".to_owned()));
+            made.map_err(|error| format!("worker {id} cannot start: {error}"))?;
         }
         Ok(fleet)
     }
@@ -172,6 +170,24 @@ impl Fleet {
             let _ = thread.join();
         }
     }
+}
+
+/// A worker's runtime, made on its own thread because it stays there; `tell` hears whether it could be made.
+fn runtime(sleep: &Sleep, tell: &SyncSender<Result<(), String>>) -> Option<LocalRuntime> {
+    let (falls_asleep, wakes_up) = (sleep.clone(), sleep.clone());
+    let made = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_MAX)
+        .on_thread_park(move || falls_asleep.begins())
+        .on_thread_unpark(move || wakes_up.ends())
+        .build_local(LocalOptions::default());
+    let (runtime, said) = match made {
+        Ok(runtime) => (Some(runtime), Ok(())),
+        Err(error) => (None, Err(error.to_string())),
+    };
+    // Whoever starts the fleet waits for it.
+    let _ = tell.send(said);
+    runtime
 }
 
 /// Random bits from the standard library's hash seed, which comes from the system.
