@@ -12,6 +12,8 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::net::send;
+
 /// Bytes of one read ahead: four TLS records.
 const SIZE: usize = 64 * 1024;
 /// A read that was given less room than this says nothing by being full.
@@ -134,7 +136,7 @@ impl AsyncWrite for Ahead {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tcp).poll_write_vectored(cx, bufs)
+        send::poll_send(Pin::new(&mut self.tcp), cx, bufs)
     }
     fn is_write_vectored(&self) -> bool {
         self.tcp.is_write_vectored()

@@ -7,5 +7,6 @@ pub mod dns;
 pub mod http1;
 pub mod pace;
 pub mod proxy_protocol;
+pub mod send;
 pub mod stream;
 pub mod timer;

@@ -17,6 +17,7 @@ use tokio_rustls::TlsStream;
 use crate::base::clock::Millis;
 use crate::net::ahead::Ahead;
 use crate::net::pace::Pace;
+use crate::net::send;
 use crate::net::timer::{Timer, Wheel};
 
 /// A TCP connection, in the clear or under TLS.
@@ -102,7 +103,10 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        delegate!(self, poll_write_vectored, cx, bufs)
+        match self.get_mut() {
+            Stream::Plain(io) => send::poll_send(Pin::new(io), cx, bufs),
+            Stream::Tls(io) => Pin::new(io.as_mut()).poll_write_vectored(cx, bufs),
+        }
     }
     fn is_write_vectored(&self) -> bool {
         match self {
