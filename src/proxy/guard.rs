@@ -15,7 +15,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::base::outcome::Outcome;
 pub use crate::net::http1::Step;
-use crate::net::http1::{Chunks, Framing, Held, Length, Lines, READ, Scan, field, is_token, mentions};
+use crate::net::http1::{
+    Chunks, Framing, Held, Length, Lines, READ, Scan, field_of_text, is_text_in_lines, is_token, mentions,
+};
 use crate::net::stream::Phase;
 use crate::proxy::context::Watched;
 
@@ -146,6 +148,9 @@ fn too_large(bytes: &[u8], limits: &Limits) -> Outcome {
 /// Reads a whole head, from the request line to the empty line, for what decides about framing. Tells what follows,
 /// and whether the request is the last one.
 fn framing(head: &[u8], limits: &Limits) -> Result<(State, bool), Outcome> {
+    if !is_text_in_lines(head) {
+        return Err(Outcome::BadRequest);
+    }
     let mut lines = Lines(head);
     let http11 = request_line(lines.next().unwrap_or_default(), limits)?;
     let mut framing = Framing::default();
@@ -155,7 +160,7 @@ fn framing(head: &[u8], limits: &Limits) -> Result<(State, bool), Outcome> {
     let mut count = 0usize;
     for line in lines.take_while(|line| !line.is_empty()) {
         count += 1;
-        let (name, value) = field(line)?;
+        let (name, value) = field_of_text(line)?;
         match name.len() {
             4 if name.eq_ignore_ascii_case(b"host") => hosts += 1,
             7 if name.eq_ignore_ascii_case(b"upgrade") => upgrade = true,

@@ -18,7 +18,7 @@ use http::Method;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::base::outcome::Outcome;
-use crate::net::http1::{Chunks, Framing, Held, Length, Lines, Scan, Step, all_text, field};
+use crate::net::http1::{Chunks, Framing, Held, Length, Lines, Scan, Step, field_of_text, is_text_in_lines};
 
 /// Interim answers (RFC 9110 section 15.2) before a final one. Real backends send one or two; each costs a parse.
 const INTERIM_MAX: u32 = 16;
@@ -201,12 +201,15 @@ impl Framer {
 
 /// Reads a whole head, from the status line to the empty line.
 fn framing(head: &[u8], question: Question) -> Result<State, Fault> {
+    if !is_text_in_lines(head) {
+        return Err(Fault::Grammar);
+    }
     let mut lines = Lines(head);
     let (http11, status) = status_line(lines.next().unwrap_or_default())?;
     let mut framing = Framing::default();
     for line in lines.take_while(|line| !line.is_empty()) {
         // RFC 9112 section 5.2: folded lines in an answer are replaced, or the answer is: with a 502.
-        let (name, value) = field(line).map_err(|_| Fault::Grammar)?;
+        let (name, value) = field_of_text(line).map_err(|_| Fault::Grammar)?;
         match name.len() {
             14 if name.eq_ignore_ascii_case(b"content-length") => {
                 framing.content_length(value).map_err(|_| Fault::Framing)?;
@@ -246,7 +249,7 @@ fn status_line(line: &[u8]) -> Result<(bool, u16), Fault> {
     let status = std::str::from_utf8(digits).ok().and_then(|text| text.parse::<u16>().ok());
     // RFC 9110 section 15: anything outside of 100 to 599 is invalid.
     let status = status.filter(|status| (100..600).contains(status)).ok_or(Fault::Grammar)?;
-    if !(reason.is_empty() || reason.starts_with(b" ")) || !all_text(reason) {
+    if !(reason.is_empty() || reason.starts_with(b" ")) {
         return Err(Fault::Grammar);
     }
     Ok((http11, status))
