@@ -6,19 +6,21 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
+
 use crate::config::model::HostPattern;
 
 /// Names and what they lead to.
 #[derive(Debug, Clone)]
 pub struct HostIndex<T> {
-    exact: HashMap<Arc<str>, T>,
+    exact: HashMap<Arc<str>, T, RandomState>,
     /// Keyed by what follows `*.`.
-    wildcard: HashMap<Arc<str>, T>,
+    wildcard: HashMap<Arc<str>, T, RandomState>,
 }
 
 impl<T> Default for HostIndex<T> {
     fn default() -> HostIndex<T> {
-        HostIndex { exact: HashMap::new(), wildcard: HashMap::new() }
+        HostIndex { exact: HashMap::default(), wildcard: HashMap::default() }
     }
 }
 

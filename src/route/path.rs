@@ -8,6 +8,7 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 
+use foldhash::fast::RandomState;
 use regex::{Regex, RegexSet};
 
 use crate::config::model::{PathPattern, Route};
@@ -18,11 +19,11 @@ const REGEX_SET_FROM: usize = 4;
 /// The paths of a site's routes.
 #[derive(Debug, Default)]
 pub(super) struct PathIndex {
-    exact: HashMap<Box<str>, Vec<usize>>,
+    exact: HashMap<Box<str>, Vec<usize>, RandomState>,
     regexes: Vec<(Regex, Vec<usize>)>,
     any_regex: Option<RegexSet>,
     /// Keyed without the trailing slash; `/` is the empty text.
-    prefixes: HashMap<Box<str>, Vec<usize>>,
+    prefixes: HashMap<Box<str>, Vec<usize>, RandomState>,
     /// Lengths of the keys of `prefixes`, each once, longest first.
     lengths: Vec<usize>,
 }
