@@ -29,7 +29,9 @@ pub fn now() -> Millis {
 
 /// Now, in microseconds of process time: for latencies.
 pub fn micros() -> u64 {
-    u64::try_from(epoch().elapsed().as_micros()).unwrap_or(u64::MAX)
+    let elapsed = epoch().elapsed();
+    // Not `as_micros`: 128 bits are more than is needed, nine times a request.
+    elapsed.as_secs() * 1_000_000 + u64::from(elapsed.subsec_micros())
 }
 
 /// Wall clock, as the time since 1970 (UTC); zero if the clock stands before that.
