@@ -8,10 +8,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::header::{self, HeaderValue};
-use http::{Method, Request, Response, StatusCode};
-use hyper::body::{Body, Incoming};
+use http::{Method, Request, StatusCode};
+use hyper::body::Body;
 
 use crate::base::clock::{self, Millis};
 use crate::base::outcome::Outcome;
@@ -22,7 +21,7 @@ use crate::proxy::Worker;
 use crate::proxy::admit::{Chosen, Way};
 use crate::proxy::body::{RequestBody, Upload};
 use crate::proxy::context::Context;
-use crate::proxy::forward::{Carrier, Lease, broke};
+use crate::proxy::forward::{Carrier, Forwarded, Lease, broke};
 use crate::proxy::shed::Shed;
 use crate::snapshot::Service;
 use crate::telemetry::metric::Counter;
@@ -92,7 +91,7 @@ impl<'a> Exchange<'a> {
         &self,
         context: &mut Context,
         request: Box<Request<RequestBody>>,
-    ) -> Result<(Response<Incoming>, Lease), Failure> {
+    ) -> Result<Box<Forwarded>, Failure> {
         if self.shares(&request) {
             return Box::pin(self.send_multiplexed(context, request)).await;
         }
@@ -119,7 +118,7 @@ impl<'a> Exchange<'a> {
         context: &mut Context,
         mut request: Box<Request<RequestBody>>,
         mut made: Option<Box<Connection<RequestBody>>>,
-    ) -> Result<(Response<Incoming>, Lease), Failure> {
+    ) -> Result<Box<Forwarded>, Failure> {
         let tls = self.tls();
         let bound = self.service.core.proxy_protocol.map(|_| context.client);
         // One that is down gets this request as its trial: only a new connection can show that it is back.
@@ -279,7 +278,7 @@ impl<'a> Exchange<'a> {
         context: &mut Context,
         mut connection: Connection<RequestBody>,
         mut request: Box<Request<RequestBody>>,
-    ) -> Result<(Response<Incoming>, Lease), Failure> {
+    ) -> Result<Box<Forwarded>, Failure> {
         // hyper sends no body at all with these, unless it is told how to frame one.
         if matches!(*request.method(), Method::GET | Method::HEAD)
             && !matches!(request.body(), RequestBody::Empty)
@@ -311,7 +310,10 @@ impl<'a> Exchange<'a> {
                 self.observe(context, started, response.status());
                 let Some(slot) = self.slot.take() else { return Err(Failure::last(Outcome::Internal)) };
                 let carrier = Carrier::Alone(connection);
-                Ok((response, Lease { worker: self.worker.clone(), carrier, slot, upload, last }))
+                Ok(Forwarded::new(
+                    response,
+                    Lease { worker: self.worker.clone(), carrier, slot, upload, last },
+                ))
             }
             Ok(Err(mut error)) => {
                 let unsent = error.take_message().map(Box::new);
@@ -340,32 +342,40 @@ impl<'a> Exchange<'a> {
     }
 
     /// Waits for the first byte of a body with a known length: until then the request can go to another endpoint.
-    pub(super) async fn begun(
-        &self,
-        mut response: Response<Incoming>,
-        lease: Lease,
-    ) -> Result<(Response<Incoming>, Option<Bytes>, Lease), Failure> {
-        if response.body().size_hint().exact().is_none_or(|length| length == 0) {
-            return Ok((response, None, lease));
-        }
-        lease.timer().set(HEAD_HOLD);
-        let first = std::future::poll_fn(|cx| match Pin::new(response.body_mut()).poll_frame(cx) {
-            Poll::Pending if lease.timer().poll_expired(cx).is_ready() => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(frame) => Poll::Ready(frame),
+    pub(super) async fn begun(&self, mut forwarded: Box<Forwarded>) -> Result<Box<Forwarded>, Failure> {
+        let Forwarded { response, first, lease, .. } = &mut *forwarded;
+        let body = response.body_mut();
+        let Some(open) = lease.as_ref().filter(|_| body.size_hint().exact().is_some_and(|length| length > 0))
+        else {
+            return Ok(forwarded);
+        };
+        open.timer().set(HEAD_HOLD);
+        let came = std::future::poll_fn(|cx| {
+            let look = || {
+                let polled = Pin::new(&mut *body).poll_frame(cx);
+                let over = polled.is_ready() && body.is_end_stream();
+                (polled, over)
+            };
+            match open.first_look(look) {
+                Poll::Pending if open.timer().poll_expired(cx).is_ready() => Poll::Ready(None),
+                polled => polled,
+            }
         })
         .await;
-        lease.timer().clear();
-        match first {
-            Some(Ok(frame)) => Ok((response, frame.into_data().ok(), lease)),
-            None => Ok((response, None, lease)),
+        open.timer().clear();
+        match came {
+            Some(Ok(frame)) => *first = frame.into_data().ok(),
+            None => {}
             Some(Err(error)) => {
                 let (outcome, why) = broke(&error);
-                lease.fail(outcome, &why);
+                if let Some(lease) = lease.take() {
+                    lease.fail(outcome, &why);
+                }
                 let answered = outcome == Outcome::UpstreamInvalid;
-                Err(Failure { outcome, unsent: None, answered })
+                return Err(Failure { outcome, unsent: None, answered });
             }
         }
+        Ok(forwarded)
     }
 
     /// Sets the timer to the first of the times that may be over.

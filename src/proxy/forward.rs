@@ -101,6 +101,14 @@ impl Lease {
         }
     }
 
+    /// Runs `step`, the first look at the body of an answer; it says whether that is over.
+    pub(super) fn first_look<T>(&self, step: impl FnOnce() -> (T, bool)) -> T {
+        match &self.carrier {
+            Carrier::Alone(connection) => connection.first_look(step),
+            Carrier::Shared(_) => step().0,
+        }
+    }
+
     /// The answer was read whole: the connection can carry another request, unless the last one is still being sent. A
     /// stream is dropped, and with it what is still being sent.
     pub fn give_back(self) {
@@ -139,6 +147,11 @@ pub struct Forwarded {
 }
 
 impl Forwarded {
+    /// An answer whose head has come. Boxed here: it passes through all that waited for it.
+    pub(super) fn new(response: Response<Incoming>, lease: Lease) -> Box<Forwarded> {
+        Box::new(Forwarded { response, first: None, lease: Some(lease), tunnel: None })
+    }
+
     /// The answer as the client gets it.
     pub fn into_response(self, mut context: Box<Context>) -> Response<ResponseBody> {
         let Forwarded { response, first, lease, tunnel } = self;
@@ -208,15 +221,17 @@ async fn tries(
         }
         let exchange = Exchange::new(way, chosen, repeatable);
         let sent = match exchange.send(context, request).await {
-            Ok((response, lease)) if repeatable => exchange.begun(response, lease).await,
-            Ok((response, lease)) => Ok((response, None, lease)),
-            Err(failure) => Err(failure),
+            Ok(forwarded) if repeatable => exchange.begun(forwarded).await,
+            sent => sent,
         };
         let failure = match sent {
-            Ok((response, first, lease)) => {
-                let again = if repeatable && way.leaves(response.status()) { saved.restore() } else { None };
-                let Some(again) = again else { return arrived(context, response, first, lease, wish).await };
-                if response.body().is_end_stream() {
+            Ok(forwarded) => {
+                let leaves = repeatable && way.leaves(forwarded.response.status());
+                let again = if leaves { saved.restore() } else { None };
+                let Some(again) = again else { return arrived(context, forwarded, wish).await };
+                if forwarded.response.body().is_end_stream()
+                    && let Some(lease) = forwarded.lease
+                {
                     lease.give_back();
                 }
                 (request, last) = (again, Outcome::NoEndpoint);
@@ -232,32 +247,33 @@ async fn tries(
 /// The head of an answer has arrived.
 async fn arrived(
     context: &mut Context,
-    response: Response<Incoming>,
-    first: Option<Bytes>,
-    lease: Lease,
+    mut forwarded: Box<Forwarded>,
     wish: Option<Box<Wish>>,
 ) -> Result<Answer, Outcome> {
-    let forwarded = match wish {
-        Some(wish) => Box::pin(upgrade::answered(context, response, first, lease, *wish)).await?,
-        // Nobody asked: bytes behind such an answer would be taken for the next one (RFC 9110 section 15.2.2).
-        None if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-            lease.fail(Outcome::UpstreamInvalid, &answer::Fault::Switched.to_string());
-            return Err(Outcome::UpstreamInvalid);
-        }
-        // Over HTTP/1 its bytes were looked at; h2 lets through what HTTP/1 clients could read in two ways, and a status
-        // that is none (RFC 9110 section 15).
-        None if response.version() == Version::HTTP_2
-            && (response.status().as_u16() > 599 || fields::well_formed(response.headers()).is_err()) =>
-        {
-            lease.fail(
-                Outcome::UpstreamInvalid,
-                "the head of the answer cannot be said in HTTP/1 (RFC 9113 section 8.2.1)",
-            );
-            return Err(Outcome::UpstreamInvalid);
-        }
-        None => Forwarded { response, first, lease: Some(lease), tunnel: None },
-    };
-    Ok(Answer::Forwarded(Box::new(forwarded)))
+    if let Some(wish) = wish {
+        let Forwarded { response, first, lease, .. } = *forwarded;
+        let lease = lease.ok_or(Outcome::Internal)?;
+        let forwarded = Box::pin(upgrade::answered(context, response, first, lease, *wish)).await?;
+        return Ok(Answer::Forwarded(Box::new(forwarded)));
+    }
+    let Some(why) = invalid(&forwarded.response) else { return Ok(Answer::Forwarded(forwarded)) };
+    if let Some(lease) = forwarded.lease.take() {
+        lease.fail(Outcome::UpstreamInvalid, &why);
+    }
+    Err(Outcome::UpstreamInvalid)
+}
+
+/// Why an answer that nobody asked to switch protocols can not be passed on; `None`: it can.
+fn invalid(response: &Response<Incoming>) -> Option<String> {
+    // Bytes behind such an answer would be taken for the next one (RFC 9110 section 15.2.2).
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return Some(answer::Fault::Switched.to_string());
+    }
+    // Over HTTP/1 its bytes were looked at; h2 lets through what HTTP/1 clients could read in two ways, and a status
+    // that is none (RFC 9110 section 15).
+    let sayable = response.version() != Version::HTTP_2
+        || (response.status().as_u16() <= 599 && fields::well_formed(response.headers()).is_ok());
+    (!sayable).then(|| "the head of the answer cannot be said in HTTP/1 (RFC 9113 section 8.2.1)".to_owned())
 }
 
 /// What an answer that broke off inside its body ended in, and why.

@@ -7,8 +7,7 @@ use std::task::Poll;
 
 use http::header::{self, HeaderValue};
 use http::uri::{PathAndQuery, Scheme};
-use http::{HeaderMap, Method, Request, Response, Uri, Version};
-use hyper::body::Incoming;
+use http::{HeaderMap, Method, Request, Uri, Version};
 use hyper::ext::Protocol;
 
 use crate::base::clock;
@@ -17,7 +16,7 @@ use crate::config::model::Http;
 use crate::proxy::body::{RequestBody, Upload};
 use crate::proxy::context::Context;
 use crate::proxy::exchange::{Exchange, Failure, Late};
-use crate::proxy::forward::{Carrier, Lease};
+use crate::proxy::forward::{Carrier, Forwarded, Lease};
 use crate::proxy::keep::Keeper;
 use crate::proxy::reset::{self, Ending};
 use crate::telemetry::metric::Counter;
@@ -34,7 +33,7 @@ impl Exchange<'_> {
         &self,
         context: &mut Context,
         request: Box<Request<RequestBody>>,
-    ) -> Result<(Response<Incoming>, Lease), Failure> {
+    ) -> Result<Box<Forwarded>, Failure> {
         let mut again = Again::of(request, self.endpoint.tls);
         for _ in 0..GONE_AWAY_MAX {
             let stream = match self.place().await {
@@ -102,7 +101,7 @@ impl Exchange<'_> {
         context: &mut Context,
         stream: Stream<RequestBody>,
         request: Request<RequestBody>,
-    ) -> Result<(Response<Incoming>, Lease), Broken> {
+    ) -> Result<Box<Forwarded>, Broken> {
         let upload = context.upload.clone();
         let (started, sent_at) = (clock::micros(), self.worker.wheel.now());
         self.arm(&stream.timer, sent_at);
@@ -127,7 +126,8 @@ impl Exchange<'_> {
                 let no_slot = Broken::Late(Late::Answer);
                 let slot = self.slot.take().ok_or(no_slot)?;
                 let carrier = Carrier::Shared(stream);
-                Ok((response, Lease { worker: self.worker.clone(), carrier, slot, upload, last: false }))
+                let lease = Lease { worker: self.worker.clone(), carrier, slot, upload, last: false };
+                Ok(Forwarded::new(response, lease))
             }
             Ok(Err(error)) => {
                 let error = error.into_error();

@@ -153,6 +153,11 @@ impl<B> Connection<B> {
         self.driven.lead(cx, step)
     }
 
+    /// Runs `step`, the first look at the body of an answer; it says whether that is over.
+    pub fn first_look<T>(&self, step: impl FnOnce() -> (T, bool)) -> T {
+        self.driven.first_look(step)
+    }
+
     /// From here on the connection moves on by itself.
     pub fn follow(&self) {
         self.driven.follow();

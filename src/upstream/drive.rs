@@ -157,8 +157,16 @@ impl Driven {
         B: Body<Data = Bytes> + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let driven = Rc::new(Driven {
-            link: RefCell::new(Some(Box::new(connection))),
+        let driven = Rc::new(Driven::of(Some(Box::new(connection))));
+        let own = driven.clone();
+        let task = tokio::task::spawn_local(std::future::poll_fn(move |cx| own.poll_task(cx)));
+        driven.abort.replace(Some(task.abort_handle()));
+        driven
+    }
+
+    fn of(link: Option<Box<dyn Link>>) -> Driven {
+        Driven {
+            link: RefCell::new(link),
             line: Relayed::default(),
             cargo: Relayed::default(),
             followed: Cell::new(true),
@@ -168,11 +176,7 @@ impl Driven {
             owner: RefCell::default(),
             over: Cell::new(false),
             notify: tokio::sync::Notify::new(),
-        });
-        let own = driven.clone();
-        let task = tokio::task::spawn_local(std::future::poll_fn(move |cx| own.poll_task(cx)));
-        driven.abort.replace(Some(task.abort_handle()));
-        driven
+        }
     }
 
     fn poll_task(&self, cx: &mut Context<'_>) -> Poll<()> {
@@ -262,6 +266,20 @@ impl Driven {
         polled
     }
 
+    /// Runs `step`, the first look at a body, while the task has the lead; it says whether the body is over. Whoever looks
+    /// tells the sender of the body that it is wanted, which wakes the connection: for nothing where all of it was there.
+    pub(super) fn first_look<T>(&self, step: impl FnOnce() -> (T, bool)) -> T {
+        let line = &*self.line.0;
+        line.hold();
+        line.begin();
+        let (looked, over) = step();
+        if over {
+            line.begin();
+        }
+        line.let_go();
+        looked
+    }
+
     /// From here on the task has the lead. What it missed it hears of.
     pub(super) fn follow(&self) {
         if self.followed.replace(true) {
@@ -298,5 +316,37 @@ impl Driven {
         if let Some(task) = self.abort.take() {
             task.abort();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_first_look_wakes_the_task_only_where_more_of_the_body_is_to_come() {
+        let driven = Driven::of(None);
+        let (count, line) = (Arc::<Count>::default(), driven.line.1.clone());
+        driven.line.0.lead(&count.clone().into());
+        let woken = |over| {
+            let before = count.0.load(Relaxed);
+            driven.first_look(|| (line.wake_by_ref(), over));
+            count.0.load(Relaxed) - before
+        };
+        assert_eq!((woken(true), woken(false), woken(true)), (0, 1, 0));
+        // Nothing is held back afterwards.
+        line.wake_by_ref();
+        assert_eq!(count.0.load(Relaxed), 2);
     }
 }
