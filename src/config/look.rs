@@ -4,7 +4,8 @@
 //! A stamp is taken before its file is read: what changes in between then looks changed, at the price of one reload that
 //! finds nothing new. The other way round it would be missed until the next change.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -35,6 +36,19 @@ impl Watched {
         self.files.iter().for_each(|file| look.add(file));
         look
     }
+
+    /// Names, without folders, of the files and of what they are links to.
+    pub fn names(&self) -> HashSet<OsString> {
+        let resolved = self.files.iter().filter_map(|file| file.canonicalize().ok());
+        let all = self.files.iter().cloned().chain(resolved);
+        all.filter_map(|file| file.file_name().map(OsStr::to_os_string)).collect()
+    }
+
+    /// Whether new bytes in a file of one of the folders can change what a look sees. An access log may lie beside the
+    /// configuration, and is written to all the time.
+    pub fn concerns(names: &HashSet<OsString>, file: &Path) -> bool {
+        may_be_taken(file) || file.file_name().is_none_or(|name| names.contains(name))
+    }
 }
 
 impl Look {
@@ -50,10 +64,13 @@ impl Look {
     /// Looks at what may be taken from a folder.
     fn add_folder(&mut self, folder: &Path) {
         let inside = folder.read_dir().into_iter().flatten().flatten().map(|entry| entry.path());
-        inside
-            .filter(|path| path.extension().is_some_and(|kind| kind == "toml" || kind == "minisig"))
-            .for_each(|path| self.add(&path));
+        inside.filter(|path| may_be_taken(path)).for_each(|path| self.add(&path));
     }
+}
+
+/// Whether a file in a folder may become part of a configuration without being named.
+fn may_be_taken(path: &Path) -> bool {
+    path.extension().is_some_and(|kind| kind == "toml" || kind == "minisig")
 }
 
 /// Gathers what is to be watched while it is read.

@@ -5,12 +5,14 @@
 //! An event only says "look": whether anything changed is decided by content, in the reload.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use notify::event::ModifyKind;
+use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::Notify;
 
 use crate::config::Watched;
@@ -85,13 +87,17 @@ struct Folders {
     /// With device, inode and birth: a folder that was removed and made again is another one, whatever its name, and
     /// often has the inode of the old one.
     followed: HashMap<PathBuf, (u64, u64, Option<Duration>)>,
+    /// See [`Watched::names`].
+    names: Arc<Mutex<HashSet<OsString>>>,
 }
 
 impl Folders {
     fn new(changed: Arc<Notify>) -> Folders {
+        let names = Arc::<Mutex<HashSet<OsString>>>::default();
+        let known = names.clone();
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            // Reading is no change; an error (queue overflow, say) is a reason to look.
-            if event.map_or(true, |event| !event.kind.is_access()) {
+            // An error (queue overflow, say) is a reason to look.
+            if event.map_or(true, |event| is_reason(&event, &known)) {
                 changed.notify_one();
             }
         });
@@ -101,7 +107,7 @@ impl Folders {
                  to have them at once"
             );
         });
-        Folders { watcher: watcher.ok(), followed: HashMap::new() }
+        Folders { watcher: watcher.ok(), followed: HashMap::new(), names }
     }
 
     fn follow(&mut self, watched: &Watched) {
@@ -111,6 +117,7 @@ impl Folders {
             let born = metadata.created().ok().and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
             Some((folder, (metadata.dev(), metadata.ino(), born)))
         };
+        *lock(&self.names) = watched.names();
         // A folder that does not exist (yet) cannot be watched: the regular look sees it appear.
         let wanted: HashMap<_, _> = folders(watched).into_iter().filter_map(identity).collect();
         for (gone, _) in self.followed.iter().filter(|(folder, id)| wanted.get(*folder) != Some(*id)) {
@@ -126,6 +133,22 @@ impl Folders {
     }
 }
 
+/// Whether an event may be the news of a change. Reading is none, nor are new bytes in a file of no concern.
+fn is_reason(event: &notify::Event, names: &Mutex<HashSet<OsString>>) -> bool {
+    match event.kind {
+        EventKind::Access(_) => false,
+        EventKind::Modify(ModifyKind::Data(_)) => {
+            let names = lock(names);
+            event.paths.iter().any(|path| Watched::concerns(&names, path))
+        }
+        _ => true,
+    }
+}
+
+fn lock(names: &Mutex<HashSet<OsString>>) -> MutexGuard<'_, HashSet<OsString>> {
+    names.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Folders of the files, as named and as they resolve: a symbolic link may be replaced at either end.
 fn folders(watched: &Watched) -> HashSet<PathBuf> {
     let resolved = watched.files.iter().filter_map(|file| file.canonicalize().ok());
@@ -135,7 +158,7 @@ fn folders(watched: &Watched) -> HashSet<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use notify::event::{AccessKind, CreateKind, DataChange, RemoveKind};
 
     use super::*;
 
@@ -155,6 +178,28 @@ mod tests {
             tokio::time::timeout(Duration::from_secs(20), changed.notified()).await.unwrap();
             std::fs::remove_dir_all(&sites).unwrap();
             settle(&changed).await;
+        }
+    }
+
+    #[test]
+    fn what_is_written_to_an_access_log_beside_the_configuration_is_no_reason_to_look() {
+        let place = tempfile::tempdir().unwrap();
+        let path = |name: &str| place.path().join(name);
+        std::fs::write(path("list.txt"), "").unwrap();
+        std::os::unix::fs::symlink(path("list.txt"), path("link")).unwrap();
+        let watched = Watched { files: vec![path("link")], ..Watched::default() };
+        let names = Mutex::new(watched.names());
+        let is_reason = |kind, name: &str| is_reason(&notify::Event::new(kind).add_path(path(name)), &names);
+        let written = EventKind::Modify(ModifyKind::Data(DataChange::Any));
+        assert!(!is_reason(written, "access.log"));
+        for name in ["link", "list.txt", "new.toml", "new.minisig"] {
+            assert!(is_reason(written, name), "{name}");
+            assert!(!is_reason(EventKind::Access(AccessKind::Read), name), "{name}");
+        }
+        // Whatever stands there next may be of concern.
+        for kind in [EventKind::Create(CreateKind::File), EventKind::Remove(RemoveKind::File), EventKind::Any]
+        {
+            assert!(is_reason(kind, "access.log"), "{kind:?}");
         }
     }
 
