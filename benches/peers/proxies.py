@@ -193,6 +193,7 @@ class Tidegate(Proxy):
         return subprocess.run([found, "--version"], capture_output=True, text=True).stdout.split()[-1]
 
     def configure(self):
+        (self.folder / "log").mkdir(exist_ok=True)
         text = self.sites("site.toml", "site.toml") + self.fill("localhost.toml")
         if self.shape.hosts:
             text += self.fill("site.toml", HOST="routes.test", **self.shape.certificate("localhost"))
