@@ -37,10 +37,14 @@ impl Watched {
         look
     }
 
+    /// Where the files are, behind all links. Asks the system for each.
+    pub fn resolved(&self) -> Vec<PathBuf> {
+        self.files.iter().filter_map(|file| file.canonicalize().ok()).collect()
+    }
+
     /// Names, without folders, of the files and of what they are links to.
-    pub fn names(&self) -> HashSet<OsString> {
-        let resolved = self.files.iter().filter_map(|file| file.canonicalize().ok());
-        let all = self.files.iter().cloned().chain(resolved);
+    pub fn names(&self, resolved: &[PathBuf]) -> HashSet<OsString> {
+        let all = self.files.iter().chain(resolved);
         all.filter_map(|file| file.file_name().map(OsStr::to_os_string)).collect()
     }
 

@@ -117,9 +117,10 @@ impl Folders {
             let born = metadata.created().ok().and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
             Some((folder, (metadata.dev(), metadata.ino(), born)))
         };
-        *lock(&self.names) = watched.names();
+        let resolved = watched.resolved();
+        *lock(&self.names) = watched.names(&resolved);
         // A folder that does not exist (yet) cannot be watched: the regular look sees it appear.
-        let wanted: HashMap<_, _> = folders(watched).into_iter().filter_map(identity).collect();
+        let wanted: HashMap<_, _> = folders(watched, &resolved).into_iter().filter_map(identity).collect();
         for (gone, _) in self.followed.iter().filter(|(folder, id)| wanted.get(*folder) != Some(*id)) {
             let _ = watcher.unwatch(gone);
         }
@@ -150,9 +151,8 @@ fn lock(names: &Mutex<HashSet<OsString>>) -> MutexGuard<'_, HashSet<OsString>> {
 }
 
 /// Folders of the files, as named and as they resolve: a symbolic link may be replaced at either end.
-fn folders(watched: &Watched) -> HashSet<PathBuf> {
-    let resolved = watched.files.iter().filter_map(|file| file.canonicalize().ok());
-    let parents = resolved.filter_map(|file| file.parent().map(Path::to_path_buf));
+fn folders(watched: &Watched, resolved: &[PathBuf]) -> HashSet<PathBuf> {
+    let parents = resolved.iter().filter_map(|file| file.parent().map(Path::to_path_buf));
     watched.folders.iter().cloned().chain(parents).collect()
 }
 
@@ -188,7 +188,7 @@ mod tests {
         std::fs::write(path("list.txt"), "").unwrap();
         std::os::unix::fs::symlink(path("list.txt"), path("link")).unwrap();
         let watched = Watched { files: vec![path("link")], ..Watched::default() };
-        let names = Mutex::new(watched.names());
+        let names = Mutex::new(watched.names(&watched.resolved()));
         let is_reason = |kind, name: &str| is_reason(&notify::Event::new(kind).add_path(path(name)), &names);
         let written = EventKind::Modify(ModifyKind::Data(DataChange::Any));
         assert!(!is_reason(written, "access.log"));

@@ -216,22 +216,14 @@ impl Worker {
 
     /// A new request id: 32 hexadecimal digits, unique over nodes and restarts.
     pub fn next_request_id(&self) -> HeaderValue {
-        /// The digits of each byte.
-        #[allow(clippy::indexing_slicing, reason = "evaluated by the compiler, within bounds by the loop")]
-        static DIGITS: [[u8; 2]; 256] = {
-            let (hex, mut table, mut byte) = (b"0123456789abcdef", [[0; 2]; 256], 0);
-            while byte < 256 {
-                table[byte] = [hex[byte >> 4], hex[byte & 15]];
-                byte += 1;
-            }
-            table
-        };
+        const HEX: &[u8; 16] = b"0123456789abcdef";
+        let digit = |half: u8| HEX.get(usize::from(half)).copied().unwrap_or(b'0');
         let count = self.id_next.get();
         self.id_next.set(count.wrapping_add(1));
         let id = u128::from(self.id_prefix) << 64 | u128::from(self.id_hash.hash_one(count));
         let mut text = [b'0'; 32];
         for (digits, byte) in text.as_chunks_mut::<2>().0.iter_mut().zip(id.to_be_bytes()) {
-            *digits = DIGITS.get(usize::from(byte)).copied().unwrap_or(*b"00");
+            *digits = [digit(byte >> 4), digit(byte & 15)];
         }
         HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static("0"))
     }

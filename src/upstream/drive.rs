@@ -321,32 +321,22 @@ impl Driven {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
-
     use super::*;
-
-    #[derive(Default)]
-    struct Count(AtomicUsize);
-
-    impl Wake for Count {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Relaxed);
-        }
-    }
 
     #[test]
     fn a_first_look_wakes_the_task_only_where_more_of_the_body_is_to_come() {
         let driven = Driven::of(None);
-        let (count, line) = (Arc::<Count>::default(), driven.line.1.clone());
-        driven.line.0.lead(&count.clone().into());
+        // Another relay, that leads nothing, notes the wakes of the task.
+        let (task, line) = (Relayed::default(), driven.line.1.clone());
+        driven.line.0.lead(&task.1);
         let woken = |over| {
-            let before = count.0.load(Relaxed);
+            task.0.begin();
             driven.first_look(|| (line.wake_by_ref(), over));
-            count.0.load(Relaxed) - before
+            task.0.was_woken()
         };
-        assert_eq!((woken(true), woken(false), woken(true)), (0, 1, 0));
+        assert_eq!([woken(true), woken(false), woken(true)], [false, true, false]);
         // Nothing is held back afterwards.
         line.wake_by_ref();
-        assert_eq!(count.0.load(Relaxed), 2);
+        assert!(task.0.was_woken());
     }
 }
