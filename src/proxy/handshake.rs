@@ -33,6 +33,7 @@ use crate::proxy::turnstile::{Evicted, Refused, Ticket};
 use crate::proxy::{Worker, demand, respond, serve};
 use crate::snapshot::{Site, Snapshot};
 use crate::telemetry::metric::Counter;
+use crate::tls;
 use crate::tls::client_identity::ClientIdentity;
 use crate::tls::policy::Policy;
 
@@ -184,7 +185,8 @@ async fn shake(worker: &Rc<Worker>, ticket: &Ticket, tcp: TcpStream) -> Result<S
         return Err(None);
     };
     let (share, counted) = owned(worker, ticket, &snapshot, site).await?;
-    let config = snapshot.handshakes.get(index).unwrap_or(&snapshot.tls).clone();
+    let config = snapshot.handshakes.get(index).unwrap_or(&snapshot.tls);
+    let config = tls::server::for_client(config, hello.client_hello().cipher_suites());
     match ticket.compute(hello.into_stream(config).into_fallible()).await {
         Ok(tls) => {
             let (policy, place) = (site.policy.clone(), Some(place));

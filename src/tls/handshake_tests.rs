@@ -9,7 +9,7 @@ use rustls::server::ProducesTickets;
 use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
 use rustls::{
-    ClientConfig, HandshakeKind, NamedGroup, ProtocolVersion, RootCertStore, ServerConfig,
+    CipherSuite, ClientConfig, HandshakeKind, NamedGroup, ProtocolVersion, RootCertStore, ServerConfig,
     SupportedProtocolVersion,
 };
 use rustls_pki_types::{CertificateDer, ServerName};
@@ -19,7 +19,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use super::index::CertificateIndex;
 use super::internal_ca::InternalCa;
 use super::policy::Policy;
-use super::server::server_config;
+use super::server::{for_client, server_config};
 use super::{client, pem};
 use crate::config::model::{HostPattern, Located, Origin, TlsVersion, Upstream};
 
@@ -34,6 +34,7 @@ struct World {
 struct Seen {
     version: ProtocolVersion,
     group: Option<NamedGroup>,
+    suite: CipherSuite,
     kind: HandshakeKind,
     alpn: Option<Vec<u8>>,
 }
@@ -54,16 +55,20 @@ impl World {
         server_config(Arc::new(CertificateIndex::new(pairs, None)), ticketer.clone(), &plain()).unwrap()
     }
 
-    /// A browser that trusts our CA.
-    fn browser(&self, versions: &[&'static SupportedProtocolVersion]) -> ClientConfig {
+    fn roots(&self) -> RootCertStore {
         let mut roots = RootCertStore::empty();
         for der in pem::certificates(&std::fs::read(self.ca.ca_path()).unwrap(), "ca").unwrap() {
             roots.add(der).unwrap();
         }
+        roots
+    }
+
+    /// A browser that trusts our CA.
+    fn browser(&self, versions: &[&'static SupportedProtocolVersion]) -> ClientConfig {
         let mut config = ClientConfig::builder_with_provider(super::provider())
             .with_protocol_versions(versions)
             .unwrap()
-            .with_root_certificates(roots)
+            .with_root_certificates(self.roots())
             .with_no_client_auth();
         config.alpn_protocols = vec![b"http/1.1".to_vec(), b"h2".to_vec()];
         config
@@ -102,6 +107,7 @@ async fn connect(
         Ok(Seen {
             version: state.protocol_version().unwrap(),
             group: state.negotiated_key_exchange_group().map(|g| g.name()),
+            suite: state.negotiated_cipher_suite().unwrap().suite(),
             kind: state.handshake_kind().unwrap(),
             alpn: state.alpn_protocol().map(<[u8]>::to_vec),
         })
@@ -188,6 +194,48 @@ async fn old_clients_get_tls_1_2_a_classic_group_and_http_1_1() {
     let (at_server, at_browser) = connect(&server, &Arc::new(config), "a.test").await.unwrap_err();
     assert!(at_browser.unwrap().to_string().contains("UnknownIssuer"));
     assert!(at_server.unwrap().to_string().contains("UnknownCA"));
+}
+
+#[tokio::test]
+async fn aes_with_128_bits_goes_first_unless_the_client_prefers_chacha20_or_has_no_other() {
+    use CipherSuite::*;
+    let world = World::new();
+    let server = world.server(&["a.test"], &tickets());
+    let (a128, a256, chacha) =
+        (TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256);
+    let (old_128, old_256, old_chacha) = (
+        TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+        TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+        TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+    );
+    let cases: [(&[CipherSuite], CipherSuite); 9] = [
+        (&[a256, chacha, a128], a128),
+        (&[a128, chacha, a256], a128),
+        (&[a256, chacha], a256),
+        (&[a256], a256),
+        (&[chacha, a256, a128], chacha),
+        (&[chacha], chacha),
+        (&[old_256, old_chacha, old_128], old_128),
+        (&[old_256], old_256),
+        (&[old_chacha, old_256, old_128], old_chacha),
+    ];
+    for (offered, agreed) in cases {
+        let mut provider = super::provider().as_ref().clone();
+        let of =
+            |wanted: &CipherSuite| provider.cipher_suites.iter().find(|one| one.suite() == *wanted).copied();
+        provider.cipher_suites = offered.iter().map(|wanted| of(wanted).unwrap()).collect();
+        let versions = if offered.contains(&old_256) { [&TLS12] } else { [&TLS13] };
+        let mut browser = ClientConfig::builder_with_provider(Arc::new(provider))
+            .with_protocol_versions(&versions)
+            .unwrap()
+            .with_root_certificates(world.roots())
+            .with_no_client_auth();
+        browser.alpn_protocols = vec![b"h2".to_vec()];
+        // What devices send to find servers that choke on what they do not know (RFC 8701).
+        let grease = [&[CipherSuite::Unknown(0x1a1a)], offered].concat();
+        let seen = connect(&for_client(&server, &grease), &Arc::new(browser), "a.test").await.unwrap();
+        assert_eq!(seen.suite, agreed, "{offered:?}");
+    }
 }
 
 #[tokio::test]

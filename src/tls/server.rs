@@ -6,7 +6,7 @@
 use std::sync::{Arc, OnceLock};
 
 use rustls::server::{NoServerSessionStorage, ProducesTickets};
-use rustls::{ServerConfig, crypto::aws_lc_rs};
+use rustls::{CipherSuite, ServerConfig, crypto::aws_lc_rs};
 
 use super::index::CertificateIndex;
 use super::policy::Policy;
@@ -49,9 +49,31 @@ pub fn server_config(
         config.send_tls13_tickets = TLS13_TICKETS;
     }
     config.max_early_data_size = 0;
+    // The order of the provider; see `for_client`.
+    config.ignore_client_order = true;
     // Only TLS 1.2 clients without tickets would use the store, at the price of a lock that all workers share.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     Ok(Arc::new(config))
+}
+
+/// The settings for a client that offers `suites`: its own order of ciphers counts where it names ChaCha20 before AES, for that
+/// is what devices do that have no instructions for AES. All others get [`super::provider`]'s order.
+pub fn for_client(config: &Arc<ServerConfig>, suites: &[CipherSuite]) -> Arc<ServerConfig> {
+    let ours = |suite: &&CipherSuite| {
+        config.crypto_provider().cipher_suites.iter().any(|one| one.suite() == **suite)
+    };
+    match suites.iter().find(ours) {
+        Some(
+            CipherSuite::TLS13_CHACHA20_POLY1305_SHA256
+            | CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256
+            | CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+        ) => {
+            let mut config = ServerConfig::clone(config);
+            config.ignore_client_order = false;
+            Arc::new(config)
+        }
+        _ => Arc::clone(config),
+    }
 }
 
 /// The keys that seal session tickets: random, new every six hours, made once per process. The keys before the

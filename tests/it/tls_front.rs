@@ -213,6 +213,24 @@ async fn openssl_agrees_that_only_tls_1_2_and_1_3_are_spoken() {
 }
 
 #[tokio::test]
+async fn openssl_gets_aes_with_128_bits_unless_it_prefers_chacha20_or_has_no_other() {
+    if !tool::requires("openssl", &["version"]) {
+        return;
+    }
+    let (_origin, proxy) = shop().await;
+    let (a128, a256, chacha) =
+        ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256");
+    for (offered, agreed) in [
+        ([a256, chacha, a128].join(":"), a128),
+        ([chacha, a256, a128].join(":"), chacha),
+        (a256.into(), a256),
+    ] {
+        let said = s_client(&proxy, &["-tls1_3", "-ciphersuites", &offered], "").await;
+        assert!(said.contains(&format!("Cipher is {agreed}")), "{offered}: {said}");
+    }
+}
+
+#[tokio::test]
 async fn renegotiation_is_refused() {
     if !tool::requires("openssl", &["version"]) {
         return;
