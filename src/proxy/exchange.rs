@@ -291,9 +291,13 @@ impl<'a> Exchange<'a> {
         let (started, sent_at) = (clock::micros(), self.worker.wheel.now());
         self.arm(&connection.timer, sent_at);
         connection.ask(request.method(), request.headers().contains_key(header::UPGRADE));
+        if upload.is_some() {
+            // What was just read of a body is sent before the next connection has its turn: it is in the core's caches still.
+            connection.hand_over();
+        }
         let mut sent = std::pin::pin!(connection.sender.try_send_request(*request));
         let result = std::future::poll_fn(|cx| {
-            if let Poll::Ready(result) = sent.as_mut().poll(cx) {
+            if let Poll::Ready(result) = connection.lead(cx, |cx| sent.as_mut().poll(cx)) {
                 return Poll::Ready(Ok(result));
             }
             while connection.timer.poll_expired(cx).is_ready() {
@@ -306,6 +310,7 @@ impl<'a> Exchange<'a> {
         .await;
         match result {
             Ok(Ok(response)) => {
+                connection.follow();
                 connection.timer.clear();
                 self.observe(context, started, response.status());
                 let Some(slot) = self.slot.take() else { return Err(Failure::last(Outcome::Internal)) };

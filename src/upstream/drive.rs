@@ -1,11 +1,13 @@
-//! Who drives an HTTP/1.1 connection to an endpoint: a task of its own, or whoever takes the body of an answer.
+//! Who drives an HTTP/1.1 connection to an endpoint: a task of its own, or whoever waits for the answer.
 //!
 //! A connection of hyper does nothing unless it is polled, and a task of its own does that for the head of an answer, between
-//! requests (the endpoint closes), while a request's body is still being sent, and where a tunnel's stream is taken out.
-//! But that task would read a long body ahead of whoever takes it: into memory while the client is slow, and out of the
-//! core's caches before it is encrypted. So whoever takes a body polls the connection where he waits for more
-//! (`Driven::lead`), and nothing is read that nobody asked for. Heads stay with the task: requests that come together are
-//! then read together, sent together, and answered together, which the core's caches like better.
+//! requests (the endpoint closes), while a request's body is still being sent after its answer began, and where a tunnel's
+//! stream is taken out. But that task would read a long body ahead of whoever takes it: into memory while the client is
+//! slow, and out of the core's caches before it is encrypted. So whoever takes a body polls the connection where he waits for
+//! more (`Driven::lead`), and nothing is read that nobody asked for. In the same way whoever sends a body polls the
+//! connection while he waits for the head of its answer: each piece goes out in the turn in which it was read, and not
+//! behind the pieces of all others. Heads without a body stay with the task: requests that come together are then read
+//! together, sent together, and answered together, which the core's caches like better.
 //!
 //! Everything that the connection waits for knows one waker, which is passed on to whoever leads: nothing must be
 //! registered anew when the leader changes.
@@ -223,7 +225,7 @@ impl Driven {
         }
     }
 
-    /// From here on whoever takes the answer has the lead, in [`Driven::lead`].
+    /// From here on whoever waits for the answer has the lead, in [`Driven::lead`].
     pub(super) fn hand_over(&self) {
         self.followed.set(false);
         self.line.0.hold();
