@@ -2,7 +2,7 @@
 //!
 //! rustls asks the socket for 4 KiB at a time, whatever there is: 256 calls for each megabyte of an upload. [`Ahead`] stands
 //! between them. While reads come back full it takes as much as one call gives, and hands it on from memory. Who sends
-//! little never has such a buffer, and who sends much has one only while something is left in it.
+//! little never has such a buffer, and who sends much has one only while something is left in it: not while he is waited for.
 
 use std::cell::RefCell;
 use std::io;
@@ -30,7 +30,7 @@ pub struct Ahead {
     tcp: TcpStream,
     /// What was read and not yet handed on.
     left: Option<Left>,
-    /// The last read took all it had room for: there is more.
+    /// The last read took all it had room for, or much: there is more, or will be.
     full: bool,
 }
 
@@ -75,7 +75,9 @@ impl Ahead {
         let mut into = ReadBuf::new(&mut bytes);
         let read = Pin::new(&mut self.tcp).poll_read(cx, &mut into);
         let end = into.filled().len();
-        self.full = end > TELLING;
+        if read.is_ready() {
+            self.full = end > TELLING;
+        }
         if end == 0 {
             give_back(bytes);
         } else {
@@ -182,6 +184,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_sends_much_in_bursts_is_read_in_one_call_each_and_costs_no_buffer_in_between() {
+        let (mut ahead, mut client) = pair().await;
+        client.write_all(&[7; 20_000]).await.unwrap();
+        ahead.read_exact(&mut [0; 20_000]).await.unwrap();
+        for _ in 0..3 {
+            let mut room = [0; 4096];
+            let mut next = std::pin::pin!(ahead.read(&mut room));
+            assert!(std::future::poll_fn(|cx| Poll::Ready(next.as_mut().poll(cx).is_pending())).await);
+            client.write_all(&[7; 20_000]).await.unwrap();
+            assert_eq!(next.await.unwrap(), 4096);
+            assert!(ahead.has_left(), "what is behind the room was read too");
+            ahead.read_exact(&mut [0; 20_000 - 4096]).await.unwrap();
+            assert!(!ahead.has_left());
+        }
+        // A small piece ends it.
+        client.write_all(&[7; 100]).await.unwrap();
+        ahead.read_exact(&mut [0; 100]).await.unwrap();
+        assert!(!ahead.full && !ahead.has_left());
+    }
+
+    #[tokio::test]
     async fn who_sends_little_costs_no_buffer() {
         let (mut ahead, mut client) = pair().await;
         for _ in 0..3 {
@@ -189,7 +212,7 @@ mod tests {
             assert!(ahead.read(&mut [0; 4096]).await.unwrap() < 4096);
             assert!(!ahead.full && !ahead.has_left());
         }
-        // A piece as large as the room: one look ahead finds nothing, and keeps nothing.
+        // A piece as large as the room: a look ahead finds nothing, and keeps nothing.
         client.write_all(&[7; 4096]).await.unwrap();
         ahead.read_exact(&mut [0; 4096]).await.unwrap();
         let mut room = [0; 4096];
