@@ -87,7 +87,7 @@ class Proxy:
         self.bench, self.shape, self.folder = bench, shape, shape.folder
         self.ports = {"PLAIN": free_port(), "TLS": free_port(), "METRICS": free_port()}
         self.values = shape.values | self.ports | {"WORKERS": len(bench.proxy_cores.split(","))}
-        self.process, self.changes = None, 0
+        self.process, self.changes, self.staged = None, 0, None
 
     @classmethod
     def find(cls, options):
@@ -104,7 +104,10 @@ class Proxy:
         path = self.folder / name
         new = path.with_suffix(path.suffix + ".new")
         new.write_text(text)
-        new.rename(path)  # whoever watches sees it whole
+        if self.staged is None:
+            new.rename(path)  # whoever watches sees it whole
+        else:
+            self.staged.append((new, path))
         return path
 
     def fill(self, source, **values):
@@ -156,10 +159,21 @@ class Proxy:
         self.stop()
         raise Missing(f"does not start: {self.log.read_text(errors='replace')[-400:].strip()}")
 
-    def reload(self):
-        """One site comes or changes; what is in flight goes on."""
+    def stage(self):
+        """Writes a configuration with one site more, which `reload` puts in place: writing it must not take the time of the proxy."""
         self.changes += 1
+        self.staged = []
         self.configure()
+
+    def reload(self):
+        """What was staged comes in force; what is in flight goes on."""
+        for new, path in self.staged:
+            new.rename(path)
+        self.staged = None
+        self.told()
+
+    def told(self):
+        """How it hears of that."""
         self.process.send_signal(signal.SIGHUP)
 
     def url(self, scheme, path):
@@ -204,9 +218,8 @@ class Tidegate(Proxy):
     def arguments(self):
         return [self.bench.found[self.name], "run", "--config", self.config]
 
-    def reload(self):
-        self.changes += 1
-        self.configure()  # it watches its files
+    def told(self):
+        pass  # it watches its files
 
 
 class Nginx(Proxy):
@@ -243,9 +256,7 @@ class Haproxy(Proxy):
     def arguments(self):
         return [self.bench.found[self.name], "-W", "-f", self.config]
 
-    def reload(self):
-        self.changes += 1
-        self.configure()
+    def told(self):
         self.process.send_signal(signal.SIGUSR2)
 
 
@@ -277,9 +288,7 @@ class Caddy(Proxy):
     def arguments(self):
         return [self.bench.found[self.name], "run", "--config", self.config, "--adapter", "caddyfile"]
 
-    def reload(self):
-        self.changes += 1
-        self.configure()
+    def told(self):
         # Its command reads and sends the configuration; that it runs on the load's core is in its favour.
         subprocess.Popen(
             ["taskset", "-c", self.bench.load_cores, self.bench.found[self.name], "reload", "--config", self.config,
@@ -306,7 +315,7 @@ class Envoy(Proxy):
     @classmethod
     def version(cls, found):
         text = subprocess.run([found, "--version"], capture_output=True, text=True).stdout
-        found = re.search(r"/(\d+\.\d+\.\d+)/", text)
+        found = re.search(r"version: \w+/(\d+\.\d+\.\d+)/", text)  # the text begins with a path that may have a version too
         return found[1] if found else "?"
 
     def configure(self):
@@ -322,9 +331,8 @@ class Envoy(Proxy):
         return [self.bench.found[self.name], "-c", self.config, "--concurrency", self.values["WORKERS"],
                 "--disable-hot-restart", "-l", "error"]
 
-    def reload(self):
-        self.changes += 1
-        self.configure()
+    def told(self):
+        pass  # it watches its sites
 
 
 class Pingora(Proxy):

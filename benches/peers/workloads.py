@@ -130,6 +130,7 @@ def idle(bench, proxy, seconds):
 def reload(bench, proxy, rate, seconds):
     """The same steady load twice: quiet, and with a reload when a quarter of it is over."""
     quiet = steady(bench, proxy, rate, seconds)
+    proxy.stage()
     load = subprocess.Popen(
         ["taskset", "-c", bench.load_cores, bench.load, "rate", f"url={proxy.url('https', '/small')}", f"rate={rate}",
          f"seconds={seconds}", "connections=64"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
