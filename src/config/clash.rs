@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::diagnostic::Diagnostic;
 use super::model::{Claim, Origin, Site};
 use super::section::host;
+use crate::base::gentle;
 
 /// The code of every diagnostic made here.
 pub const CODE: &str = "host-clash";
@@ -20,7 +21,7 @@ pub fn clashes(sites: &[(Arc<str>, &Site, u64)]) -> Vec<Diagnostic> {
     order.sort_by(|a, b| (a.2, &a.0).cmp(&(b.2, &b.0)));
     let mut owners: HashMap<Claim, (&Arc<str>, &Origin)> = HashMap::new();
     let mut losers = Vec::new();
-    for (name, site, _) in order {
+    for (name, site, _) in gentle::each(order) {
         let taken = site.claims().find_map(|(claim, at)| {
             let owner = *owners.get(&claim)?;
             Some((claim, at, owner))

@@ -1,16 +1,22 @@
 //! Text to TOML, with the bounds that the TOML reader itself does not have.
 
-use toml::de::DeTable;
+mod pieces;
+
+use toml::de::{DeTable, DeValue};
 use toml_parser::lexer::TokenKind;
 
 use super::diagnostic::Diagnostic;
 use super::source::Source;
+use crate::base::gentle;
+use pieces::Cuts;
 
 /// Parts of one dotted key: the deepest legal one has five. Nesting by brackets is bounded by the TOML reader (80);
 /// without this bound a key of a million dots would become a million tables, one inside the other.
 const KEY_PARTS_MAX: usize = 16;
 /// Tokens of one file: bounds the memory that reading it takes.
 const TOKENS_MAX: usize = 2_500_000;
+/// Tokens are counted in steps of so many: some microseconds.
+const TOKENS_A_STEP: usize = 256;
 /// Only files up to this size are searched for more than their first syntax error: each error found takes memory.
 const ALL_ERRORS_BYTES_MAX: usize = 256 << 10;
 /// Syntax errors reported per file: the first ones cause most others.
@@ -21,7 +27,10 @@ const SYNTAX_ERRORS_MAX: usize = 3;
 /// # Errors
 /// What is wrong with its syntax, at least one.
 pub fn parse(source: &Source) -> Result<DeTable<'_>, Vec<Diagnostic>> {
-    check_bounds(source).map_err(|diagnostic| vec![*diagnostic])?;
+    let cuts = check_bounds(source).map_err(|diagnostic| vec![*diagnostic])?;
+    if let Some(table) = cuts.read() {
+        return Ok(table);
+    }
     let first = match DeTable::parse(source.text()) {
         Ok(table) => return Ok(table.into_inner()),
         Err(error) => error,
@@ -34,6 +43,16 @@ pub fn parse(source: &Source) -> Result<DeTable<'_>, Vec<Diagnostic>> {
         }
     }
     Err(telling(source, &errors).into_iter().map(|error| syntax(source, error)).collect())
+}
+
+/// Drops what a text said: of thousands of sites, not in one go.
+pub fn discard(root: DeTable<'_>) {
+    for (_, value) in root {
+        match value.into_inner() {
+            DeValue::Table(entries) => gentle::drop_each(entries),
+            single => drop(single),
+        }
+    }
 }
 
 /// The errors worth telling: one a line, because the others follow from it. A text without its closing quote goes
@@ -53,12 +72,16 @@ fn telling<'e>(source: &Source, errors: &'e [toml::de::Error]) -> Vec<&'e toml::
     told
 }
 
-fn check_bounds(source: &Source) -> Result<(), Box<Diagnostic>> {
+fn check_bounds(source: &Source) -> Result<Cuts<'_>, Box<Diagnostic>> {
     let too_large = |code, at: std::ops::Range<usize>, message: String, help: &str| {
         Err(Box::new(Diagnostic::error(code, &source.origin(at), message).help(help)))
     };
-    let mut dots = 0;
+    let (mut dots, mut cuts) = (0, Cuts::new(source.text()));
     for (count, token) in toml_parser::Source::new(source.text()).lex().enumerate() {
+        if count.is_multiple_of(TOKENS_A_STEP) {
+            gentle::breathe();
+        }
+        cuts.token(&token);
         let at = token.span().start()..token.span().end();
         if count >= TOKENS_MAX {
             let message = format!("this file has more than {TOKENS_MAX} tokens");
@@ -85,7 +108,7 @@ fn check_bounds(source: &Source) -> Result<(), Box<Diagnostic>> {
             );
         }
     }
-    Ok(())
+    Ok(cuts)
 }
 
 fn syntax(source: &Source, error: &toml::de::Error) -> Diagnostic {

@@ -4,15 +4,19 @@
 //! A stamp is taken before its file is read: what changes in between then looks changed, at the price of one reload that
 //! finds nothing new. The other way round it would be missed until the next change.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use foldhash::fast::RandomState;
+
+use crate::base::gentle;
+
 /// Files and folders that a configuration depends on.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Watched {
-    /// Every file read, and every certificate, key, list and authority named.
+    /// Every file read, and every certificate, key, list and authority named; in any order.
     pub files: Vec<PathBuf>,
     /// Folders of the files, and those of `include` and of patches even while they are missing.
     pub folders: Vec<PathBuf>,
@@ -22,7 +26,7 @@ pub struct Watched {
 
 /// What a look at files saw; two equal looks mean that nothing changed.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Look(BTreeMap<PathBuf, Option<Stamp>>);
+pub struct Look(HashMap<OsString, Option<Stamp>, RandomState>);
 
 /// Inode, size, and time of the last change of the content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,20 +35,30 @@ struct Stamp(u64, u64, i64, i64);
 impl Watched {
     /// Looks at them again.
     pub fn look(&self) -> Look {
-        let mut look = Look::default();
+        let mut look = Look(HashMap::with_capacity_and_hasher(self.seen.0.len(), RandomState::default()));
         self.folders.iter().for_each(|folder| look.add_folder(folder));
         self.files.iter().for_each(|file| look.add(file));
         look
     }
 
-    /// Where the files are, behind all links. Asks the system for each.
+    /// Where the files are, behind all links. Asks the system once for each folder, and once for each file that is no
+    /// link.
     pub fn resolved(&self) -> Vec<PathBuf> {
-        self.files.iter().filter_map(|file| file.canonicalize().ok()).collect()
+        let mut folders: HashMap<&OsStr, Option<PathBuf>> = HashMap::new();
+        let resolved = gentle::each(&self.files).filter_map(|file| {
+            if file.is_symlink() {
+                return file.canonicalize().ok();
+            }
+            let (folder, name) = (file.parent()?, file.file_name()?);
+            let folder = folders.entry(folder.as_os_str()).or_insert_with(|| folder.canonicalize().ok());
+            folder.as_ref().map(|folder| folder.join(name))
+        });
+        resolved.collect()
     }
 
     /// Names, without folders, of the files and of what they are links to.
     pub fn names(&self, resolved: &[PathBuf]) -> HashSet<OsString> {
-        let all = self.files.iter().chain(resolved);
+        let all = gentle::each(self.files.iter().chain(resolved));
         all.filter_map(|file| file.file_name().map(OsStr::to_os_string)).collect()
     }
 
@@ -58,16 +72,26 @@ impl Watched {
 impl Look {
     /// Looks at a file that was not looked at yet. Links are followed: what matters is what would be read.
     pub fn add(&mut self, file: &Path) {
-        if self.0.contains_key(file) {
+        gentle::breathe();
+        // By bytes: comparing paths by their parts takes longer than asking the system.
+        if self.0.contains_key(file.as_os_str()) {
             return;
         }
         let stamp = file.metadata().map(|m| Stamp(m.ino(), m.size(), m.mtime(), m.mtime_nsec()));
-        self.0.insert(file.to_path_buf(), stamp.ok());
+        self.0.insert(file.into(), stamp.ok());
+    }
+
+    /// Whether two looks saw the same.
+    pub fn same(&self, other: &Look) -> bool {
+        self.0.len() == other.0.len()
+            && gentle::each(&self.0).all(|(file, seen)| other.0.get(file) == Some(seen))
     }
 
     /// Looks at what may be taken from a folder.
     fn add_folder(&mut self, folder: &Path) {
-        let inside = folder.read_dir().into_iter().flatten().flatten().map(|entry| entry.path());
+        // Certificates may lie there by the thousand.
+        let entries = gentle::each(folder.read_dir().into_iter().flatten().flatten());
+        let inside = entries.map(|entry| entry.path());
         inside.filter(|path| may_be_taken(path)).for_each(|path| self.add(&path));
     }
 }
@@ -80,7 +104,7 @@ fn may_be_taken(path: &Path) -> bool {
 /// Gathers what is to be watched while it is read.
 #[derive(Debug, Default)]
 pub(super) struct Gathered {
-    files: BTreeSet<PathBuf>,
+    files: HashSet<OsString>,
     folders: BTreeSet<PathBuf>,
     seen: Look,
 }
@@ -89,7 +113,7 @@ impl Gathered {
     /// A file that is read after this.
     pub fn file(&mut self, file: PathBuf) {
         self.seen.add(&file);
-        self.files.insert(file);
+        self.files.insert(file.into());
     }
 
     /// A folder that is listed after this. Of two looks the first counts: what appeared since may have been missed.
@@ -100,11 +124,13 @@ impl Gathered {
     }
 
     pub fn finish(mut self) -> Watched {
-        let parents: Vec<_> =
-            self.files.iter().filter_map(|file| file.parent().map(Path::to_path_buf)).collect();
-        parents.iter().for_each(|folder| self.folder(folder));
-        let Gathered { files, folders, seen } = self;
-        Watched { files: files.into_iter().collect(), folders: folders.into_iter().collect(), seen }
+        let files = std::mem::take(&mut self.files);
+        let files: Vec<PathBuf> = gentle::each(files).map(PathBuf::from).collect();
+        let parents: HashSet<&OsStr> =
+            gentle::each(&files).filter_map(|file| file.parent().map(Path::as_os_str)).collect();
+        parents.into_iter().for_each(|folder| self.folder(Path::new(folder)));
+        let Gathered { folders, seen, .. } = self;
+        Watched { files, folders: folders.into_iter().collect(), seen }
     }
 }
 

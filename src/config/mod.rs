@@ -37,6 +37,7 @@ pub use reference::schema;
 pub use restart::restart_needed;
 pub use source::{Source, Sources};
 
+use crate::base::gentle;
 use look::Gathered;
 use model::{Origin, Server, Site};
 use parse::{Context, Value, quoted};
@@ -104,7 +105,11 @@ pub fn load_with(path: &Path, home: Home<'_>, fragments: &[Fragment]) -> Loaded 
             run.refuse(&path, errors);
             None
         }
-        Ok(root) => Some(run.main(&main, &root)),
+        Ok(root) => {
+            let server = run.main(&main, &root);
+            document::discard(root);
+            Some(server)
+        }
     };
     run.finish(server)
 }
@@ -137,7 +142,7 @@ fn each_site(root: &DeTable<'_>, mut each: impl FnMut(Arc<str>, Range<usize>, &V
     // The reader sorts keys by name; age and precedence follow the order in which they were written.
     let mut sites: Vec<_> = sites.iter().collect();
     sites.sort_by_key(|(key, _)| key.span().start);
-    for (key, value) in sites {
+    for (key, value) in gentle::each(sites) {
         each(Arc::from(key.get_ref().to_ascii_lowercase()), key.span(), value);
     }
 }
@@ -152,7 +157,8 @@ impl Loaded {
     /// diagnostics about them. Gives the names of the sites that lost.
     pub fn settle_clashes(&mut self, age: impl Fn(&str) -> u64) -> Vec<Arc<str>> {
         self.diagnostics.retain(|diagnostic| diagnostic.code != clash::CODE);
-        let good = self.sites.iter().filter_map(|entry| Some((entry.name.clone(), entry.site.as_ref()?)));
+        let good =
+            gentle::each(&self.sites).filter_map(|entry| Some((entry.name.clone(), entry.site.as_ref()?)));
         let aged: Vec<_> = good.map(|(name, site)| (name.clone(), site, age(&name))).collect();
         let lost = clashes(&aged);
         let names = lost.iter().filter_map(|diagnostic| diagnostic.site.clone()).collect();
@@ -294,6 +300,7 @@ impl<'a> Run<'a> {
             context.error("unknown-key", key.span(), message, help);
         }
         self.take_sites(&mut context, &source, &root, server);
+        document::discard(root);
         if context.errors > 0 {
             // Something of this file was meant for a site, but nobody can say which.
             self.loaded.broken_files.push(path.clone());
@@ -364,8 +371,8 @@ impl<'a> Run<'a> {
         let Run { mut loaded, sites, gathered, .. } = self;
         loaded.server = server.filter(|(_, good)| *good).map(|(server, _)| server);
         let ages: HashMap<Arc<str>, u64> =
-            sites.iter().map(|(name, (_, _, age))| (name.clone(), *age)).collect();
-        loaded.sites = sites.into_values().map(|(entry, _, _)| entry).collect();
+            gentle::each(&sites).map(|(name, (_, _, age))| (name.clone(), *age)).collect();
+        loaded.sites = gentle::each(sites.into_values()).map(|(entry, _, _)| entry).collect();
         loaded.watched = Arc::new(gathered.finish());
         loaded.settle_clashes(|name| ages.get(name).copied().unwrap_or(u64::MAX));
         loaded

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::base::clock;
+use crate::base::{clock, gentle};
 use crate::config::model::{self, Certificate, Claim, Origin, Server};
 use crate::config::{self, Diagnostic, Loaded, SiteEntry};
 use crate::control::last_good::{self, Store};
@@ -57,7 +57,7 @@ pub(super) fn build(
     built.diagnostics.extend(patches::load(server.patches.as_ref(), residents));
     built.diagnostics.extend(patches::unknown(&loaded.sites, residents));
     let reasons = Reasons::new(&loaded.diagnostics);
-    for entry in &loaded.sites {
+    for entry in gentle::each(&loaded.sites) {
         let age = state.age(&entry.name).unwrap_or_else(|| {
             built.next_age += 1;
             built.next_age - 1
@@ -65,7 +65,8 @@ pub(super) fn build(
         built.take(entry, age, lost.contains(&entry.name), &reasons, &fallback);
     }
     built.keep_broken(&loaded.broken_files, &reasons, &fallback);
-    let origins = loaded.sites.iter().filter_map(|entry| Some((&*entry.name, &entry.site.as_ref()?.origin)));
+    let origins =
+        gentle::each(&loaded.sites).filter_map(|entry| Some((&*entry.name, &entry.site.as_ref()?.origin)));
     built.settle(&origins.collect(), &fallback);
     built
 }
@@ -115,7 +116,7 @@ impl Fallback<'_> {
     fn intruders(&self, loaded: &Loaded) -> BTreeSet<Arc<str>> {
         let owners = self.owners(loaded);
         let entries: HashMap<&str, &SiteEntry> =
-            loaded.sites.iter().map(|entry| (&*entry.name, entry)).collect();
+            gentle::each(&loaded.sites).map(|entry| (&*entry.name, entry)).collect();
         let broken: HashSet<&Path> = loaded.broken_files.iter().map(|file| &**file).collect();
         let keeps = |owner: &str, claim: &Claim| match entries.get(owner).map(|entry| &entry.site) {
             Some(Some(site)) => site.claims().any(|(claimed, _)| claimed == *claim),
@@ -128,13 +129,13 @@ impl Fallback<'_> {
                 owners.get(&claim).is_some_and(|owner| **owner != *entry.name && keeps(owner, &claim))
             })
         };
-        loaded.sites.iter().filter(intrudes).map(|entry| entry.name.clone()).collect()
+        gentle::each(&loaded.sites).filter(intrudes).map(|entry| entry.name.clone()).collect()
     }
 
     /// Who serves each host (or takes names on demand), or did so before the restart.
     fn owners(&self, loaded: &Loaded) -> HashMap<Claim, &str> {
         let mut owners: HashMap<Claim, &str> = HashMap::new();
-        for (name, known) in &self.state.sites {
+        for (name, known) in gentle::each(&self.state.sites) {
             owners.extend(known.site.claims.iter().map(|claim| (claim.clone(), &**name)));
         }
         // Stored texts are read again only where two sites clash: that is rare, and they may be thousands.
@@ -326,7 +327,7 @@ impl Built {
         let waits = |name: &Arc<str>| self.quarantined.contains_key(name) && !self.sites.contains_key(name);
         let kept = state.dormant.iter().filter(|(name, _)| waits(name));
         let mut dormant: BTreeMap<_, _> = kept.map(|(name, kept)| (name.clone(), kept.clone())).collect();
-        let fell = state.sites.iter().filter(|(name, _)| waits(name));
+        let fell = gentle::each(&state.sites).filter(|(name, _)| waits(name));
         dormant.extend(fell.map(|(name, known)| (name.clone(), known.stored())));
         dormant
     }

@@ -4,15 +4,16 @@
 //! fingerprint, mode 0600. A store that cannot be read or written is told in the log and costs nothing else: it is
 //! only needed when two things fail at once.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
+use crate::base::gentle;
 use crate::tls::file;
 use crate::tls::pem::{self, Identity};
 
@@ -24,7 +25,12 @@ const BYTES_MAX: usize = 256 << 20;
 pub struct Stored {
     version: u32,
     /// By name.
+    #[serde(serialize_with = "one_by_one")]
     pub sites: BTreeMap<String, Site>,
+}
+
+fn one_by_one<S: Serializer>(sites: &BTreeMap<String, Site>, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_map(gentle::each(sites))
 }
 
 /// One site as it last served.
@@ -87,7 +93,8 @@ impl Store {
         (self.folder.join(format!("{fingerprint}.crt")), self.folder.join(format!("{fingerprint}.key")))
     }
 
-    /// Replaces what is stored. `pairs` are the certificate and key files behind each fingerprint.
+    /// Replaces what is stored. `pairs` are the certificate and key files behind each fingerprint; those that are `copied`
+    /// already, by this process, are not looked at. What lies here whole afterwards is `copied` then.
     ///
     /// # Errors
     /// A sentence that names the path.
@@ -95,34 +102,52 @@ impl Store {
         &self,
         sites: BTreeMap<String, Site>,
         pairs: &BTreeMap<String, (PathBuf, PathBuf)>,
+        copied: &mut HashSet<String>,
     ) -> Result<(), String> {
         let wrong = |error: std::io::Error| {
             format!("the last good sites cannot be kept in {}: {error}", self.folder.display())
         };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.folder).map_err(wrong)?;
+        let before = copied.len();
         // One certificate that cannot be copied keeps nothing else from being stored.
-        let mut copied = Ok(());
-        for (fingerprint, (cert, key)) in pairs {
-            copied = copied.and(self.copy(fingerprint, cert, key));
+        let mut result = Ok(());
+        for (fingerprint, (cert, key)) in gentle::each(pairs) {
+            if copied.contains(fingerprint) {
+                continue;
+            }
+            match self.copy(fingerprint, cert, key) {
+                Ok(true) => drop(copied.insert(fingerprint.clone())),
+                Ok(false) => {}
+                Err(error) => result = Err(error),
+            }
         }
-        let used: BTreeSet<String> = sites.values().filter_map(|site| site.certificate.clone()).collect();
-        let bytes = serde_json::to_vec(&Stored { version: 1, sites }).map_err(|error| wrong(error.into()))?;
+        let used: HashSet<String> =
+            gentle::each(sites.values()).filter_map(|site| site.certificate.clone()).collect();
+        let stored = Stored { version: 1, sites };
+        let bytes = serde_json::to_vec(&stored).map_err(|error| wrong(error.into()))?;
         file::write_atomic(&self.index(), &bytes, 0o600).map_err(wrong)?;
-        self.forget(&used).and(copied).map_err(wrong)
+        // Also what a process before this one left.
+        if before == 0 || before != copied.len() || *copied != used {
+            self.forget(&used).map_err(wrong)?;
+            copied.retain(|fingerprint| used.contains(fingerprint));
+        }
+        gentle::drop_each(stored.sites);
+        result.map_err(wrong)
     }
 
     /// Copies a pair if it is not here yet, or was torn. Each file appears whole, by renaming, but is not brought to
     /// the disk one by one: that would take seconds for thousands, and what a power cut tears has another length.
-    fn copy(&self, fingerprint: &str, cert: &Path, key: &Path) -> std::io::Result<()> {
+    /// `false`: the files are not what was compiled any more.
+    fn copy(&self, fingerprint: &str, cert: &Path, key: &Path) -> std::io::Result<bool> {
         let (cert_copy, key_copy) = self.copies(fingerprint);
         let length = |path: &Path| fs::metadata(path).ok().map(|metadata| metadata.len());
         let whole = |from: &Path, to: &Path| length(to).is_some_and(|there| Some(there) == length(from));
         if whole(cert, &cert_copy) && whole(key, &key_copy) {
-            return Ok(());
+            return Ok(true);
         }
         // Only if the files are still what was compiled: they may have changed since.
         if pem::fingerprint(cert, key).is_none_or(|now| hex(&now) != fingerprint) {
-            return Ok(());
+            return Ok(false);
         }
         for (from, to) in [(cert, cert_copy), (key, key_copy)] {
             let bytes = file::read_bounded(from, pem::FILE_BYTES_MAX)?;
@@ -134,12 +159,12 @@ impl Store {
                 let _ = fs::remove_file(&temporary);
             })?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Removes copies that no site uses any more, and what a crash left half-written: keys should not lie about.
-    fn forget(&self, used: &BTreeSet<String>) -> std::io::Result<()> {
-        for entry in fs::read_dir(&self.folder)? {
+    fn forget(&self, used: &HashSet<String>) -> std::io::Result<()> {
+        for entry in gentle::each(fs::read_dir(&self.folder)?) {
             let path = entry?.path();
             let is_copy = path.extension().is_some_and(|kind| kind == "crt" || kind == "key");
             let is_litter = path.extension().is_some_and(|kind| kind == "tmp");
@@ -154,7 +179,8 @@ impl Store {
 
 /// Lower-case hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    let digit = |nibble: u8| char::from_digit(nibble.into(), 16).unwrap_or_default();
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
 #[cfg(test)]
@@ -170,7 +196,7 @@ mod tests {
     fn a_damaged_store_is_taken_for_an_empty_one() {
         let state = tempfile::tempdir().unwrap();
         let store = Store::new(state.path());
-        store.save(site("x"), &BTreeMap::new()).unwrap();
+        store.save(site("x"), &BTreeMap::new(), &mut HashSet::new()).unwrap();
         fs::write(store.index(), b"{\"version\":1,\"sites\":").unwrap();
         assert!(store.load().sites.is_empty());
     }
@@ -181,8 +207,8 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let store = Store::new(state.path());
         assert!(store.load().sites.is_empty());
-        store.save(site("one"), &BTreeMap::new()).unwrap();
-        store.save(site("two"), &BTreeMap::new()).unwrap();
+        store.save(site("one"), &BTreeMap::new(), &mut HashSet::new()).unwrap();
+        store.save(site("two"), &BTreeMap::new(), &mut HashSet::new()).unwrap();
         assert_eq!(store.load().sites, site("two"));
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&store.index()), mode(&store.folder)), (0o600, 0o700));
@@ -199,7 +225,8 @@ mod tests {
         let store = Store::new(state.path());
         let mut sites = site("x");
         sites.get_mut("a.example").unwrap().certificate = Some(print.clone());
-        store.save(sites, &BTreeMap::from([(print.clone(), (cert.clone(), key.clone()))])).unwrap();
+        let pairs = BTreeMap::from([(print.clone(), (cert.clone(), key.clone()))]);
+        store.save(sites, &pairs, &mut HashSet::new()).unwrap();
         fs::remove_file(&cert).unwrap();
         assert!(store.identity(&print).is_some());
         fs::write(store.copies(&print).0, "torn").unwrap();
@@ -214,9 +241,15 @@ mod tests {
             ("00".to_owned(), (state.path().join("gone.pem"), state.path().join("gone.key"))),
             (print.clone(), (cert.clone(), key.clone())),
         ]);
-        store.save(sites, &pairs).unwrap();
+        let mut copied = HashSet::new();
+        store.save(sites.clone(), &pairs, &mut copied).unwrap();
         assert!(store.identity(&print).is_some() && !litter.exists());
-        store.save(site("x"), &BTreeMap::new()).unwrap();
+        assert_eq!(copied, HashSet::from([print.clone()]), "a pair that could not be read is tried again");
+        // What this process copied is not looked at again, and goes when nobody uses it.
+        store.save(sites, &BTreeMap::new(), &mut copied).unwrap();
+        assert!(store.identity(&print).is_some());
+        store.save(site("x"), &BTreeMap::new(), &mut copied).unwrap();
+        assert!(copied.is_empty());
         assert!(!store.copies(&print).1.exists(), "a key that no site uses must go");
     }
 }

@@ -31,7 +31,7 @@ pub mod status;
 mod traffic;
 pub mod watch;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
@@ -98,6 +98,8 @@ struct State {
     next_age: u64,
     /// Whether all this is on disk.
     saved: bool,
+    /// Fingerprints of the certificates that are copied there.
+    copied: HashSet<String>,
     /// Sites that stand in no file: what labels of containers say.
     fragments: Arc<[Fragment]>,
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use crate::base::clock;
+use crate::base::{clock, gentle};
 use crate::config::model::{Bans, Certificate, Server};
 use crate::config::{self, Diagnostic, Loaded, Watched};
 use crate::control::choose::{self, Built, build, told};
@@ -121,7 +121,7 @@ pub fn first(
     renew::want(residents, &snapshot);
     residents.endpoints.settle();
     residents.save_hsts();
-    state.saved = keep(&server, &state, &view);
+    keep(&server, &mut state, &view);
     residents.hub.set_generation(1);
     Ok(First { snapshot: Some(snapshot), problems, state, view, watched })
 }
@@ -147,8 +147,13 @@ pub fn check(path: &Path) -> Result<(Loaded, Vec<Diagnostic>), String> {
 }
 
 impl Control {
-    /// Reloads. Blocks: reading and compiling thousands of sites takes a while, so this runs on a thread of its own.
+    /// Reloads. Blocks: reading and compiling thousands of sites takes a while, so this runs on a thread of its own, and
+    /// leaves the core to the workers as often as they may want it.
     pub fn reload(&self, reason: &str) -> Report {
+        gentle::work(|| self.reload_now(reason))
+    }
+
+    fn reload_now(&self, reason: &str) -> Report {
         let mut state = lock(&self.state);
         let started = clock::now();
         let mut loaded = load(&self.path, &state);
@@ -196,7 +201,7 @@ impl Control {
         let same_place = |(name, known): (&Arc<str>, &Known)| {
             state.sites.get(name).is_some_and(|before| before.file == known.file && before.text == known.text)
         };
-        let to_store = report.changed || !state.saved || !built.sites.iter().all(same_place);
+        let to_store = report.changed || !state.saved || !gentle::each(&built.sites).all(same_place);
         let finished =
             built.finish(loaded, state, server, report.generation, old.https_port, &self.residents);
         let (snapshot, new, view) = match finished {
@@ -209,7 +214,8 @@ impl Control {
                 return;
             }
         };
-        *state = new;
+        let copied = std::mem::take(&mut state.copied);
+        let former = std::mem::replace(state, State { copied, ..new });
         // Also where nothing changed: the manager may have been opened only now.
         renew::want(&self.residents, &snapshot);
         if report.changed {
@@ -217,8 +223,14 @@ impl Control {
         }
         self.settle();
         // After the swap: a slow or full disk keeps no site from its new version.
-        state.saved = !to_store || keep(server, state, &view);
-        self.view.store(Arc::new(view));
+        if to_store {
+            keep(server, state, &view);
+        }
+        let seen = self.view.swap(Arc::new(view));
+        gentle::drop_each(former.sites);
+        gentle::drop_each(
+            Arc::into_inner(seen).and_then(|view| view.loaded).into_iter().flat_map(|loaded| loaded.sites),
+        );
         self.residents.sweep();
     }
 
@@ -315,10 +327,14 @@ impl Built {
         let differs = |known: &Known| {
             state.sites.get(&known.site.name).is_none_or(|before| !Arc::ptr_eq(&before.site, &known.site))
         };
-        let updated: Vec<_> =
-            self.sites.values().filter(|known| differs(known)).map(|known| known.site.name.clone()).collect();
-        let removed: Vec<_> =
-            state.sites.keys().filter(|name| !self.sites.contains_key(*name)).cloned().collect();
+        let updated: Vec<_> = gentle::each(self.sites.values())
+            .filter(|known| differs(known))
+            .map(|known| known.site.name.clone())
+            .collect();
+        let removed: Vec<_> = gentle::each(state.sites.keys())
+            .filter(|name| !self.sites.contains_key(*name))
+            .cloned()
+            .collect();
         // Secrets are not in the debug output.
         let server_changed = format!("{:?}", old.server) != format!("{new:?}") || old.server.acme != new.acme;
         // Sites without any version are answered otherwise than unknown ones, so they are a change too.
@@ -345,7 +361,8 @@ impl Built {
         https_port: Option<u16>,
         residents: &Residents,
     ) -> Result<(Snapshot, State, View), String> {
-        let sites: Vec<Arc<Site>> = self.sites.values().map(|known| known.site.clone()).collect();
+        let sites: Vec<Arc<Site>> =
+            gentle::each(self.sites.values()).map(|known| known.site.clone()).collect();
         let (down, dormant) = (self.down(), self.dormant(state));
         let snapshot = compile::assemble(generation, server.clone(), sites, down, https_port, residents)?;
         let view = View { quarantined: self.quarantined, loaded: Some(loaded) };
@@ -356,6 +373,7 @@ impl Built {
                 dormant,
                 next_age: self.next_age,
                 saved: state.saved,
+                copied: HashSet::new(),
                 fragments: state.fragments.clone(),
             },
             view,
@@ -382,12 +400,12 @@ fn fixed(new: Server, old: &Server) -> (Server, Vec<&'static str>) {
     (server, waiting)
 }
 
-/// Writes what serves now to disk, for a start with a bad file; `false` when that failed. Sites in quarantine keep
-/// what was stored for them, because what serves for them is just that.
-fn keep(server: &Server, state: &State, view: &View) -> bool {
+/// Writes what serves now to disk, for a start with a bad file; what failed is tried again by the upkeep. Sites in
+/// quarantine keep what was stored for them, because what serves for them is just that.
+fn keep(server: &Server, state: &mut State, view: &View) {
     let mut pairs: BTreeMap<String, (PathBuf, PathBuf)> = BTreeMap::new();
     let entries = view.loaded.iter().flat_map(|loaded| &loaded.sites);
-    for entry in entries.filter(|entry| !view.quarantined.contains_key(&entry.name)) {
+    for entry in gentle::each(entries).filter(|entry| !view.quarantined.contains_key(&entry.name)) {
         let Some(known) = state.sites.get(&entry.name) else { continue };
         // Only what came from files is copied: the internal CA issues anew, automatic ones have a store of their own.
         let identity = known.site.identity.as_ref().filter(|_| known.site.source == Source::Files);
@@ -400,11 +418,12 @@ fn keep(server: &Server, state: &State, view: &View) -> bool {
     }
     let serving = state.sites.iter().map(|(name, known)| (name.to_string(), known.stored()));
     let waiting = state.dormant.iter().map(|(name, kept)| (name.to_string(), kept.clone()));
-    let saved = Store::new(&server.state).save(waiting.chain(serving).collect(), &pairs);
+    let sites = gentle::each(waiting.chain(serving)).collect();
+    let saved = Store::new(&server.state).save(sites, &pairs, &mut state.copied);
     if let Err(why) = &saved {
         tracing::error!("{why}; a site with errors would have no earlier version after a restart");
     }
-    saved.is_ok()
+    state.saved = saved.is_ok();
 }
 
 /// Lines of one kind that one event writes into the log: one cause can concern thousands of sites.

@@ -5,7 +5,7 @@
 //! An event only says "look": whether anything changed is decided by content, in the reload.
 
 use std::collections::{HashMap, HashSet};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,8 +15,8 @@ use notify::event::ModifyKind;
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::Notify;
 
+use crate::base::gentle;
 use crate::config::Watched;
-use crate::config::look::Look;
 use crate::control::Control;
 
 /// How often files are looked at without an event.
@@ -39,9 +39,9 @@ async fn compare(watched: impl Fn() -> Arc<Watched>, reload: impl AsyncFn(&'stat
     let mut reason = "files changed during the start";
     loop {
         let read = watched();
-        let now;
-        (folders, now) = follow_and_look(folders, read.clone()).await;
-        if now != read.seen {
+        let same;
+        (folders, same) = follow_and_look(folders, read.clone()).await;
+        if !same {
             reload(reason).await;
             // Not at once where nothing was read: that would be tried without an end.
             if !Arc::ptr_eq(&read, &watched()) {
@@ -59,13 +59,14 @@ async fn compare(watched: impl Fn() -> Arc<Watched>, reload: impl AsyncFn(&'stat
 }
 
 /// Ten thousand sites name thirty thousand files: they are not looked at on the thread that answers the admin socket.
-/// Followed first, so that what changes after the look gives an event.
-async fn follow_and_look(mut folders: Folders, watched: Arc<Watched>) -> (Folders, Look) {
-    let looked = tokio::task::spawn_blocking(move || {
+/// Followed first, so that what changes after the look gives an event. Whether all looks as it did when it was read.
+async fn follow_and_look(mut folders: Folders, watched: Arc<Watched>) -> (Folders, bool) {
+    let look = move || {
         folders.follow(&watched);
-        let seen = watched.look();
-        (folders, seen)
-    });
+        let same = watched.look().same(&watched.seen);
+        (folders, same)
+    };
+    let looked = tokio::task::spawn_blocking(|| gentle::work(look));
     match looked.await {
         Ok(looked) => looked,
         // Ends with the process only.
@@ -119,8 +120,10 @@ impl Folders {
         };
         let resolved = watched.resolved();
         *lock(&self.names) = watched.names(&resolved);
+        let wanted = folders(watched, &resolved);
+        gentle::drop_each(resolved);
         // A folder that does not exist (yet) cannot be watched: the regular look sees it appear.
-        let wanted: HashMap<_, _> = folders(watched, &resolved).into_iter().filter_map(identity).collect();
+        let wanted: HashMap<_, _> = wanted.into_iter().filter_map(identity).collect();
         for (gone, _) in self.followed.iter().filter(|(folder, id)| wanted.get(*folder) != Some(*id)) {
             let _ = watcher.unwatch(gone);
         }
@@ -152,8 +155,9 @@ fn lock(names: &Mutex<HashSet<OsString>>) -> MutexGuard<'_, HashSet<OsString>> {
 
 /// Folders of the files, as named and as they resolve: a symbolic link may be replaced at either end.
 fn folders(watched: &Watched, resolved: &[PathBuf]) -> HashSet<PathBuf> {
-    let parents = resolved.iter().filter_map(|file| file.parent().map(Path::to_path_buf));
-    watched.folders.iter().cloned().chain(parents).collect()
+    let parents = gentle::each(resolved).filter_map(|file| file.parent().map(Path::as_os_str));
+    let parents: HashSet<&OsStr> = parents.collect();
+    watched.folders.iter().cloned().chain(parents.into_iter().map(PathBuf::from)).collect()
 }
 
 #[cfg(test)]

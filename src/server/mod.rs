@@ -283,6 +283,7 @@ async fn serve(
             if let Err(error) = told.access.reopen() {
                 tracing::error!("the access log cannot be opened again: {error}");
             }
+            told.residents.doubt_files();
             reload(&told, "SIGHUP").await;
         }
     });
@@ -348,6 +349,7 @@ impl admin::Backend for Handle {
     fn reload(&self) -> std::pin::Pin<Box<dyn Future<Output = serde_json::Value>>> {
         let control = self.0.clone();
         Box::pin(async move {
+            control.residents.doubt_files();
             let report = reload(&control, "admin command").await;
             report.map(|report| report.to_json()).unwrap_or_default()
         })

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use http::HeaderName;
 use sha2::{Digest, Sha256};
 
+use crate::base::gentle;
 use crate::config::Diagnostic;
 use crate::config::model::{self, Http, JwtKeys, Located, Origin, Scheme, Upstream};
 use crate::policy::auth::jwt::keys;
@@ -130,12 +131,12 @@ fn service(
 /// everybody; what another tenant calls its fields is no concern of theirs.
 pub(super) fn strips(sites: &[Arc<Site>]) -> Arc<[Arc<Strip>]> {
     let mut names: HashMap<&str, Vec<HeaderName>> = HashMap::new();
-    for site in sites {
+    for site in gentle::each(sites) {
         let auths = site.routes.iter().filter_map(|route| route.auth.as_ref());
         let own = auths.flat_map(|guard| guard.auth.own_fields()).cloned();
         names.entry(&site.tenant).or_default().extend(own);
     }
     let strips: HashMap<&str, Arc<Strip>> =
-        names.into_iter().map(|(tenant, names)| (tenant, Arc::new(Strip::new(names)))).collect();
-    sites.iter().map(|site| strips.get(&*site.tenant).cloned().unwrap_or_default()).collect()
+        gentle::each(names).map(|(tenant, names)| (tenant, Arc::new(Strip::new(names)))).collect();
+    gentle::each(sites).map(|site| strips.get(&*site.tenant).cloned().unwrap_or_default()).collect()
 }

@@ -2,8 +2,8 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 
@@ -14,6 +14,9 @@ use crate::snapshot::Snapshot;
 pub struct Cell {
     current: ArcSwap<Snapshot>,
     generation: AtomicU64,
+    /// Those before it that may still be in use. Freeing the tables of thousands of sites takes milliseconds, which no
+    /// worker should find itself doing because it was the last to let go.
+    former: Mutex<Vec<Arc<Snapshot>>>,
 }
 
 impl Cell {
@@ -21,7 +24,7 @@ impl Cell {
     pub fn new(snapshot: Snapshot) -> Cell {
         let generation = AtomicU64::new(snapshot.generation);
         snapshot.adopt(None, clock::now());
-        Cell { current: ArcSwap::from_pointee(snapshot), generation }
+        Cell { current: ArcSwap::from_pointee(snapshot), generation, former: Mutex::default() }
     }
 
     /// The current snapshot. For the control plane: it costs two atomic operations on a shared line.
@@ -31,12 +34,25 @@ impl Cell {
 
     /// Makes a snapshot the current one. Requests that hold the old one keep it to their end.
     pub fn swap(&self, snapshot: Snapshot) {
+        self.sweep();
         let generation = snapshot.generation;
         // Before the swap: an endpoint that joins others gets no request before it has answered a health check.
         snapshot.adopt(Some(&self.current.load()), clock::now());
-        self.current.store(Arc::new(snapshot));
+        let former = self.current.swap(Arc::new(snapshot));
         // After the store: who sees the new number finds the new snapshot.
         self.generation.store(generation, Ordering::Release);
+        self.former().push(former);
+    }
+
+    /// Frees the snapshots that nobody uses any more.
+    pub fn sweep(&self) {
+        // Freed only when the lock is free again.
+        let unused: Vec<_> = self.former().extract_if(.., |former| Arc::strong_count(former) == 1).collect();
+        drop(unused);
+    }
+
+    fn former(&self) -> MutexGuard<'_, Vec<Arc<Snapshot>>> {
+        self.former.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -9,6 +9,7 @@ use rustls::ServerConfig;
 use rustls::sign::CertifiedKey;
 use sha2::{Digest, Sha256};
 
+use crate::base::gentle;
 use crate::config::model::{
     self, Certificate, HostPattern, Http, LimitKey, Located, Origin, TlsVersion, UntilIssued, Upstream,
 };
@@ -349,12 +350,11 @@ pub fn assemble(
     residents: &Residents,
 ) -> Result<Snapshot, String> {
     let hosts = HostIndex::build(
-        sites
-            .iter()
+        gentle::each(&sites)
             .enumerate()
             .flat_map(|(index, site)| site.hosts.iter().map(move |host| (host.clone(), index))),
     );
-    let certificates = sites.iter().filter_map(|site| Some((site, key(site)?)));
+    let certificates = gentle::each(&sites).filter_map(|site| Some((site, key(site)?)));
     let certificates =
         certificates.flat_map(|(site, key)| site.hosts.iter().map(move |host| (host.clone(), key.clone())));
     let default = server.default_certificate.as_ref();

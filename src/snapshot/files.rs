@@ -111,6 +111,56 @@ mod tests {
     }
 
     #[test]
+    fn a_certificate_is_read_again_when_its_file_is_another_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let residents = Residents::for_check().unwrap();
+        let (cert, key) = (folder.path().join("c.pem"), folder.path().join("k.pem"));
+        let write = |name: &str| {
+            let pair = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+            std::fs::write(&cert, pair.cert.pem()).unwrap();
+            std::fs::write(&key, pair.signing_key.serialize_pem()).unwrap();
+            // As if it had been done long ago; when the inode changed cannot be set.
+            let long_ago = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1);
+            for file in [&cert, &key] {
+                std::fs::File::options().write(true).open(file).unwrap().set_modified(long_ago).unwrap();
+            }
+        };
+        let read = || residents.file_identity(cert.clone(), key.clone());
+        write("one.test");
+        let one = read().unwrap();
+        assert!(Arc::ptr_eq(&one, &read().unwrap()), "parsed once");
+        residents.doubt_files();
+        assert!(Arc::ptr_eq(&one, &read().unwrap()), "read again, and the same");
+        write("two.test");
+        let two = read().unwrap();
+        assert_eq!(two.names, ["two.test"]);
+        std::fs::remove_file(&key).unwrap();
+        assert!(read().is_err(), "a key that is gone is told, however often its certificate was read");
+    }
+
+    #[test]
+    fn former_snapshots_are_freed_by_a_sweep_and_not_while_they_are_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let residents = Residents::for_check().unwrap();
+        let snapshot = |generation| {
+            let text = "[server]\ninclude = []\n[site.\"a.test\"]\nrespond = { status = 204 }\n";
+            Snapshot { generation, ..compiled(text, folder.path(), &residents) }
+        };
+        let cell = Arc::new(crate::snapshot::Cell::new(snapshot(1)));
+        let reader = crate::snapshot::cell::Reader::new(cell.clone());
+        let held = reader.load();
+        let first = Arc::downgrade(&*held);
+        cell.swap(snapshot(2));
+        cell.sweep();
+        assert_eq!(held.generation, 1, "a request keeps what it began with");
+        drop(held);
+        assert_eq!(reader.load().generation, 2);
+        assert!(first.upgrade().is_some(), "who lets go last does not free it");
+        cell.sweep();
+        assert!(first.upgrade().is_none());
+    }
+
+    #[test]
     fn sites_with_equal_policies_share_their_handshake_settings_however_many_they_are() {
         let folder = tempfile::tempdir().unwrap();
         let ca = rcgen::generate_simple_self_signed(["ca.test".to_owned()]).unwrap().cert.pem();

@@ -23,6 +23,7 @@ use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::ServerName;
 
 use crate::base::clock::Millis;
+use crate::base::gentle;
 use crate::config::model;
 use crate::policy::address::AddressList;
 use crate::policy::auth::Auth;
@@ -109,8 +110,8 @@ impl Snapshot {
             let sites = old.map(|old| &old.sites)?;
             sites.get(sites.binary_search_by(|other| other.name.cmp(&site.name)).ok()?)
         };
-        let changed =
-            self.sites.iter().filter(|site| known(site).is_none_or(|known| !Arc::ptr_eq(known, site)));
+        let changed = gentle::each(&self.sites)
+            .filter(|site| known(site).is_none_or(|known| !Arc::ptr_eq(known, site)));
         changed.flat_map(|site| site.services()).for_each(|service| service.core.adopt(now));
     }
 

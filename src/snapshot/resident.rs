@@ -72,7 +72,7 @@ pub struct Residents {
     issued: Mutex<HashMap<Vec<HostPattern>, Arc<Identity>>>,
     /// What the internal CA issued to be shown to backends.
     shown: Mutex<Option<Arc<Identity>>>,
-    files: Mutex<HashMap<Pair, Arc<Identity>>>,
+    files: Mutex<HashMap<Pair, FromFiles>>,
     clients: Mutex<HashMap<Toward, Arc<ClientConfig>>>,
     policies: Mutex<HashMap<(Hash, Hash), Arc<Policy>>>,
     places: Mutex<HashMap<Arc<str>, Arc<Places>>>,
@@ -162,6 +162,9 @@ enum Whose {
 
 /// Certificate and key files.
 type Pair = (PathBuf, PathBuf);
+
+/// What a pair of files held, and how they looked before they were read.
+type FromFiles = (Arc<Identity>, Option<(tls::file::Stamp, tls::file::Stamp)>);
 
 /// A CA file and the hash of its content; `None` is the system's roots.
 pub type Authority = Option<(PathBuf, Hash)>;
@@ -324,20 +327,33 @@ impl Residents {
             && identity.not_after < self.ca.not_after()
     }
 
-    /// A certificate from PEM files; parsed again only when their bytes changed.
+    /// A certificate from PEM files; read again only when they look changed, parsed again only when their bytes did.
     ///
     /// # Errors
     /// What is wrong with which of the files.
     pub fn file_identity(&self, cert: PathBuf, key: PathBuf) -> Result<Arc<Identity>, tls::pem::PemError> {
-        let known = lock(&self.files).get(&(cert.clone(), key.clone())).cloned();
-        if let Some(known) = known
-            && tls::pem::fingerprint(&cert, &key).is_some_and(|now| now == known.fingerprint)
+        let stamps = tls::file::stamp(&cert).zip(tls::file::stamp(&key));
+        let pair = (cert, key);
+        let known = lock(&self.files).get(&pair).cloned();
+        if let Some((known, read)) = &known
+            && stamps.is_some()
+            && stamps == *read
         {
-            return Ok(known);
+            return Ok(known.clone());
         }
-        let identity = Arc::new(tls::pem::load(&cert, &key)?);
-        lock(&self.files).insert((cert, key), identity.clone());
+        let same = |known: &Identity| tls::pem::fingerprint(&pair.0, &pair.1) == Some(known.fingerprint);
+        let identity = match known {
+            Some((known, _)) if same(&known) => known,
+            _ => Arc::new(tls::pem::load(&pair.0, &pair.1)?),
+        };
+        lock(&self.files).insert(pair, (identity.clone(), stamps));
         Ok(identity)
+    }
+
+    /// Has certificates read again by the next reload, however their files look: some file systems tell no times that are
+    /// worth anything, and whoever asks for a reload may know better.
+    pub fn doubt_files(&self) {
+        lock(&self.files).values_mut().for_each(|(_, stamps)| *stamps = None);
     }
 
     /// How to speak TLS to backends: one for each content of a CA file, each certificate shown and each protocol, so that
@@ -422,7 +438,7 @@ impl Residents {
     pub fn sweep(&self) {
         lock(&self.limiters).known.retain(|_, limiter| Arc::strong_count(limiter) > 1);
         lock(&self.issued).retain(|_, identity| Arc::strong_count(identity) > 1);
-        lock(&self.files).retain(|_, identity| Arc::strong_count(identity) > 1);
+        lock(&self.files).retain(|_, (identity, _)| Arc::strong_count(identity) > 1);
         lock(&self.clients).retain(|_, config| Arc::strong_count(config) > 1);
         lock(&self.policies).retain(|_, policy| Arc::strong_count(policy) > 1);
         lock(&self.places).retain(|_, places| Arc::strong_count(places) > 1);
