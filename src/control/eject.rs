@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::base::clock;
+use crate::base::{clock, gentle};
 use crate::control::Control;
 use crate::upstream::health::window::Windows;
 
@@ -17,6 +17,12 @@ pub async fn run(control: Arc<Control>) {
     let mut windows = Windows::default();
     loop {
         tokio::time::sleep(LOOK).await;
-        windows.look(&control.residents.endpoints.groups(), clock::now());
+        let residents = control.residents.clone();
+        let look = move || {
+            windows.look(&residents.endpoints.groups(), clock::now());
+            windows
+        };
+        // There may be ten thousand services: not on the thread that answers the admin socket, nor in one go.
+        windows = tokio::task::spawn_blocking(|| gentle::work(look)).await.unwrap_or_default();
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::base::clock;
+use crate::base::gentle;
 use crate::control::Control;
 use crate::net::timer::TICK;
 use crate::policy::connection_limit::Connections;
@@ -50,7 +51,15 @@ pub async fn run(control: Arc<Control>) {
     let mut controller = Controller::default();
     control.load.memory.store(memory_there_is().unwrap_or(0), Relaxed);
     loop {
-        look(&control, &mut controller);
+        let looking = control.clone();
+        let look = move || {
+            look(&looking, &mut controller);
+            looking.cell.sweep();
+            controller
+        };
+        // There may be ten thousand tenants: not on the thread that answers the admin socket, nor in one go.
+        let looked = tokio::task::spawn_blocking(|| gentle::work(look));
+        controller = looked.await.unwrap_or_default();
         tokio::time::sleep(LOOK).await;
     }
 }
@@ -125,14 +134,14 @@ impl Bounds<'_> {
     /// Notes which tenants have more than their share of what runs short. Gives how many, and whether memory does and any
     /// of them holds more than its share of what bodies have of it.
     fn mark(&self, tenants: &[Arc<Tenant>], levels: &Levels) -> (usize, bool) {
-        let buffered = tenants.iter().map(|tenant| tenant.buffered.load(Relaxed)).sum();
+        let buffered = gentle::each(tenants).map(|tenant| tenant.buffered.load(Relaxed)).sum();
         let least = self.memory_max / 100 * HOARD_PERCENT;
         let hoards = |tenant: &Tenant| {
             self.scarce(Cause::Memory)
                 && tenant.buffered.load(Relaxed) >= least.max(1)
                 && tenant.exceeds(Thing::Buffered, buffered, levels)
         };
-        let hoarded = tenants.iter().any(|tenant| hoards(tenant));
+        let hoarded = gentle::each(tenants).any(|tenant| hoards(tenant));
         let counted = [
             (Cause::Connections, Thing::Connections, self.connections.max().into()),
             (Cause::Descriptors, Thing::Upstream, self.connections.descriptors().max().into()),
@@ -142,7 +151,7 @@ impl Bounds<'_> {
             (Cause::Memory, Thing::Connections, self.connections.open().into()),
         ];
         let mut over = 0;
-        for tenant in tenants {
+        for tenant in gentle::each(tenants) {
             let has_more = |(cause, thing, whole)| {
                 self.scarce(cause)
                     && !(cause == Cause::Memory && hoarded)

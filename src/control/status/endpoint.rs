@@ -69,12 +69,14 @@ fn against(endpoint: &Endpoint, now: Millis) -> Option<String> {
 
 /// The services in which nobody is believed any more.
 pub(super) fn panics(control: &Control) -> Vec<Value> {
-    let groups = control.residents.endpoints.groups();
+    let mut groups = control.residents.endpoints.groups();
+    groups.retain(|group| group.panicking());
+    groups.sort_unstable_by(|a, b| a.service.cmp(&b.service));
     let told = |group: &Group| {
         let muster = group.muster_of_panic();
         json!({ "service": group.service, "reachable": muster.reachable, "good": muster.good })
     };
-    groups.iter().filter(|group| group.panicking()).map(|group| told(group)).collect()
+    groups.iter().map(|group| told(group)).collect()
 }
 
 impl Control {

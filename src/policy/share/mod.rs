@@ -17,6 +17,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::base::gentle;
 use crate::config::model::Weights;
 use crate::policy::overload::Load;
 
@@ -246,7 +247,7 @@ impl Tenants {
     pub fn survey(&self) -> Vec<Arc<Tenant>> {
         let tenants = self.all();
         let (mut connections, mut upstream, mut in_flight, mut buffered) = (0u32, 0u32, 0u32, 0u32);
-        for tenant in &tenants {
+        for tenant in gentle::each(&tenants) {
             tenant.percent.store(tenant.peak.swap(0, Relaxed), Relaxed);
             let add = |sum: &mut u32, any: bool| {
                 if any {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::group::Group;
 use super::passive::Cause;
 use crate::base::clock::Millis;
+use crate::base::gentle;
 use crate::config::model::Eject;
 use crate::upstream::endpoint::Endpoint;
 
@@ -87,7 +88,7 @@ impl Windows {
     /// Looks at all services, ejects whom their rules condemn, and counts anew whether they are to panic.
     pub fn look(&mut self, groups: &[Arc<Group>], now: Millis) {
         let mut kept = HashMap::with_capacity(self.known.len());
-        for group in groups {
+        for group in gentle::each(groups) {
             if let Some(rules) = group.rules().filter(|_| group.counts()) {
                 self.compare(&group.members(), &rules, &mut kept, now);
             }
