@@ -185,8 +185,10 @@ fn a_line_for_the_file_is_made_from_a_password_in_a_pipe() {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        child.stdin.take().unwrap().write_all(password.as_bytes()).unwrap();
+        let written = child.stdin.take().unwrap().write_all(password.as_bytes());
         let output = child.wait_with_output().unwrap();
+        // Who refuses the arguments may be gone before it reads.
+        assert!(written.is_ok() || !output.status.success(), "{written:?}");
         (output.status.success(), String::from_utf8(output.stdout).unwrap())
     };
     let (good, line) = make(&["--user", "ann"], "open sesame\n");
