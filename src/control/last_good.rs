@@ -108,6 +108,9 @@ impl Store {
             format!("the last good sites cannot be kept in {}: {error}", self.folder.display())
         };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.folder).map_err(wrong)?;
+        if !self.index().exists() {
+            copied.clear(); // somebody removed what was here
+        }
         let before = copied.len();
         // One certificate that cannot be copied keeps nothing else from being stored.
         let mut result = Ok(());
@@ -246,8 +249,11 @@ mod tests {
         assert!(store.identity(&print).is_some() && !litter.exists());
         assert_eq!(copied, HashSet::from([print.clone()]), "a pair that could not be read is tried again");
         // What this process copied is not looked at again, and goes when nobody uses it.
-        store.save(sites, &BTreeMap::new(), &mut copied).unwrap();
+        store.save(sites.clone(), &BTreeMap::new(), &mut copied).unwrap();
         assert!(store.identity(&print).is_some());
+        fs::remove_dir_all(&store.folder).unwrap();
+        store.save(sites.clone(), &pairs, &mut copied).unwrap();
+        assert!(store.identity(&print).is_some(), "what somebody removed is copied again");
         store.save(site("x"), &BTreeMap::new(), &mut copied).unwrap();
         assert!(copied.is_empty());
         assert!(!store.copies(&print).1.exists(), "a key that no site uses must go");

@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::base::clock;
-use crate::base::gentle;
+use crate::base::{clock, gentle};
 use crate::control::Control;
 use crate::net::timer::TICK;
 use crate::policy::connection_limit::Connections;
