@@ -24,7 +24,7 @@ use tidegate::config::model::{Acme, AcmeEngine, ChallengeKind, Directory, Eab, H
 use tidegate::tls::acme::{CertificateStatus, Challenges, Manager, Wanted};
 use tidegate::tls::pem::Identity;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, UdpSocket};
 use tokio::task::{JoinHandle, LocalSet};
 
 /// Nothing takes this long unless it fails.
@@ -56,22 +56,56 @@ struct House {
 }
 
 fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    let [port] = free_ports();
+    port
 }
 
-async fn reachable(process: &mut Child, port: u16) -> bool {
-    let asked = async {
-        loop {
-            if process.try_wait().unwrap().is_some() {
-                return false;
-            }
-            if TcpStream::connect(("127.0.0.1", port)).await.is_ok() {
+/// All are held at once, so that none comes twice.
+fn free_ports<const N: usize>() -> [u16; N] {
+    let held: [std::net::TcpListener; N] =
+        std::array::from_fn(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    held.map(|socket| socket.local_addr().unwrap().port())
+}
+
+/// Asks until the answer is yes, the process is gone, or the time is up. An open port proves nothing, for it may be
+/// somebody else's, or that of a process about to end because its other port is: the question must tell.
+async fn ready(process: &mut Child, mut asked: impl AsyncFnMut() -> bool) -> bool {
+    let asking = async {
+        while process.try_wait().unwrap().is_none() {
+            if asked().await {
                 return true;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        false
     };
-    tokio::time::timeout(DEADLINE, asked).await.unwrap_or(false)
+    tokio::time::timeout(DEADLINE, asking).await.unwrap_or(false)
+}
+
+/// Whether curl gets an answer of success.
+async fn answers(arguments: &[&str]) -> bool {
+    let mut curl = tokio::process::Command::new("curl");
+    curl.args(["--silent", "--fail", "--max-time", "10", "--output", "/dev/null"]).args(arguments);
+    curl.kill_on_drop(true).status().await.expect("curl is needed").success()
+}
+
+/// Whether the name server at `dns` tells what the one managed at `management` has just been told.
+async fn names_are_told(dns: u16, management: u16) -> bool {
+    let told = r#"{ "host": "own.test", "addresses": ["127.8.9.10"] }"#;
+    if !answers(&["--data", told, &format!("http://127.0.0.1:{management}/add-a")]).await {
+        return false;
+    }
+    // RFC 1035, section 4.1: one question, for the A records of own.test.
+    let question = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x03own\x04test\0\0\x01\0\x01";
+    let asking = async {
+        let socket = UdpSocket::bind("127.0.0.1:0").await?;
+        socket.connect(("127.0.0.1", dns)).await?;
+        socket.send(question).await?;
+        let mut answer = [0; 512];
+        let length = socket.recv(&mut answer).await?;
+        std::io::Result::Ok(answer[..length].windows(4).any(|four| four == [127, 8, 9, 10]))
+    };
+    matches!(tokio::time::timeout(Duration::from_secs(1), asking).await, Ok(Ok(true)))
 }
 
 impl House {
@@ -99,7 +133,7 @@ impl House {
             eab,
         };
         for _ in 0..5 {
-            (house.port, house.management) = (free_port(), free_port());
+            [house.port, house.management] = free_ports();
             if house.start_ca().await {
                 return house;
             }
@@ -131,7 +165,14 @@ impl House {
             .stderr(Stdio::null())
             .spawn()
             .expect("Debian's package pebble is needed");
-        let up = reachable(&mut child, self.port).await;
+        // Only this CA has a certificate of this root.
+        let root = path("ca-root.pem");
+        let directory = self.directory().url;
+        let roots = format!("https://127.0.0.1:{}/roots/0", self.management);
+        let up = ready(&mut child, async || {
+            answers(&["--cacert", &root, &directory]).await && answers(&["--cacert", &root, &roots]).await
+        })
+        .await;
         *self.pebble.borrow_mut() = Some(Process(child));
         up
     }
@@ -257,6 +298,8 @@ fn certificates(folder: &Path) {
     use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    // OpenSSL takes a certificate whose issuer has its own name for one that signed itself.
+    params.distinguished_name.push(rcgen::DnType::CommonName, "Pebble's own listener");
     let key = KeyPair::generate().unwrap();
     std::fs::write(folder.join("ca-root.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
     let issuer = Issuer::new(params, key);
@@ -268,7 +311,7 @@ fn certificates(folder: &Path) {
 
 async fn start_dns() -> (u16, Process) {
     for _ in 0..5 {
-        let (dns, management) = (free_port(), free_port());
+        let [dns, management] = free_ports();
         let mut child = Command::new("pebble-challtestsrv")
             .args([
                 "-defaultIPv4",
@@ -287,7 +330,7 @@ async fn start_dns() -> (u16, Process) {
             .stderr(Stdio::null())
             .spawn()
             .expect("Debian's package pebble is needed");
-        let up = reachable(&mut child, management).await;
+        let up = ready(&mut child, async || names_are_told(dns, management).await).await;
         let process = Process(child);
         if up {
             return (dns, process);
