@@ -6,6 +6,7 @@ pub mod descriptors;
 pub mod dns;
 pub mod http1;
 pub mod pace;
+pub mod piggyback;
 pub mod proxy_protocol;
 pub mod send;
 pub mod stream;

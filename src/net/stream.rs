@@ -17,6 +17,7 @@ use tokio_rustls::TlsStream;
 use crate::base::clock::Millis;
 use crate::net::ahead::Ahead;
 use crate::net::pace::Pace;
+use crate::net::piggyback::Piggyback;
 use crate::net::send;
 use crate::net::timer::{Timer, Wheel};
 
@@ -24,6 +25,8 @@ use crate::net::timer::{Timer, Wheel};
 pub enum Stream {
     /// In the clear.
     Plain(TcpStream),
+    /// In the clear, to a server.
+    Asking(Piggyback),
     /// Under TLS, either side.
     Tls(Box<TlsStream<Ahead>>),
 }
@@ -33,6 +36,7 @@ impl Stream {
     pub fn reset_on_close(&self) {
         let tcp = match self {
             Stream::Plain(tcp) => tcp,
+            Stream::Asking(io) => io.tcp(),
             Stream::Tls(tls) => tls.get_ref().0.tcp(),
         };
         // Best effort: a socket that cannot be told is closed anyway.
@@ -44,16 +48,24 @@ impl Stream {
     pub fn poll_arrived(&self, cx: &mut Context<'_>) -> Poll<()> {
         let tcp = match self {
             Stream::Plain(tcp) => tcp,
+            Stream::Asking(io) => io.tcp(),
             Stream::Tls(tls) => tls.get_ref().0.tcp(),
         };
         // An error is for whoever reads.
         tcp.poll_read_ready(cx).map(drop)
     }
 
+    /// Tells that no more requests and answers follow, but a tunnel.
+    pub fn becomes_tunnel(&mut self) {
+        if let Stream::Asking(io) = self {
+            io.becomes_tunnel();
+        }
+    }
+
     /// Whether HTTP/2 was agreed on in the TLS handshake (ALPN).
     pub fn speaks_h2(&self) -> bool {
         match self {
-            Stream::Plain(_) => false,
+            Stream::Plain(_) | Stream::Asking(_) => false,
             Stream::Tls(io) => io.get_ref().1.alpn_protocol() == Some(b"h2"),
         }
     }
@@ -63,6 +75,7 @@ macro_rules! delegate {
     ($self:ident, $method:ident, $($arg:expr),*) => {
         match $self.get_mut() {
             Stream::Plain(io) => Pin::new(io).$method($($arg),*),
+            Stream::Asking(io) => Pin::new(io).$method($($arg),*),
             Stream::Tls(io) => Pin::new(io.as_mut()).$method($($arg),*),
         }
     };
@@ -72,6 +85,7 @@ impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let tls = match self.get_mut() {
             Stream::Plain(io) => return Pin::new(io).poll_read(cx, buf),
+            Stream::Asking(io) => return Pin::new(io).poll_read(cx, buf),
             Stream::Tls(io) => io.as_mut(),
         };
         ready!(Pin::new(&mut *tls).poll_read(cx, buf))?;
@@ -105,12 +119,14 @@ impl AsyncWrite for Stream {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Stream::Plain(io) => send::poll_send(Pin::new(io), cx, bufs),
+            Stream::Asking(io) => Pin::new(io).poll_write_vectored(cx, bufs),
             Stream::Tls(io) => Pin::new(io.as_mut()).poll_write_vectored(cx, bufs),
         }
     }
     fn is_write_vectored(&self) -> bool {
         match self {
             Stream::Plain(io) => io.is_write_vectored(),
+            Stream::Asking(io) => io.is_write_vectored(),
             Stream::Tls(io) => io.is_write_vectored(),
         }
     }

@@ -25,6 +25,7 @@ use tokio_rustls::{TlsConnector, TlsStream};
 use crate::base::address::EndpointAddress;
 use crate::net::ahead::Ahead;
 use crate::net::descriptors::Descriptor;
+use crate::net::piggyback::Piggyback;
 use crate::net::stream::Stream;
 use crate::net::timer::{Timer, Wheel};
 use crate::upstream::answer::{Asked, Checked};
@@ -322,7 +323,7 @@ async fn open(target: Target<'_>, connected: &Cell<bool>) -> Result<Stream, Conn
     connected.set(true);
     // Small requests must not wait for an acknowledgement of the previous one.
     let _ = tcp.set_nodelay(true);
-    let Some((config, name)) = target.tls else { return Ok(Stream::Plain(tcp)) };
+    let Some((config, name)) = target.tls else { return Ok(Stream::Asking(Piggyback::new(tcp))) };
     let connector = TlsConnector::from(config.clone());
     let tls = connector.connect(name.clone(), Ahead::new(tcp)).await.map_err(ConnectError::Tls)?;
     Ok(Stream::Tls(Box::new(TlsStream::Client(tls))))

@@ -125,7 +125,8 @@ where
 
     fn into_stream(self: Box<Self>) -> (Stream, Bytes) {
         let parts = (*self).into_parts();
-        let (stream, held) = parts.io.into_inner().into_parts();
+        let (mut stream, held) = parts.io.into_inner().into_parts();
+        stream.io.becomes_tunnel();
         let early =
             if held.is_empty() { parts.read_buf } else { [&parts.read_buf, &held[..]].concat().into() };
         (stream.io, early)
