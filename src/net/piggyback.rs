@@ -6,6 +6,7 @@
 //! acknowledgement, as data does (RFC 9293 section 3.8.6.3); where no request follows, the kernel sends it after its usual
 //! delay. Taking what was left is a `recv` more for each answer, a fifth of what the packet costs.
 
+use std::future::Future;
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
@@ -28,16 +29,20 @@ pub struct Piggyback {
     left: usize,
     /// Something was written and nothing read since: what comes next begins an answer.
     asked: bool,
-    /// The last answer was short and had a body: the next may be so too.
-    short: bool,
-    /// No more requests and answers: a tunnel.
+    /// What is read is left in the socket.
+    leaves: bool,
+    /// Bytes read of this answer.
+    answer: usize,
+    /// They are a head alone.
+    bare: bool,
+    /// No more requests and answers.
     tunnel: bool,
 }
 
 impl Piggyback {
     /// A socket that nothing was read of.
     pub fn new(tcp: TcpStream) -> Piggyback {
-        Piggyback { tcp, left: 0, asked: false, short: false, tunnel: false }
+        Piggyback { tcp, left: 0, asked: false, leaves: false, answer: 0, bare: false, tunnel: false }
     }
 
     /// Tells that bytes pass both ways from here, in whatever order: nothing is left any more.
@@ -48,6 +53,23 @@ impl Piggyback {
     /// The socket, for anything but reading and writing.
     pub fn tcp(&self) -> &TcpStream {
         &self.tcp
+    }
+
+    /// Something is written: where the last answer was short and had a body, the next may be so too. A head alone is one
+    /// packet, which is not acknowledged at once.
+    fn asks(&mut self) {
+        if !std::mem::replace(&mut self.asked, true) {
+            self.leaves = (1..SHORT).contains(&self.answer) && !self.bare && !self.tunnel;
+            self.answer = 0;
+        }
+    }
+
+    /// These were read.
+    fn note(&mut self, bytes: &[u8]) {
+        self.asked = false;
+        self.bare = self.answer == 0 && bytes.ends_with(b"\r\n\r\n");
+        self.answer = self.answer.saturating_add(bytes.len());
+        self.leaves &= self.answer < SHORT;
     }
 
     /// Takes from the socket what was read already.
@@ -64,61 +86,66 @@ impl Piggyback {
         Ok(())
     }
 
-    /// Reads the beginning of an answer without taking it.
-    fn poll_look(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let size = buf.remaining().min(SHORT);
-        let room = buf.initialize_unfilled_to(size);
-        let seen = loop {
-            ready!(self.tcp.poll_read_ready(cx))?;
-            let mut seen = None;
-            let looked = self.tcp.try_io(Interest::READABLE, || {
-                let (_, some) = recv(&self.tcp, &mut *room, RecvFlags::PEEK)?;
-                seen = Some(some);
-                // Fewer than there is room for are all: what comes next wakes (epoll's edge). The socket counts as read
-                // empty from here, by what was known before the look, so that no news of meanwhile are lost.
-                if (1..size).contains(&some) { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
-            });
-            match (seen, looked) {
-                (Some(seen), _) => break seen,
-                (None, Err(error)) if error.kind() != io::ErrorKind::WouldBlock => {
-                    return Poll::Ready(Err(error));
-                }
-                (None, _) => {}
+    /// Reads without taking, behind what is left; returns how many bytes. The socket is ready.
+    ///
+    /// # Errors
+    /// The socket's; `WouldBlock` where there is nothing new, or nothing but an end, which a look does not see behind bytes.
+    fn look(&mut self, buf: &mut ReadBuf<'_>) -> io::Result<usize> {
+        let (left, mut read) = (self.left, 0);
+        // What does not fill its room is all there is, and what comes next wakes (epoll's edge). So the socket counts as
+        // read empty then: by what was known before the look, for no news of meanwhile may be lost.
+        let looked = self.tcp.try_io(Interest::READABLE, || {
+            let mut scratch = [const { MaybeUninit::<u8>::uninit() }; SHORT];
+            let ((seen, _), size) = recv(&self.tcp, &mut scratch[..], RecvFlags::PEEK)?;
+            let new = seen.get(left..).unwrap_or_default();
+            let given = new.get(..buf.remaining()).unwrap_or(new);
+            buf.put_slice(given);
+            read = given.len();
+            if size == SHORT || given.len() < new.len() {
+                Ok(())
+            } else {
+                Err(io::ErrorKind::WouldBlock.into())
             }
-        };
-        self.left = seen;
-        self.note(room.get(..seen).unwrap_or_default(), size);
-        buf.advance(seen);
-        Poll::Ready(Ok(()))
+        });
+        self.left += read;
+        match looked {
+            Err(error) if read == 0 => Err(error),
+            _ => Ok(read),
+        }
     }
 
-    /// Notes how an answer begins, read where `room` bytes would have found room.
-    fn note(&mut self, beginning: &[u8], room: usize) {
-        self.asked = false;
-        // A head alone is one packet, which is not acknowledged at once.
-        self.short = beginning.len() < room.min(SHORT) && !beginning.ends_with(b"\r\n\r\n");
+    /// Whether the other side has ended: only asked where the socket was ready and yet held nothing new.
+    fn is_at_end(&self, cx: &mut Context<'_>) -> bool {
+        let ready = std::pin::pin!(self.tcp.ready(Interest::READABLE)).poll(cx);
+        matches!(ready, Poll::Ready(Ok(ready)) if ready.is_read_closed())
     }
 }
 
 impl AsyncRead for Piggyback {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.left > 0 {
+        let before = buf.filled().len();
+        while (this.left > 0 || this.leaves) && buf.remaining() > 0 {
             ready!(this.tcp.poll_read_ready(cx))?;
-            this.take_left()?;
+            if this.asked || !this.leaves {
+                this.take_left()?;
+            }
+            if !this.leaves {
+                break;
+            }
+            match this.look(buf) {
+                Ok(read) if read > 0 => {
+                    this.note(buf.filled().get(before..).unwrap_or_default());
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Poll::Ready(Err(error)),
+                Err(_) if !this.is_at_end(cx) => {}
+                // As much is left as may be, or the connection is at its end.
+                _ => this.leaves = false,
+            }
         }
-        if this.asked && this.short && buf.remaining() > 0 {
-            return this.poll_look(cx, buf);
-        }
-        let (before, room) = (buf.filled().len(), buf.remaining());
         ready!(Pin::new(&mut this.tcp).poll_read(cx, buf))?;
-        let read = buf.filled().get(before..).unwrap_or_default();
-        if this.asked {
-            this.note(read, room);
-        } else if !read.is_empty() {
-            // There was more of it.
-            this.short = false;
-        }
+        this.note(buf.filled().get(before..).unwrap_or_default());
         Poll::Ready(Ok(()))
     }
 }
@@ -126,7 +153,7 @@ impl AsyncRead for Piggyback {
 impl AsyncWrite for Piggyback {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        this.asked = !this.tunnel;
+        this.asks();
         Pin::new(&mut this.tcp).poll_write(cx, buf)
     }
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -141,7 +168,7 @@ impl AsyncWrite for Piggyback {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        this.asked = !this.tunnel;
+        this.asks();
         send::poll_send(Pin::new(&mut this.tcp), cx, bufs)
     }
     fn is_write_vectored(&self) -> bool {
@@ -230,6 +257,18 @@ mod tests {
         assert_eq!(ours.left, 0);
         exchange(&mut ours, &mut theirs, &[b"6"], 8192).await;
         assert_eq!(ours.left, 1);
+        // Head and body in a read each: both are left.
+        ours.write_all(b"?").await.unwrap();
+        theirs.read_u8().await.unwrap();
+        for piece in [b"head\r\n\r\n", b"the body"] {
+            theirs.write_all(piece).await.unwrap();
+            let mut read = [0; 99];
+            let size = ours.read(&mut read).await.unwrap();
+            assert_eq!(read[..size], piece[..]);
+        }
+        assert_eq!(queued(&ours), 16);
+        assert!(is_silent(&mut ours).await);
+        assert_eq!(queued(&ours), 16);
         ours.becomes_tunnel();
         exchange(&mut ours, &mut theirs, &[b"7"], 8192).await;
         exchange(&mut ours, &mut theirs, &[b"8"], 8192).await;
