@@ -55,7 +55,15 @@ impl Stream {
         tcp.poll_read_ready(cx).map(drop)
     }
 
-    /// Tells that no more requests and answers follow, but a tunnel.
+    /// Tells whether what was read from a server so far ends an answer ([`Piggyback::is_whole`]).
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn is_whole(&mut self, whole: bool) -> io::Result<()> {
+        if let Stream::Asking(io) = self { io.is_whole(whole) } else { Ok(()) }
+    }
+
+    /// Tells that no answers follow, but a tunnel.
     pub fn becomes_tunnel(&mut self) {
         if let Stream::Asking(io) = self {
             io.becomes_tunnel();

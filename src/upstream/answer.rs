@@ -255,6 +255,15 @@ fn status_line(line: &[u8]) -> Result<(bool, u16), Fault> {
     Ok((http11, status))
 }
 
+/// Brings answers, and wants to know where they end.
+pub trait Answering {
+    /// Tells whether what was read so far ends an answer.
+    ///
+    /// # Errors
+    /// The stream's.
+    fn is_whole(&mut self, whole: bool) -> io::Result<()>;
+}
+
 /// A stream from an endpoint that hands on only bytes that passed the [`Framer`].
 pub struct Checked<S> {
     io: S,
@@ -275,7 +284,7 @@ impl<S> Checked<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Checked<S> {
+impl<S: AsyncRead + Answering + Unpin> AsyncRead for Checked<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         loop {
@@ -302,6 +311,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Checked<S> {
             if let Err(fault) = judged {
                 this.fault = Some(fault);
                 this.held.refuse();
+            } else {
+                this.io.is_whole(this.framer.between())?;
             }
             if buf.filled().len() > before {
                 return Poll::Ready(Ok(()));

@@ -28,7 +28,7 @@ use crate::net::descriptors::Descriptor;
 use crate::net::piggyback::Piggyback;
 use crate::net::stream::Stream;
 use crate::net::timer::{Timer, Wheel};
-use crate::upstream::answer::{Asked, Checked};
+use crate::upstream::answer::{Answering, Asked, Checked};
 use crate::upstream::drive::Driven;
 use crate::upstream::endpoint::Endpoint;
 
@@ -264,6 +264,12 @@ impl Patient {
             }
             other => other,
         }
+    }
+}
+
+impl Answering for Patient {
+    fn is_whole(&mut self, whole: bool) -> io::Result<()> {
+        self.io.is_whole(whole)
     }
 }
 
