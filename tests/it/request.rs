@@ -466,6 +466,37 @@ async fn interim_answers_of_the_backend_do_not_confuse_anyone() {
     }
 }
 
+#[tokio::test]
+async fn short_answers_in_two_packets_stay_in_step_and_their_connection_ends_without_a_reset() {
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let origin = Origin::scripted(move |mut x| {
+        let tell = tell.clone();
+        async move {
+            let body = x.request.target().to_owned();
+            x.write(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len())).await.ok()?;
+            x.write(&body).await.ok()?;
+            if body == "/last" {
+                tell.send(x.wire.fill().await).ok()?;
+                x.close();
+            }
+            Some(x)
+        }
+    })
+    .await;
+    let proxy = Proxy::builder()
+        .set("server.timeouts.upstream_idle", "\"300ms\"")
+        .site(SITE, &origin.backends())
+        .start()
+        .await;
+    let mut wire = proxy.wire(SITE).await;
+    for path in ["/1", "/22", "/333", "/4444", "/last"] {
+        assert_eq!(wire.get(SITE, path).await.text(), path);
+    }
+    assert_eq!(origin.accepted(), 1);
+    let end = within("the end of the backend connection", told.recv()).await.unwrap();
+    assert_eq!(end.expect("no reset"), 0);
+}
+
 fn event_source(
     gate: &Gate,
 ) -> impl Fn(
