@@ -7,8 +7,8 @@
 //! delay. Taking what was left is a `recv` more for each answer, a fifth of what the packet costs.
 //!
 //! An acknowledgement that the server may wait for is not held back: a server without `TCP_NODELAY` sends the next small piece
-//! only when the last one is acknowledged. While an answer is not whole, its beginning stays only where the kernel would
-//! put the acknowledgement off in any case.
+//! only when the last one is acknowledged. So something stays only where the kernel puts acknowledgements off in any case,
+//! as it does on a connection where requests follow answers closely; where its timer then had to acknowledge, it no longer does.
 
 use std::future::Future;
 use std::io;
@@ -58,13 +58,14 @@ impl Piggyback {
     /// # Errors
     /// The socket's.
     pub fn is_whole(&mut self, whole: bool) -> io::Result<()> {
+        if self.left > 0 && !matches!(tcp_quickack(&self.tcp), Ok(false)) {
+            self.take_left()?;
+            self.leaves = false;
+        }
         if whole {
             // The next one may be like it. A head alone is one packet, which is not acknowledged at once.
             self.leaves = (1..SHORT).contains(&self.answer) && !self.bare;
             self.answer = 0;
-        } else if self.left > 0 && !matches!(tcp_quickack(&self.tcp), Ok(false)) {
-            self.take_left()?;
-            self.leaves = false;
         }
         Ok(())
     }
@@ -212,6 +213,8 @@ mod tests {
 
     async fn ask(ours: &mut Piggyback, theirs: &mut TcpStream) {
         ours.write_all(b"?").await.unwrap();
+        // As where requests follow answers closely: the kernel puts acknowledgements off.
+        rustix::net::sockopt::set_tcp_quickack(&ours.tcp, false).unwrap();
         assert_eq!(theirs.read_u8().await.unwrap(), b'?');
     }
 
@@ -307,6 +310,13 @@ mod tests {
             assert_eq!(queued(&ours), if at_once { 0 } else { 16 }, "head and body in a read each");
             exchange(&mut ours, &mut theirs, &[b"the next"], 8192).await;
             assert_eq!(queued(&ours), 8);
+            // A whole one: its acknowledgement by the kernel's timer would make the kernel put off the next ones.
+            ask(&mut ours, &mut theirs).await;
+            rustix::net::sockopt::set_tcp_quickack(&ours.tcp, at_once).unwrap();
+            theirs.write_all(b"all of it").await.unwrap();
+            assert_eq!(ours.read(&mut read).await.unwrap(), 9);
+            ours.is_whole(true).unwrap();
+            assert_eq!(queued(&ours), if at_once { 0 } else { 9 });
         }
     }
 
