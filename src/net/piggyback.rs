@@ -4,11 +4,15 @@
 //! nothing of them is left to read, by a packet of its own: a tenth of all that a small request costs a proxy. So a short
 //! answer is read and yet left in the socket (`MSG_PEEK`) until the next one comes. By then the next request has carried the
 //! acknowledgement, as data does (RFC 9293 section 3.8.6.3); where no request follows, the kernel sends it after its usual
-//! delay. Taking what was left is a `recv` more for each answer, a fifth of what the packet costs.
+//! delay.
+//!
+//! Leaving costs a system call for each answer, so it goes on only for servers that do write in two packets. That shows by
+//! times: the head is read alone, or news come of what was read already.
 //!
 //! An acknowledgement that the server may wait for is not held back: a server without `TCP_NODELAY` sends the next small piece
-//! only when the last one is acknowledged. So something stays only where the kernel puts acknowledgements off in any case,
-//! as it does on a connection where requests follow answers closely; where its timer then had to acknowledge, it no longer does.
+//! only when the last one is acknowledged. So the beginning of an answer stays only where the kernel puts acknowledgements off in
+//! any case; and where requests do not follow closely, nothing stays, for the kernel's timer would have to acknowledge it, which
+//! makes the kernel put off the next ones too.
 
 use std::future::Future;
 use std::io;
@@ -16,16 +20,24 @@ use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use rustix::net::sockopt::tcp_quickack;
+use rustix::net::sockopt::{set_tcp_quickack, tcp_quickack};
 use rustix::net::{RecvFlags, recv};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::base::clock;
 use crate::net::send;
 
 /// Bytes of a short answer, fewer than that. What is left in the socket is copied twice; and an answer of more than the
 /// least segment (RFC 9293 section 3.7.1: 536 bytes) is mostly acknowledged as it comes.
 const SHORT: usize = 1024;
+
+/// Answers that are left before it shows that they come in two packets, or after it did: about one in 200 shows it where a
+/// worker has so much to do that it finds both packets there.
+const PIECES: u16 = 1024;
+
+/// Microseconds between an answer and the next request that acknowledges it; the kernel's timer waits for 40 ms at least.
+const SOON: u64 = 30_000;
 
 /// The socket, and what was read of it without being taken.
 pub struct Piggyback {
@@ -38,14 +50,30 @@ pub struct Piggyback {
     leaves: bool,
     /// Bytes read of this answer.
     answer: usize,
-    /// They are a head alone.
-    bare: bool,
+    /// In so many reads.
+    reads: usize,
+    /// Answers that may still be left.
+    pieces: u16,
+    /// Until when a request acknowledges the last one soon enough, in microseconds of process time.
+    until: u64,
+    /// The kernel's timer acknowledged what is left.
+    overdue: bool,
 }
 
 impl Piggyback {
-    /// A socket that nothing was read of. As long as nobody says [`Piggyback::is_whole`], all is taken as it is read.
+    /// A socket that nothing was read of. As long as nobody says [`Piggyback::settle`], all is taken as it is read.
     pub fn new(tcp: TcpStream) -> Piggyback {
-        Piggyback { tcp, left: 0, asked: false, leaves: false, answer: 0, bare: false }
+        Piggyback {
+            tcp,
+            left: 0,
+            asked: false,
+            leaves: false,
+            answer: 0,
+            reads: 0,
+            pieces: PIECES,
+            until: 0,
+            overdue: false,
+        }
     }
 
     /// The socket, for anything but reading and writing.
@@ -53,21 +81,35 @@ impl Piggyback {
         &self.tcp
     }
 
-    /// Tells whether what was read so far ends an answer, or more of it is to come.
+    /// Settles what was read so far: whether it ends an answer, or more of it is to come; and so whether it may stay.
     ///
     /// # Errors
     /// The socket's.
-    pub fn is_whole(&mut self, whole: bool) -> io::Result<()> {
-        if self.left > 0 && !matches!(tcp_quickack(&self.tcp), Ok(false)) {
-            self.take_left()?;
-            self.leaves = false;
+    pub fn settle(&mut self, whole: bool) -> io::Result<()> {
+        if !whole {
+            if self.left > 0 && !matches!(tcp_quickack(&self.tcp), Ok(false)) {
+                self.take_left()?;
+                self.leaves = false;
+            }
+            return Ok(());
         }
-        if whole {
-            // The next one may be like it. A head alone is one packet, which is not acknowledged at once.
-            self.leaves = (1..SHORT).contains(&self.answer) && !self.bare;
-            self.answer = 0;
+        let short = self.answer < SHORT;
+        self.pieces = if short && self.reads > 1 { PIECES } else { self.pieces.saturating_sub(1) };
+        // The next one may be like it.
+        self.leaves = short && self.pieces > 0;
+        if self.leaves {
+            self.until = clock::micros() + SOON;
         }
+        (self.answer, self.reads) = (0, 0);
         Ok(())
+    }
+
+    /// Something is written.
+    fn asks(&mut self) {
+        if !std::mem::replace(&mut self.asked, true) && self.leaves && clock::micros() >= self.until {
+            self.leaves = false;
+            self.overdue = self.left > 0;
+        }
     }
 
     /// Tells that no answers follow, but a tunnel: bytes both ways, in whatever order.
@@ -75,11 +117,11 @@ impl Piggyback {
         self.leaves = false;
     }
 
-    /// These were read.
-    fn note(&mut self, bytes: &[u8]) {
+    /// So many were read.
+    fn note(&mut self, bytes: usize) {
         self.asked = false;
-        self.bare = self.answer == 0 && bytes.ends_with(b"\r\n\r\n");
-        self.answer = self.answer.saturating_add(bytes.len());
+        self.answer = self.answer.saturating_add(bytes);
+        self.reads = self.reads.saturating_add(1);
         self.leaves &= self.answer < SHORT;
     }
 
@@ -90,7 +132,8 @@ impl Piggyback {
             let Some(room) = scratch.get_mut(..self.left) else { break };
             let (_, taken) = recv(&self.tcp, room, RecvFlags::empty())?;
             if taken == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
+                let gone = format!("{} bytes that were read and left in the socket are gone", self.left);
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, gone));
             }
             self.left -= taken;
         }
@@ -140,23 +183,28 @@ impl AsyncRead for Piggyback {
             ready!(this.tcp.poll_read_ready(cx))?;
             if this.asked || !this.leaves {
                 this.take_left()?;
+                if std::mem::take(&mut this.overdue) {
+                    // As if nothing had been left. Where that fails, what comes now is acknowledged by the timer.
+                    let _ = set_tcp_quickack(&this.tcp, true);
+                }
             }
             if !this.leaves {
                 break;
             }
             match this.look(buf) {
                 Ok(read) if read > 0 => {
-                    this.note(buf.filled().get(before..).unwrap_or_default());
+                    this.note(read);
                     return Poll::Ready(Ok(()));
                 }
                 Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Poll::Ready(Err(error)),
-                Err(_) if !this.is_at_end(cx) => {}
+                // News of what was read already: it came in two packets.
+                Err(_) if !this.is_at_end(cx) => this.reads = this.reads.saturating_add(1),
                 // As much is left as may be, or the connection is at its end.
                 _ => this.leaves = false,
             }
         }
         ready!(Pin::new(&mut this.tcp).poll_read(cx, buf))?;
-        this.note(buf.filled().get(before..).unwrap_or_default());
+        this.note(buf.filled().len() - before);
         Poll::Ready(Ok(()))
     }
 }
@@ -164,7 +212,7 @@ impl AsyncRead for Piggyback {
 impl AsyncWrite for Piggyback {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        this.asked = true;
+        this.asks();
         Pin::new(&mut this.tcp).poll_write(cx, buf)
     }
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -179,7 +227,7 @@ impl AsyncWrite for Piggyback {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        this.asked = true;
+        this.asks();
         send::poll_send(Pin::new(&mut this.tcp), cx, bufs)
     }
     fn is_write_vectored(&self) -> bool {
@@ -214,7 +262,7 @@ mod tests {
     async fn ask(ours: &mut Piggyback, theirs: &mut TcpStream) {
         ours.write_all(b"?").await.unwrap();
         // As where requests follow answers closely: the kernel puts acknowledgements off.
-        rustix::net::sockopt::set_tcp_quickack(&ours.tcp, false).unwrap();
+        set_tcp_quickack(&ours.tcp, false).unwrap();
         assert_eq!(theirs.read_u8().await.unwrap(), b'?');
     }
 
@@ -229,9 +277,21 @@ mod tests {
             let size = ours.read(&mut some).await.unwrap();
             assert!(size > 0, "an end after {} bytes", read.len());
             read.extend_from_slice(&some[..size]);
-            ours.is_whole(read.len() == answer.len()).unwrap();
+            ours.settle(read.len() == answer.len()).unwrap();
         }
         assert!(read == answer, "{} bytes of another answer", read.len());
+    }
+
+    /// Asks, and is answered in two packets, each of which is read alone.
+    async fn in_two_reads(ours: &mut Piggyback, theirs: &mut TcpStream) {
+        ask(ours, theirs).await;
+        for (piece, whole) in [(b"the head", false), (b"the body", true)] {
+            theirs.write_all(piece).await.unwrap();
+            let mut read = [0; 99];
+            let size = ours.read(&mut read).await.unwrap();
+            assert_eq!(read[..size], piece[..]);
+            ours.settle(whole).unwrap();
+        }
     }
 
     /// Bytes in the socket.
@@ -267,7 +327,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn short_answers_stay_in_the_socket_until_the_next() {
+    async fn short_answers_in_two_packets_stay_in_the_socket_until_the_next() {
         let (mut ours, mut theirs) = pair().await;
         exchange(&mut ours, &mut theirs, &[b"head body"], 8192).await;
         assert_eq!(queued(&ours), 0, "nothing is known of a new connection");
@@ -276,14 +336,18 @@ mod tests {
         assert_eq!(queued(&ours), b"head body 2".len());
         exchange(&mut ours, &mut theirs, &[b"3"], 8192).await;
         assert_eq!(queued(&ours), 1, "the second was taken when the third came");
-        // After one without a body, after a long one: taken.
-        for other in [&b"head\r\n\r\n"[..], &[b'4'; SHORT]] {
-            exchange(&mut ours, &mut theirs, &[other], 8192).await;
-            exchange(&mut ours, &mut theirs, &[&[b'5'; 20]], 8192).await;
-            assert_eq!(queued(&ours), 0);
-            exchange(&mut ours, &mut theirs, &[b"6"], 8192).await;
-            assert_eq!(queued(&ours), 1);
+        // A long one is taken, and what follows it.
+        exchange(&mut ours, &mut theirs, &[&[b'4'; SHORT]], 8192).await;
+        exchange(&mut ours, &mut theirs, &[&[b'5'; 20]], 8192).await;
+        assert_eq!(queued(&ours), 0);
+        exchange(&mut ours, &mut theirs, &[b"6"], 8192).await;
+        assert_eq!(queued(&ours), 1);
+        // As is what follows many that came in one read.
+        for _ in 0..PIECES {
+            exchange(&mut ours, &mut theirs, &[b"one"], 8192).await;
         }
+        assert_eq!(queued(&ours), 0);
+        in_two_reads(&mut ours, &mut theirs).await;
         ours.becomes_tunnel();
         exchange(&mut ours, &mut theirs, &[b"7"], 8192).await;
         assert_eq!(queued(&ours), 0);
@@ -293,30 +357,31 @@ mod tests {
     async fn nothing_stays_whose_acknowledgement_may_be_waited_for() {
         for at_once in [false, true] {
             let (mut ours, mut theirs) = pair().await;
-            exchange(&mut ours, &mut theirs, &[b"head body"], 8192).await;
+            in_two_reads(&mut ours, &mut theirs).await;
             ask(&mut ours, &mut theirs).await;
             // Whether the kernel would acknowledge at once what is read now.
-            rustix::net::sockopt::set_tcp_quickack(&ours.tcp, at_once).unwrap();
+            set_tcp_quickack(&ours.tcp, at_once).unwrap();
             let mut read = [0; 99];
             theirs.write_all(b"head\r\n\r\n").await.unwrap();
             assert_eq!(ours.read(&mut read).await.unwrap(), 8);
-            ours.is_whole(false).unwrap();
+            ours.settle(false).unwrap();
             assert_eq!(queued(&ours), if at_once { 0 } else { 8 });
             theirs.write_all(b"the body").await.unwrap();
             assert_eq!(ours.read(&mut read).await.unwrap(), 8);
             assert_eq!(read[..8], *b"the body");
-            ours.is_whole(true).unwrap();
+            ours.settle(true).unwrap();
             assert!(is_silent(&mut ours).await);
             assert_eq!(queued(&ours), if at_once { 0 } else { 16 }, "head and body in a read each");
             exchange(&mut ours, &mut theirs, &[b"the next"], 8192).await;
             assert_eq!(queued(&ours), 8);
-            // A whole one: its acknowledgement by the kernel's timer would make the kernel put off the next ones.
+            // Long after the last answer.
+            ours.until = 0;
             ask(&mut ours, &mut theirs).await;
-            rustix::net::sockopt::set_tcp_quickack(&ours.tcp, at_once).unwrap();
             theirs.write_all(b"all of it").await.unwrap();
             assert_eq!(ours.read(&mut read).await.unwrap(), 9);
-            ours.is_whole(true).unwrap();
-            assert_eq!(queued(&ours), if at_once { 0 } else { 9 });
+            ours.settle(true).unwrap();
+            assert_eq!(queued(&ours), 0);
+            assert!(tcp_quickack(&ours.tcp).unwrap(), "the kernel does not put off what comes now");
         }
     }
 
@@ -324,7 +389,7 @@ mod tests {
     async fn an_end_and_a_reset_are_told_behind_what_is_left() {
         for reset in [false, true] {
             let (mut ours, mut theirs) = pair().await;
-            exchange(&mut ours, &mut theirs, &[b"one"], 8192).await;
+            in_two_reads(&mut ours, &mut theirs).await;
             exchange(&mut ours, &mut theirs, &[b"two"], 8192).await;
             assert_eq!(ours.left, 3);
             if reset {
@@ -339,7 +404,7 @@ mod tests {
     #[tokio::test]
     async fn an_end_that_comes_with_the_answer_is_told() {
         let (mut ours, mut theirs) = pair().await;
-        exchange(&mut ours, &mut theirs, &[b"one"], 8192).await;
+        in_two_reads(&mut ours, &mut theirs).await;
         ask(&mut ours, &mut theirs).await;
         theirs.write_all(b"the last").await.unwrap();
         drop(theirs);
@@ -351,7 +416,7 @@ mod tests {
     #[tokio::test]
     async fn closing_with_an_answer_left_is_no_reset() {
         let (mut ours, mut theirs) = pair().await;
-        exchange(&mut ours, &mut theirs, &[b"one"], 8192).await;
+        in_two_reads(&mut ours, &mut theirs).await;
         exchange(&mut ours, &mut theirs, &[b"two"], 8192).await;
         assert_eq!(ours.left, 3);
         drop(ours);

@@ -55,12 +55,12 @@ impl Stream {
         tcp.poll_read_ready(cx).map(drop)
     }
 
-    /// Tells whether what was read from a server so far ends an answer ([`Piggyback::is_whole`]).
+    /// Settles what was read from a server: whether that ends an answer ([`Piggyback::settle`]).
     ///
     /// # Errors
     /// The socket's.
-    pub fn is_whole(&mut self, whole: bool) -> io::Result<()> {
-        if let Stream::Asking(io) = self { io.is_whole(whole) } else { Ok(()) }
+    pub fn settle(&mut self, whole: bool) -> io::Result<()> {
+        if let Stream::Asking(io) = self { io.settle(whole) } else { Ok(()) }
     }
 
     /// Tells that no answers follow, but a tunnel.

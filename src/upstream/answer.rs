@@ -19,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::base::outcome::Outcome;
 use crate::net::http1::{Chunks, Framing, Held, Length, Lines, Scan, Step, field_of_text, is_text_in_lines};
+use crate::net::stream::Stream;
 
 /// Interim answers (RFC 9110 section 15.2) before a final one. Real backends send one or two; each costs a parse.
 const INTERIM_MAX: u32 = 16;
@@ -255,15 +256,6 @@ fn status_line(line: &[u8]) -> Result<(bool, u16), Fault> {
     Ok((http11, status))
 }
 
-/// Brings answers, and wants to know where they end.
-pub trait Answering {
-    /// Tells whether what was read so far ends an answer.
-    ///
-    /// # Errors
-    /// The stream's.
-    fn is_whole(&mut self, whole: bool) -> io::Result<()>;
-}
-
 /// A stream from an endpoint that hands on only bytes that passed the [`Framer`].
 pub struct Checked<S> {
     io: S,
@@ -284,7 +276,7 @@ impl<S> Checked<S> {
     }
 }
 
-impl<S: AsyncRead + Answering + Unpin> AsyncRead for Checked<S> {
+impl<S: AsyncRead + AsMut<Stream> + Unpin> AsyncRead for Checked<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         loop {
@@ -312,7 +304,7 @@ impl<S: AsyncRead + Answering + Unpin> AsyncRead for Checked<S> {
                 this.fault = Some(fault);
                 this.held.refuse();
             } else {
-                this.io.is_whole(this.framer.between())?;
+                this.io.as_mut().settle(this.framer.between())?;
             }
             if buf.filled().len() > before {
                 return Poll::Ready(Ok(()));

@@ -28,7 +28,7 @@ use crate::net::descriptors::Descriptor;
 use crate::net::piggyback::Piggyback;
 use crate::net::stream::Stream;
 use crate::net::timer::{Timer, Wheel};
-use crate::upstream::answer::{Answering, Asked, Checked};
+use crate::upstream::answer::{Asked, Checked};
 use crate::upstream::drive::Driven;
 use crate::upstream::endpoint::Endpoint;
 
@@ -267,9 +267,9 @@ impl Patient {
     }
 }
 
-impl Answering for Patient {
-    fn is_whole(&mut self, whole: bool) -> io::Result<()> {
-        self.io.is_whole(whole)
+impl AsMut<Stream> for Patient {
+    fn as_mut(&mut self) -> &mut Stream {
+        &mut self.io
     }
 }
 
