@@ -23,7 +23,10 @@ class Workload:
     path: str = "/small"
     extra: tuple = ()
     shape: str = "edge"
-    most: int = 99  # rounds: what takes long and hardly varies needs fewer
+    most: int = sys.maxsize  # rounds: what takes long and hardly varies needs fewer
+
+    def rounds(self, options):
+        return min(self.most, options.rounds)
 
 
 WORKLOADS = [
@@ -179,7 +182,7 @@ def one(bench, work, proxy, seconds):
 def seconds_of(work, options, proxies):
     """How long a workload takes, about, in seconds."""
     each = {"idle": 20, "reload": 2 * max(options.seconds, 6) + 3}.get(work.kind, options.seconds + 0.6)
-    return each * proxies * min(work.most, options.rounds)
+    return each * proxies * work.rounds(options)
 
 
 def saturation(bench, proxies, results, seconds):
@@ -204,7 +207,7 @@ def measure(bench, works, proxies, options, results):
         if work.kind in ("rate", "reload") and not bench.rate:
             bench.rate = saturation(bench, proxies, results, options.seconds)
         lost = dict.fromkeys(names, 0)
-        for number in range(min(work.most, options.rounds)):
+        for number in range(work.rounds(options)):
             turn = number % len(names)
             for name in names[turn:] + names[:turn]:
                 if lost[name] > 1:  # twice is no accident
