@@ -19,6 +19,9 @@ const REST: Duration = Duration::from_micros(50);
 /// How much later than asked for the kernel may wake a thread, in nanoseconds; 50,000 elsewhere.
 const SLACK: Option<NonZeroU64> = NonZeroU64::new(1_000);
 
+/// So many quick steps between two looks at the clock: some microseconds, even where each waits for memory.
+const OFTEN: usize = 32;
+
 thread_local! {
     /// Since when this thread computes, in microseconds, while it is inside [`work`].
     static SINCE: Cell<Option<u64>> = const { Cell::new(None) };
@@ -54,6 +57,16 @@ pub fn breathe() {
 /// The same items, with a breath before each.
 pub fn each<I: IntoIterator>(items: I) -> impl Iterator<Item = I::Item> {
     items.into_iter().inspect(|_| breathe())
+}
+
+/// The same items, with a breath before some: for steps that take less than looking at the clock does.
+pub fn often<I: IntoIterator>(items: I) -> impl Iterator<Item = I::Item> {
+    items.into_iter().enumerate().map(|(count, item)| {
+        if count.is_multiple_of(OFTEN) {
+            breathe();
+        }
+        item
+    })
 }
 
 /// Drops many values one by one: freeing thousands takes milliseconds.
@@ -93,6 +106,7 @@ mod tests {
         let all: Vec<u32> = (0..1000).collect();
         assert_eq!(each(all.clone()).collect::<Vec<_>>(), all);
         assert_eq!(work(|| each(all.clone()).collect::<Vec<_>>()), all);
+        assert_eq!(work(|| often(all.clone()).collect::<Vec<_>>()), all);
         let shared = std::sync::Arc::new(());
         work(|| drop_each(vec![shared.clone(); 1000]));
         assert_eq!(std::sync::Arc::strong_count(&shared), 1);

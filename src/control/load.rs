@@ -217,13 +217,13 @@ fn memory_there_is() -> Option<u64> {
 
 /// Tenants that have anything, or had something refused; those that used most of their share first.
 fn busiest(control: &Control) -> Vec<Arc<Tenant>> {
-    let mut tenants = control.residents.tenants.all();
-    tenants.retain(|tenant| {
+    let told = |tenant: &&Arc<Tenant>| {
         let counts = [&*tenant.connections, &*tenant.upstream, &tenant.in_flight, &tenant.percent];
         counts.iter().any(|count| count.load(Relaxed) > 0)
             || tenant.buffered.load(Relaxed) > 0
             || tenant.shed.load(Relaxed) > 0
-    });
+    };
+    let mut tenants: Vec<_> = control.residents.tenants.all().iter().filter(told).cloned().collect();
     let rank = |tenant: &Arc<Tenant>| {
         let used =
             [&tenant.percent, &tenant.in_flight, &*tenant.connections].map(|count| count.load(Relaxed));

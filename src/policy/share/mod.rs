@@ -109,6 +109,17 @@ impl Tenant {
         own > share(whole, weight, weights)
     }
 
+    /// Whether it has anything, or used anything since the last survey, or was noted then.
+    fn is_busy(&self) -> bool {
+        self.in_flight.load(Relaxed) > 0
+            || self.buffered.load(Relaxed) > 0
+            || self.peak.load(Relaxed) > 0
+            || self.percent.load(Relaxed) > 0
+            || self.over.load(Relaxed)
+            || self.connections.load(Relaxed) > 0
+            || self.upstream.load(Relaxed) > 0
+    }
+
     /// Its weight.
     pub fn weight(&self) -> u32 {
         self.weight.load(Relaxed)
@@ -191,6 +202,8 @@ pub struct Tenants {
 #[derive(Debug, Default)]
 struct Known {
     tenants: HashMap<Arc<str>, Arc<Tenant>>,
+    /// The same as a list, until one comes or goes.
+    all: Option<Arc<[Arc<Tenant>]>>,
     weights: Weights,
     free: Vec<u32>,
     next: u32,
@@ -209,6 +222,7 @@ impl Tenants {
         });
         let tenant = Arc::new(Tenant::new(name, Slot(slot), known.weights.of(name)));
         known.tenants.insert(name.clone(), tenant.clone());
+        known.all = None;
         self.levels.tenants.store(u32::try_from(known.tenants.len()).unwrap_or(u32::MAX), Relaxed);
         tenant
     }
@@ -225,6 +239,8 @@ impl Tenants {
     /// Forgets tenants of whom nothing is left.
     pub fn sweep(&self) {
         let known = &mut *self.lock();
+        // The list holds each of them too.
+        known.all = None;
         let free = &mut known.free;
         known.tenants.retain(|_, tenant| {
             let stays = Arc::strong_count(tenant) > 1
@@ -239,15 +255,19 @@ impl Tenants {
     }
 
     /// All of them.
-    pub fn all(&self) -> Vec<Arc<Tenant>> {
-        self.lock().tenants.values().cloned().collect()
+    pub fn all(&self) -> Arc<[Arc<Tenant>]> {
+        let known = &mut *self.lock();
+        known.all.get_or_insert_with(|| known.tenants.values().cloned().collect()).clone()
     }
 
-    /// Adds up the weights of those that have something; gives the tenants.
+    /// Adds up the weights of those that have something; gives the tenants about whom there is anything to be told, or
+    /// was at the last survey. Of ten thousand most have nothing: they are read, not written to.
     pub fn survey(&self) -> Vec<Arc<Tenant>> {
-        let tenants = self.all();
+        let all = self.all();
+        let busy = gentle::often(all.iter()).filter(|tenant| tenant.is_busy());
+        let busy: Vec<Arc<Tenant>> = busy.cloned().collect();
         let (mut connections, mut upstream, mut in_flight, mut buffered) = (0u32, 0u32, 0u32, 0u32);
-        for tenant in gentle::each(&tenants) {
+        for tenant in gentle::often(&busy) {
             tenant.percent.store(tenant.peak.swap(0, Relaxed), Relaxed);
             let add = |sum: &mut u32, any: bool| {
                 if any {
@@ -263,7 +283,7 @@ impl Tenants {
         self.levels.upstream.store(upstream, Relaxed);
         self.levels.in_flight.store(in_flight, Relaxed);
         self.levels.buffered.store(buffered, Relaxed);
-        tenants
+        busy
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
@@ -324,6 +344,14 @@ mod tests {
         let upstream = Counted::one(&heavy.upstream);
         one.in_flight.store(7, Relaxed);
         assert_eq!(tenants.survey().len(), 2);
+        let nothing = tenants.get(&"nothing".into());
+        assert_eq!(tenants.survey().len(), 2, "whoever has nothing is passed by");
+        nothing.peak.store(250, Relaxed);
+        assert_eq!((tenants.survey().len(), nothing.percent.load(Relaxed)), (3, 250));
+        assert_eq!((tenants.survey().len(), nothing.percent.load(Relaxed)), (3, 0), "and it is over");
+        assert_eq!(tenants.survey().len(), 2);
+        drop(nothing);
+        tenants.sweep();
         let levels = &tenants.levels;
         let read = |tenant: &Tenant| {
             [Thing::Connections, Thing::Upstream, Thing::InFlight].map(|thing| levels.weights(thing, tenant))
