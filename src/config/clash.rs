@@ -36,9 +36,9 @@ pub fn clashes(sites: &[(Arc<str>, &Site, u64)]) -> Vec<Diagnostic> {
 
 fn lost(name: &Arc<str>, claim: &Claim, here: &Origin, (owner, at): (&Arc<str>, &Origin)) -> Diagnostic {
     let place = match at {
-        Origin::File { path, line, .. } => {
-            let file = path.file_name().map(|file| file.to_string_lossy().into_owned()).unwrap_or_default();
-            format!(" ({file}, line {line})")
+        Origin::File(place) => {
+            let file = place.path().file_name().map(|file| file.to_string_lossy().into_owned());
+            format!(" ({}, line {})", file.unwrap_or_default(), place.line())
         }
         Origin::Default => String::new(),
     };

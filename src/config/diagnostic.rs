@@ -92,7 +92,7 @@ impl Diagnostic {
 
     /// Whether it stands in this file.
     pub fn is_in(&self, file: &std::path::Path) -> bool {
-        matches!(&self.origin, Origin::File { path, .. } if **path == *file)
+        matches!(&self.origin, Origin::File(place) if **place.path() == *file)
     }
 
     /// Whether something is refused because of it.
@@ -104,9 +104,9 @@ impl Diagnostic {
     pub fn to_json(&self) -> serde_json::Value {
         let (file, line, column) = match &self.origin {
             Origin::Default => (None, None, None),
-            Origin::File { path, line: 0, .. } => (Some(path.display().to_string()), None, None),
-            Origin::File { path, line, column, .. } => {
-                (Some(path.display().to_string()), Some(*line), Some(*column))
+            Origin::File(place) => {
+                let known = Some(place.line()).filter(|line| *line > 0);
+                (Some(place.path().display().to_string()), known, known.map(|_| place.column()))
             }
         };
         serde_json::json!({
@@ -158,15 +158,15 @@ fn render(diagnostic: &Diagnostic, sources: &Sources, renderer: &Renderer) -> St
 
 /// Adds the source line, or only its place where the text is not at hand or too long to show.
 fn with_place<'a>(group: Group<'a>, diagnostic: &'a Diagnostic, sources: &'a Sources) -> Group<'a> {
-    let Origin::File { path, start, end, line, column } = &diagnostic.origin else { return group };
-    let shown = sources.show(path);
-    if *line == 0 {
+    let Origin::File(place) = &diagnostic.origin else { return group };
+    let (shown, line) = (sources.show(place.path()), place.line());
+    if line == 0 {
         return group.element(Place::path(shown));
     }
-    let text = sources.get(path).and_then(|source| source.line(*line));
+    let text = sources.get(place.path()).and_then(|source| source.line(line));
     let Some((text, begin)) = text.filter(|(text, _)| text.len() <= SHOWN_LINE_MAX) else {
-        let line = usize::try_from(*line).unwrap_or(usize::MAX);
-        let column = usize::try_from(*column).unwrap_or(usize::MAX);
+        let line = usize::try_from(line).unwrap_or(usize::MAX);
+        let column = usize::try_from(place.column()).unwrap_or(usize::MAX);
         return group.element(Place::path(shown).line(line).char_column(column));
     };
     // Only this line is given to the renderer, so that its work does not grow with the file; a value over several
@@ -178,9 +178,9 @@ fn with_place<'a>(group: Group<'a>, diagnostic: &'a Diagnostic, sources: &'a Sou
         }
         at
     };
-    let (from, to) = (border(*start), border(*end));
+    let (from, to) = (border(place.range().start), border(place.range().end));
     let mark = AnnotationKind::Primary.span(from..to.max(from)).label(non_empty(&diagnostic.label));
-    let number = usize::try_from(*line).unwrap_or(usize::MAX);
+    let number = usize::try_from(line).unwrap_or(usize::MAX);
     group.element(Snippet::source(text).path(shown).line_start(number).annotation(mark))
 }
 
@@ -226,7 +226,7 @@ mod tests {
     fn hostile_texts_and_odd_places_do_no_harm() {
         let (sources, source) = sources("ü = \"\u{1b}[31m\"\nlong\n");
         for (start, end) in [(0, 1), (1, 2), (0, 99), (99, 99), (14, 14), (15, 19)] {
-            let origin = Origin::File { path: source.path().clone(), start, end, line: 1, column: 1 };
+            let origin = Origin::File(super::super::model::Place::new(source.whole(), start..end, 1, 1));
             let bad = Diagnostic::error("x", &origin, "a\u{1b}[2J")
                 .help("b\u{1b}[2J")
                 .for_site(&Arc::from("\u{1b}c"));

@@ -9,6 +9,7 @@ use super::diagnostic::Diagnostic;
 use super::source::Source;
 use crate::base::gentle;
 use pieces::Cuts;
+pub use pieces::{Known, Piece};
 
 /// Parts of one dotted key: the deepest legal one has five. Nesting by brackets is bounded by the TOML reader (80);
 /// without this bound a key of a million dots would become a million tables, one inside the other.
@@ -27,12 +28,25 @@ const SYNTAX_ERRORS_MAX: usize = 3;
 /// # Errors
 /// What is wrong with its syntax, at least one.
 pub fn parse(source: &Source) -> Result<DeTable<'_>, Vec<Diagnostic>> {
+    parse_unknown(source, &|_, _| false).map(|(root, _)| root)
+}
+
+/// Reads a text as TOML, without the sites that are known as they are said there. Gives the sites that stand in one piece,
+/// the known ones among them, in the order of the text.
+///
+/// # Errors
+/// What is wrong with its syntax, at least one.
+pub fn parse_unknown<'t>(
+    source: &'t Source,
+    known: Known<'_>,
+) -> Result<(DeTable<'t>, Vec<Piece<'t>>), Vec<Diagnostic>> {
     let cuts = check_bounds(source).map_err(|diagnostic| vec![*diagnostic])?;
-    if let Some(table) = cuts.read() {
-        return Ok(table);
+    let (root, pieces) = cuts.read(known);
+    if let Some(root) = root {
+        return Ok((root, pieces));
     }
     let first = match DeTable::parse(source.text()) {
-        Ok(table) => return Ok(table.into_inner()),
+        Ok(table) => return Ok((table.into_inner(), pieces)),
         Err(error) => error,
     };
     let mut errors = vec![first];

@@ -24,7 +24,7 @@ impl Effective {
     pub fn origin_text(&self, sources: &Sources) -> String {
         match &self.origin {
             Origin::Default => "default".into(),
-            Origin::File { path, line, .. } => format!("{}:{line}", sources.show(path)),
+            Origin::File(place) => format!("{}:{}", sources.show(place.path()), place.line()),
         }
     }
 

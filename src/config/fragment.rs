@@ -5,9 +5,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::Run;
 use super::model::{Origin, Server};
 use super::source::Source;
-use super::{Run, document};
 
 /// One site that stands in no file.
 #[derive(Debug, Clone, Default)]
@@ -45,18 +45,15 @@ impl Run<'_> {
         self.loaded.sources.insert(source.clone());
         self.loaded.order.push(path.clone());
         let before = self.loaded.diagnostics.len();
-        match document::parse(&source) {
-            Ok(root) => {
-                let mut context = super::Context::new(&source, None, false);
-                self.take_sites(&mut context, &source, &root, server);
-                self.loaded.diagnostics.append(&mut context.diagnostics);
-            }
-            Err(errors) => self.refuse(&path, errors),
+        if let Some((root, pieces)) = self.parse(&source) {
+            let mut context = super::Context::new(&source, None, false);
+            self.take_sites(&mut context, &source, &root, &pieces, server);
+            self.loaded.diagnostics.append(&mut context.diagnostics);
         }
         for diagnostic in self.loaded.diagnostics.iter_mut().skip(before) {
-            if let Origin::File { path: at, line, .. } = &diagnostic.origin
-                && **at == *path
-                && let Some(from) = fragment.line(*line)
+            if let Origin::File(place) = &diagnostic.origin
+                && **place.path() == *path
+                && let Some(from) = fragment.line(place.line())
             {
                 diagnostic.message = format!("{} ({from})", diagnostic.message);
             }
@@ -90,7 +87,7 @@ mod tests {
             Fragment { text: "[site".into(), ..fragment("d.test", "") },
         ];
         // However long the label was there.
-        let loaded = load_with(&file, &|_, file| file == Path::new("docker:a.test"), &fragments);
+        let loaded = load_with(&file, &|_, file| file == Path::new("docker:a.test"), &fragments, None);
         let good: Vec<_> = loaded.sites.iter().filter(|e| e.site.is_some()).map(|e| &*e.name).collect();
         assert_eq!(good, ["a.test", "c.test"]);
         assert_eq!(*loaded.sites[0].file, *file);
@@ -102,6 +99,6 @@ mod tests {
         assert!(load(&file).sites.len() == 1);
         // Without the section nobody asks an engine, and labels say nothing.
         std::fs::write(&file, "").unwrap();
-        assert!(load_with(&file, &|_, _| false, &fragments).sites.is_empty());
+        assert!(load_with(&file, &|_, _| false, &fragments, None).sites.is_empty());
     }
 }

@@ -11,6 +11,7 @@ pub mod clash;
 pub mod diagnostic;
 mod document;
 pub mod effective;
+mod former;
 mod fragment;
 pub mod look;
 pub mod model;
@@ -31,6 +32,7 @@ use toml::de::{DeTable, DeValue};
 pub use clash::clashes;
 pub use diagnostic::{Diagnostic, Severity, render_human, to_json};
 pub use effective::{Effective, effective_site};
+pub use former::Said;
 pub use fragment::Fragment;
 pub use look::Watched;
 pub use reference::schema;
@@ -38,8 +40,10 @@ pub use restart::restart_needed;
 pub use source::{Source, Sources};
 
 use crate::base::gentle;
+use document::Piece;
+use former::Former;
 use look::Gathered;
-use model::{Origin, Server, Site};
+use model::{Origin, Part, Server, Site};
 use parse::{Context, Value, quoted};
 use setting::{Id, Kind, SITES_MAX};
 use source::{Reader, expand, join, whole_file};
@@ -65,7 +69,7 @@ pub struct Loaded {
 }
 
 /// One site as found.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct SiteEntry {
     /// Its name, lower case.
     pub name: Arc<str>,
@@ -73,9 +77,13 @@ pub struct SiteEntry {
     pub file: Arc<Path>,
     /// This site alone as TOML, in one canonical form and with absolute paths: equal texts mean equal settings, and
     /// [`parse_site`] reads it from anywhere.
-    pub text: String,
+    pub text: Arc<str>,
     /// `None`: it has errors.
-    pub site: Option<Site>,
+    pub site: Option<Arc<Site>>,
+    /// Certificates, keys and authorities that it names.
+    files: Arc<[PathBuf]>,
+    /// Where it may be taken over from; `None`: it is to be read again.
+    said: Option<Said>,
 }
 
 /// Where the configuration is looked for when nobody says it; `None`: at none of the places.
@@ -89,28 +97,19 @@ pub fn default_path() -> Option<PathBuf> {
 /// Of two sites with one name, the one read first is taken. Clashes of hosts are reported with the order of reading as
 /// age, but both sites stay in [`Loaded::sites`]; who knows better ages calls [`Loaded::settle_clashes`].
 pub fn load(path: &Path) -> Loaded {
-    load_with(path, &|_, _| false, &[])
+    load_with(path, &|_, _| false, &[], None)
 }
 
 /// Like [`load`], but of two sites with one name the one is taken for which `home(name, file)` holds: a file that is
 /// read earlier takes no site away from the file it lives in. `fragments` are sites that stand in no file; they count
-/// where the configuration has `[docker]`.
-pub fn load_with(path: &Path, home: Home<'_>, fragments: &[Fragment]) -> Loaded {
+/// where the configuration has `[docker]`. Sites that `former`, an earlier load, found said as they are said now are taken
+/// over from it.
+pub fn load_with(path: &Path, home: Home<'_>, fragments: &[Fragment], former: Option<&Loaded>) -> Loaded {
     let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
     let path: Arc<Path> = join(&here, path).into();
-    let mut run = Run::new(&here, home, fragments);
+    let mut run = Run::new(&here, home, fragments, Former(former));
     let Some(main) = run.read(&path, None) else { return run.finish(None) };
-    let server = match document::parse(&main) {
-        Err(errors) => {
-            run.refuse(&path, errors);
-            None
-        }
-        Ok(root) => {
-            let server = run.main(&main, &root);
-            document::discard(root);
-            Some(server)
-        }
-    };
+    let server = run.main(&main);
     run.finish(server)
 }
 
@@ -137,7 +136,7 @@ pub fn parse_site(name: &str, file: &Path, text: &str, server: &Server) -> (Opti
 
 /// Calls back for each entry of `[site]`, in the order of the file: its name in lower case, where the name stands, its
 /// value.
-fn each_site(root: &DeTable<'_>, mut each: impl FnMut(Arc<str>, Range<usize>, &Value<'_>)) {
+fn each_site<'t>(root: &'t DeTable<'t>, mut each: impl FnMut(Arc<str>, Range<usize>, &'t Value<'t>)) {
     let Some(sites) = root.get("site").and_then(|value| value.get_ref().as_table()) else { return };
     // The reader sorts keys by name; age and precedence follow the order in which they were written.
     let mut sites: Vec<_> = sites.iter().collect();
@@ -158,7 +157,7 @@ impl Loaded {
     pub fn settle_clashes(&mut self, age: impl Fn(&str) -> u64) -> Vec<Arc<str>> {
         self.diagnostics.retain(|diagnostic| diagnostic.code != clash::CODE);
         let good =
-            gentle::each(&self.sites).filter_map(|entry| Some((entry.name.clone(), entry.site.as_ref()?)));
+            gentle::each(&self.sites).filter_map(|entry| Some((entry.name.clone(), &**entry.site.as_ref()?)));
         let aged: Vec<_> = good.map(|(name, site)| (name.clone(), site, age(&name))).collect();
         let lost = clashes(&aged);
         let names = lost.iter().filter_map(|diagnostic| diagnostic.site.clone()).collect();
@@ -172,10 +171,49 @@ impl Loaded {
             self.order.iter().enumerate().map(|(at, path)| (path, at)).collect();
         self.diagnostics.sort_by_cached_key(|diagnostic| match &diagnostic.origin {
             Origin::Default => (usize::MAX, None, 0, 0),
-            Origin::File { path, start, end, .. } => {
-                (rank.get(path).copied().unwrap_or(usize::MAX), Some(path.clone()), *start, *end)
+            Origin::File(place) => {
+                let (path, range) = (place.path(), place.range());
+                (rank.get(path).copied().unwrap_or(usize::MAX), Some(path.clone()), range.start, range.end)
             }
         });
+    }
+}
+
+/// One site of a text.
+enum Found<'t> {
+    /// It says what it said before.
+    Known(SiteEntry),
+    /// It is to be read; `piece`: where it stands by itself.
+    Read { name: Arc<str>, key: Range<usize>, value: &'t Value<'t>, piece: Option<&'t Piece<'t>> },
+}
+
+impl Found<'_> {
+    /// Its name in lower case, and where that stands.
+    fn named(&self) -> (Arc<str>, Range<usize>) {
+        match self {
+            Found::Known(entry) => (entry.name.clone(), entry.key()),
+            Found::Read { name, key, .. } => (name.clone(), key.clone()),
+        }
+    }
+
+    /// Reads it if need be; the context is this site's own.
+    fn entry(self, context: &mut Context<'_>, server: &Server) -> SiteEntry {
+        let (name, key, value, piece) = match self {
+            Found::Known(entry) => return entry,
+            Found::Read { name, key, value, piece } => (name, key, value, piece),
+        };
+        let site = section::site::read(context, &name, key, value, server).map(Arc::new);
+        let clean = site.is_some() && context.diagnostics.is_empty();
+        SiteEntry {
+            file: context.source.path().clone(),
+            text: canonical(&name, value.get_ref(), context.source.folder()).into(),
+            files: std::mem::take(&mut context.files).into(),
+            said: piece
+                .filter(|_| clean)
+                .map(|piece| Said { range: piece.range.clone(), part: context.part.clone() }),
+            name,
+            site,
+        }
     }
 }
 
@@ -186,6 +224,7 @@ type Home<'a> = &'a dyn Fn(&str, &Path) -> bool;
 struct Run<'a> {
     home: Home<'a>,
     fragments: &'a [Fragment],
+    former: Former<'a>,
     reader: Reader,
     loaded: Loaded,
     sites: BTreeMap<Arc<str>, (SiteEntry, Origin, u64)>,
@@ -193,7 +232,7 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn new(here: &Path, home: Home<'a>, fragments: &'a [Fragment]) -> Run<'a> {
+    fn new(here: &Path, home: Home<'a>, fragments: &'a [Fragment], former: Former<'a>) -> Run<'a> {
         let mut sources = Sources::default();
         sources.show_relative_to(here);
         let loaded = Loaded {
@@ -206,7 +245,7 @@ impl<'a> Run<'a> {
             order: Vec::new(),
         };
         let (reader, sites, gathered) = Default::default();
-        Run { home, fragments, reader, loaded, sites, gathered }
+        Run { home, fragments, former, reader, loaded, sites, gathered }
     }
 
     /// Reads a file into the sources; reports what is wrong with it at the place that named it.
@@ -240,10 +279,17 @@ impl<'a> Run<'a> {
     }
 
     /// The main file, and all that it includes. Gives the server and whether its part is good.
-    fn main(&mut self, main: &Arc<Source>, root: &DeTable<'_>) -> (Server, bool) {
+    fn main(&mut self, main: &Arc<Source>) -> Option<(Server, bool)> {
+        let (mut root, mut pieces) = self.parse(main)?;
         let mut context = Context::new(main, None, false);
-        let said = section::server::read(&mut context, root);
-        self.take_sites(&mut context, main, root, &said.server);
+        let said = section::server::read(&mut context, &root);
+        self.former = self.former.of_server(&said.server);
+        if pieces.iter().any(|piece| piece.known) && self.former.0.is_none() {
+            // What sites inherit is not what it was.
+            (root, pieces) = self.parse(main)?;
+        }
+        self.take_sites(&mut context, main, &root, &pieces, &said.server);
+        document::discard(root);
         let mut good = context.errors == 0;
         context.files.drain(..).for_each(|file| self.gathered.file(file));
         self.loaded.diagnostics.append(&mut context.diagnostics);
@@ -276,17 +322,20 @@ impl<'a> Run<'a> {
             self.fragments.iter().for_each(|fragment| self.fragment(fragment, &said.server));
         }
         good &= self.check_default_certificate(&said.server);
-        (said.server, good)
+        Some((said.server, good))
+    }
+
+    /// What is to be read of a text, and its sites; `None`: it is no TOML.
+    fn parse<'s>(&mut self, source: &'s Source) -> Option<(DeTable<'s>, Vec<Piece<'s>>)> {
+        let parsed = document::parse_unknown(source, &self.former.knows(source.path()));
+        parsed.map_err(|errors| self.refuse(source.path(), errors)).ok()
     }
 
     /// One included file: sites and nothing else.
     fn included(&mut self, path: &Arc<Path>, pattern: &str, named: &Origin, server: &Server) {
         let named = (!pattern.contains('*')).then_some(named);
         let Some(source) = self.read(path, named) else { return };
-        let root = match document::parse(&source) {
-            Ok(root) => root,
-            Err(errors) => return self.refuse(path, errors),
-        };
+        let Some((root, pieces)) = self.parse(&source) else { return };
         let mut context = Context::new(&source, None, false);
         for (key, _) in root.iter().filter(|(key, _)| key.get_ref() != "site") {
             let name = key.get_ref().as_ref();
@@ -299,7 +348,7 @@ impl<'a> Run<'a> {
             };
             context.error("unknown-key", key.span(), message, help);
         }
-        self.take_sites(&mut context, &source, &root, server);
+        self.take_sites(&mut context, &source, &root, &pieces, server);
         document::discard(root);
         if context.errors > 0 {
             // Something of this file was meant for a site, but nobody can say which.
@@ -308,47 +357,76 @@ impl<'a> Run<'a> {
         self.loaded.diagnostics.append(&mut context.diagnostics);
     }
 
+    /// Takes the sites of a text: those of the table, and those of the pieces that are known.
     fn take_sites(
         &mut self,
         context: &mut Context<'_>,
         source: &Arc<Source>,
         root: &DeTable<'_>,
+        pieces: &[Piece<'_>],
         server: &Server,
     ) {
         if let Some(value) = root.get("site").filter(|value| !value.get_ref().is_table()) {
             let expected = Kind::Named(Id::Site).expected();
             context.wrong_type("site", &expected, value);
         }
+        let known = |piece: &Piece<'_>| {
+            let text = source.text().get(piece.range.clone()).filter(|_| piece.known)?;
+            let entry = self.former.site(source.path(), piece.name, text)?;
+            Some(Found::Known(entry.moved(piece, source.lines_before(piece.range.start))))
+        };
+        let mut found: Vec<(usize, Found<'_>)> =
+            gentle::each(pieces).filter_map(|piece| Some((piece.range.start, known(piece)?))).collect();
         each_site(root, |name, key, value| {
-            if self.sites.len() >= SITES_MAX && !self.sites.contains_key(&name) {
-                context.error("too-many", key, format!("more than {SITES_MAX} sites are not read"), "");
+            let at = pieces.partition_point(|piece| piece.range.end <= key.start);
+            let piece = pieces.get(at).filter(|piece| piece.range.contains(&key.start));
+            found.push((key.start, Found::Read { name, key, value, piece }));
+        });
+        // Age and precedence follow the order in which sites were written.
+        found.sort_by_key(|(start, _)| *start);
+        for (_, found) in gentle::each(found) {
+            self.take_site(context, source, found, server);
+        }
+    }
+
+    fn take_site(
+        &mut self,
+        context: &mut Context<'_>,
+        source: &Arc<Source>,
+        found: Found<'_>,
+        server: &Server,
+    ) {
+        let (name, key) = found.named();
+        if self.sites.len() >= SITES_MAX && !self.sites.contains_key(&name) {
+            context.error("too-many", key, format!("more than {SITES_MAX} sites are not read"), "");
+            return;
+        }
+        let mut inner = Context::new(source, Some(name.clone()), false);
+        if let Found::Read { piece: Some(piece), .. } = &found {
+            let start = piece.range.start;
+            inner.part = Arc::new(Part::new(source.path().clone(), start, source.lines_before(start)));
+        }
+        let origin = inner.origin(key);
+        if let Some((entry, former, _)) = self.sites.get(&name) {
+            let (there, here) = (entry.file.clone(), source.path());
+            let from_file = here.is_absolute();
+            let moves = from_file && (self.home)(&name, here) && !(self.home)(&name, &there);
+            if there == *here || !moves {
+                inner.report(twice(&name, former, &origin, &self.loaded.sources));
+                self.loaded.diagnostics.append(&mut inner.diagnostics);
                 return;
             }
-            let mut inner = Context::new(source, Some(name.clone()), false);
-            let origin = source.origin(key.clone());
-            if let Some((entry, former, _)) = self.sites.get(&name) {
-                let (there, here) = (entry.file.clone(), source.path());
-                let from_file = here.is_absolute();
-                let moves = from_file && (self.home)(&name, here) && !(self.home)(&name, &there);
-                if there == *here || !moves {
-                    inner.report(twice(&name, former, &origin, &self.loaded.sources));
-                    self.loaded.diagnostics.append(&mut inner.diagnostics);
-                    return;
-                }
-                let intruder = twice(&name, &origin, former, &self.loaded.sources).for_site(&name);
-                // What else is wrong there does not concern the site any more.
-                let about = |d: &Diagnostic| d.site.as_ref() == Some(&name) && d.is_in(&there);
-                self.loaded.diagnostics.retain(|diagnostic| !about(diagnostic));
-                self.loaded.diagnostics.push(intruder);
-            }
-            let site = section::site::read(&mut inner, &name, key, value, server);
-            self.loaded.diagnostics.append(&mut inner.diagnostics);
-            inner.files.into_iter().for_each(|file| self.gathered.file(file));
-            let text = canonical(&name, value.get_ref(), source.folder());
-            let entry = SiteEntry { name: name.clone(), file: source.path().clone(), text, site };
-            let age = u64::try_from(self.sites.len()).unwrap_or(u64::MAX);
-            self.sites.insert(name, (entry, origin, age));
-        });
+            let intruder = twice(&name, &origin, former, &self.loaded.sources).for_site(&name);
+            // What else is wrong there does not concern the site any more.
+            let about = |d: &Diagnostic| d.site.as_ref() == Some(&name) && d.is_in(&there);
+            self.loaded.diagnostics.retain(|diagnostic| !about(diagnostic));
+            self.loaded.diagnostics.push(intruder);
+        }
+        let entry = found.entry(&mut inner, server);
+        self.loaded.diagnostics.append(&mut inner.diagnostics);
+        entry.files.iter().for_each(|file| self.gathered.file(file.clone()));
+        let age = u64::try_from(self.sites.len()).unwrap_or(u64::MAX);
+        self.sites.insert(name, (entry, origin, age));
     }
 
     /// The site that `default_certificate` names must exist; while a file is broken it may be in there.
@@ -384,7 +462,7 @@ pub const DUPLICATE_SITE: &str = "duplicate-site";
 
 fn twice(name: &str, former: &Origin, origin: &Origin, sources: &Sources) -> Diagnostic {
     let place = match former {
-        Origin::File { path, line, .. } => format!("{}, line {line}", sources.show(path)),
+        Origin::File(place) => format!("{}, line {}", sources.show(place.path()), place.line()),
         Origin::Default => String::new(),
     };
     Diagnostic::error(DUPLICATE_SITE, origin, format!("the site `{name}` is already defined in {place}"))

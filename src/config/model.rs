@@ -12,6 +12,7 @@ mod discovery;
 mod dns;
 mod docker;
 mod health;
+mod origin;
 mod patch;
 mod policy;
 mod server;
@@ -32,6 +33,7 @@ pub use discovery::Resolution;
 pub use dns::{Cloudflare, Dns, DnsProvider, Exec, Rfc2136, Route53, SecretSource, TsigAlgorithm};
 pub use docker::{Docker, DockerSocket};
 pub use health::{BodyCheck, Check, Eject, Health, HttpCheck, PANIC_DEFAULT, Statuses};
+pub use origin::{Origin, Part, Place};
 pub use patch::{Patches, Severity, SitePatches};
 pub use policy::{Limit, LimitKey, Mode};
 pub use server::{ClientIpDoctor, Limits, Log, Timeouts};
@@ -51,15 +53,6 @@ use crate::base::address::{CidrSet, EndpointAddress};
 use crate::base::unit::Rate;
 
 pub use tls::{ClientAuth, Forward, Tls, TlsDefaults, TlsVersion};
-
-/// Where a value was said.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Origin {
-    /// Nobody said it; the default applies.
-    Default,
-    /// In a file, at a byte range of its text; line and column count from 1.
-    File { path: Arc<std::path::Path>, start: usize, end: usize, line: u32, column: u32 },
-}
 
 /// A value and where it was said.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -379,6 +372,14 @@ pub struct HeaderEdits {
     pub set: Vec<(String, String)>,
     /// Fields to add.
     pub add: Vec<(String, String)>,
+}
+
+impl Server {
+    /// Whether both mean the same, and were said at the same places.
+    pub fn says_the_same(&self, other: &Server) -> bool {
+        // Secrets are not in the debug output.
+        format!("{self:?}") == format!("{other:?}") && self.acme == other.acme
+    }
 }
 
 /// `[acme]`: certificates from public CAs.

@@ -16,7 +16,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::diagnostic::Diagnostic;
 use super::effective::Effective;
-use super::model::{Located, Origin};
+use super::model::{Located, Origin, Part};
 use super::setting::{self, Fallback, Id, Kind, Section, Setting};
 use super::source::{Source, join};
 use crate::base::unit::{parse_duration, parse_percent, parse_size, print_duration, print_size};
@@ -31,6 +31,8 @@ const QUOTED_MAX: usize = 80;
 pub struct Context<'a> {
     /// The file.
     pub source: &'a Source,
+    /// The part of it that is read.
+    pub part: Arc<Part>,
     /// The site concerned.
     pub site: Option<Arc<str>>,
     /// Everything found wrong.
@@ -64,12 +66,13 @@ impl<'a> Context<'a> {
     /// A fresh context.
     pub fn new(source: &'a Source, site: Option<Arc<str>>, record: bool) -> Context<'a> {
         let recorded = record.then(Vec::new);
-        Context { source, site, diagnostics: Vec::new(), errors: 0, files: Vec::new(), regexes: 0, recorded }
+        let (part, diagnostics, files) = (source.whole().clone(), Vec::new(), Vec::new());
+        Context { source, part, site, diagnostics, errors: 0, files, regexes: 0, recorded }
     }
 
     /// The origin of a span.
     pub fn origin(&self, span: Range<usize>) -> Origin {
-        self.source.origin(span)
+        self.source.origin_in(&self.part, span)
     }
 
     /// Notes a problem; the first 50 of a site are kept.

@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use super::model::Origin;
+use super::model::{Origin, Part, Place};
 
 /// Bytes of one configuration file.
 pub const FILE_BYTES_MAX: u64 = 8 << 20;
@@ -23,6 +23,7 @@ pub const FILES_MAX: usize = 20_000;
 #[derive(Debug)]
 pub struct Source {
     path: Arc<Path>,
+    whole: Arc<Part>,
     text: String,
     /// Byte offset of the first byte of each line; the first entry is 0.
     line_starts: Vec<usize>,
@@ -33,7 +34,8 @@ impl Source {
     pub fn new(path: Arc<Path>, text: String) -> Source {
         let mut line_starts = vec![0];
         line_starts.extend(text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at + 1));
-        Source { path, text, line_starts }
+        let whole = Arc::new(Part::new(path.clone(), 0, 0));
+        Source { path, whole, text, line_starts }
     }
 
     /// The file, absolute.
@@ -59,12 +61,27 @@ impl Source {
         (u32::try_from(line).unwrap_or(u32::MAX), u32::try_from(before + 1).unwrap_or(u32::MAX))
     }
 
+    /// How many lines end before a byte.
+    pub fn lines_before(&self, offset: usize) -> u32 {
+        self.position(offset).0 - 1
+    }
+
+    /// All of it.
+    pub fn whole(&self) -> &Arc<Part> {
+        &self.whole
+    }
+
     /// The origin of a byte range; a range outside the text is cut to it.
     pub fn origin(&self, span: Range<usize>) -> Origin {
+        self.origin_in(&self.whole, span)
+    }
+
+    /// The origin of a byte range (of the whole text) in a part.
+    pub fn origin_in(&self, part: &Arc<Part>, span: Range<usize>) -> Origin {
         let start = span.start.min(self.text.len());
         let end = span.end.clamp(start, self.text.len());
         let (line, column) = self.position(start);
-        Origin::File { path: self.path.clone(), start, end, line, column }
+        Origin::File(Place::new(part, start..end, line, column))
     }
 
     /// A line (from 1) without its line break, and the byte offset where it begins.
@@ -78,7 +95,7 @@ impl Source {
 
 /// The origin of a problem with a file as a whole: it has a path but no line (both numbers are 0).
 pub fn whole_file(path: &Arc<Path>) -> Origin {
-    Origin::File { path: path.clone(), start: 0, end: 0, line: 0, column: 0 }
+    Origin::File(Place::new(&Arc::new(Part::new(path.clone(), 0, 0)), 0..0, 0, 0))
 }
 
 /// The texts behind a set of diagnostics, by file.

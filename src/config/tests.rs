@@ -45,6 +45,42 @@ fn a_missing_file_is_a_message_and_no_panic() {
 }
 
 #[test]
+fn what_says_the_same_is_taken_over_wherever_it_stands_in_its_file() {
+    let site = |name: &str| format!("[site.\"{name}\"]\nbackends = [\"10.0.0.1:8080\"]\n");
+    let folder = folder(&[
+        ("tidegate.toml", &site("main.test")),
+        ("sites/a.toml", &(site("a.test") + &site("b.test"))),
+    ]);
+    let main = folder.path().join("tidegate.toml");
+    let again = |former: &Loaded| load_with(&main, &|_, _| false, &[], Some(former));
+    let site_of = |loaded: &Loaded, name: &str| {
+        loaded
+            .sites
+            .iter()
+            .find(|entry| &*entry.name == name)
+            .and_then(|entry| entry.site.clone())
+            .expect(name)
+    };
+    let same = |one: &Loaded, two: &Loaded, name: &str| Arc::ptr_eq(&site_of(one, name), &site_of(two, name));
+    let first = load(&main);
+    fs::write(
+        folder.path().join("sites/a.toml"),
+        site("new.test") + &site("a.test") + "# more\n" + &site("b.test"),
+    )
+    .unwrap();
+    let second = again(&first);
+    assert!(same(&first, &second, "main.test") && same(&first, &second, "b.test"));
+    assert!(!same(&first, &second, "a.test"), "what stands below it is part of it, comments too");
+    let Origin::File(place) = &site_of(&second, "b.test").origin else { panic!("it stands in a file") };
+    assert_eq!(place.line(), 6);
+    // Sites inherit from the server.
+    fs::write(&main, "[server.timeouts]\nconnect = \"1s\"\n".to_owned() + &site("main.test")).unwrap();
+    let third = again(&second);
+    assert!(!same(&second, &third, "main.test") && !same(&second, &third, "b.test"));
+    assert!(same(&third, &again(&third), "a.test"));
+}
+
+#[test]
 fn an_empty_file_is_valid() {
     let loaded = loaded(&[("tidegate.toml", "")]);
     assert!(!loaded.has_errors(), "{:?}", loaded.diagnostics);
@@ -286,6 +322,82 @@ mod mutation {
         })
     }
 
+    /// What a site may say, before and after a change: good, wrong, warned of, scattered, twice, going up in folders.
+    fn said() -> impl Strategy<Value = String> {
+        let name = prop::sample::select(vec!["a.test", "B.test", "b.test", "c.test", "d.test"]);
+        let what = prop::sample::select(vec![
+            "",
+            "backends = [\"10.0.0.1:80\"]\n",
+            "backends = [\"10.0.0.1:80\"] # the same\n\n",
+            "backends = [\"10.0.0.1:80\"]\nhosts = [\"x.test\"]\n",
+            "backends = [\"file:list.txt\"]\ncertificate = { cert = \"c.pem\", key = \"../k.pem\" }\n",
+            "backends = [\"10.0.0.1:80\"]\ncertificate = { cert = \"c.pem\", key = \"k.pem\" }\n",
+            "backends = [\"nonsense\"]\n",
+            "backends = [\"10.0.0.1:80\"]\n[[site.\"NAME\".route]]\npath = \"/\"\n[[site.\"NAME\".route]]\npath = \"/\"\n",
+            "backends = [\"10.0.0.1:80\"]\n[site.\"other.test\".upstream]\n",
+            "backends = [\"10.0.0.1:80\"]\nx = \"\"\"\n[site.no]\n\"\"\"\n",
+            "= 1\n",
+        ]);
+        (name, what, prop::sample::select(vec!["", "# ü\n", "  "])).prop_map(|(name, what, before)| {
+            format!("{before}[site.\"{name}\"]\n{}", what.replace("NAME", name))
+        })
+    }
+
+    fn configuration() -> impl Strategy<Value = [String; 3]> {
+        let server = prop::sample::select(vec![
+            "",
+            "[server]\nworkers = 1\n",
+            "[server.timeouts]\nconnect = \"1s\"\n",
+        ]);
+        let sites = || prop::collection::vec(said(), 0..4).prop_map(|sites| sites.concat());
+        (server, sites(), sites(), sites()).prop_map(|(server, own, a, b)| [format!("{server}{own}"), a, b])
+    }
+
+    /// All that a load found, places and all, but for what is at hand for the next.
+    fn found(loaded: &Loaded) -> String {
+        let sites = loaded
+            .sites
+            .iter()
+            .map(|entry| (&entry.name, &entry.file, &entry.text, &entry.site, &entry.files));
+        let said = loaded.sites.iter().map(|entry| entry.said.as_ref().map(|said| said.range.clone()));
+        let files: BTreeSet<_> = loaded.watched.files.iter().collect();
+        let rest = (&loaded.server, &loaded.broken_files, &loaded.diagnostics, &loaded.order);
+        format!("{:#?} {:#?} {files:?} {rest:#?}", sites.collect::<Vec<_>>(), said.collect::<Vec<_>>())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn what_is_taken_over_is_what_would_be_read(steps in prop::collection::vec(configuration(), 2..5), part in 0..3usize) {
+            let folder = tempfile::tempdir().unwrap();
+            let main = folder.path().join("tidegate.toml");
+            let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+            fs::create_dir(folder.path().join("sites")).unwrap();
+            let mut former: Option<Loaded> = None;
+            let mut before: Option<[String; 3]> = None;
+            for mut step in steps {
+                // Two of the three files are what they were, but for a site that comes first in one of them.
+                if let Some(before) = before.take() {
+                    for (at, (now, was)) in step.iter_mut().zip(before).enumerate() {
+                        if at != part {
+                            *now = if at == 1 { format!("[site.\"first.test\"]\n{was}") } else { was };
+                        }
+                    }
+                }
+                write("tidegate.toml", &step[0]);
+                write("sites/1.toml", &step[1]);
+                write("sites/2.toml", &step[2]);
+                let fresh = load(&main);
+                let taken = load_with(&main, &|_, _| false, &[], former.as_ref());
+                prop_assert_eq!(found(&taken), found(&fresh));
+                before = Some(step);
+                // What was refused is not what the next one starts from.
+                former = if taken.server.is_some() { Some(taken) } else { former };
+            }
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -294,14 +406,14 @@ mod mutation {
             let path: Arc<Path> = Arc::from(Path::new("/x/tidegate.toml"));
             let source = Arc::new(Source::new(path.clone(), text));
             let here = Path::new("/x");
-            let mut run = Run::new(here, &|_, _| false, &[]);
+            let mut run = Run::new(here, &|_, _| false, &[], Former(None));
             run.loaded.order.push(path.clone());
             run.loaded.sources.insert(source.clone());
-            let server = match document::parse(&source) {
-                Ok(root) => {
+            let server = match document::parse_unknown(&source, &|_, _| false) {
+                Ok((root, pieces)) => {
                     let mut context = Context::new(&source, None, true);
                     let said = section::server::read(&mut context, &root);
-                    run.take_sites(&mut context, &source, &root, &said.server);
+                    run.take_sites(&mut context, &source, &root, &pieces, &said.server);
                     let good = context.errors == 0;
                     run.loaded.diagnostics.append(&mut context.diagnostics);
                     Some((said.server, good))

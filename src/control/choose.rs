@@ -84,8 +84,8 @@ impl<'a> Reasons<'a> {
             if let Some(site) = &diagnostic.site {
                 reasons.sites.entry(site).or_insert(diagnostic);
             }
-            if let Origin::File { path, .. } = &diagnostic.origin {
-                reasons.files.entry(path).or_insert(diagnostic);
+            if let Origin::File(place) = &diagnostic.origin {
+                reasons.files.entry(place.path()).or_insert(diagnostic);
             }
         }
         reasons
@@ -95,8 +95,9 @@ impl<'a> Reasons<'a> {
 /// One line for `status`: where and what.
 pub(super) fn told(diagnostic: &Diagnostic) -> String {
     match &diagnostic.origin {
-        Origin::File { path, line, column, .. } => {
-            format!("{}:{line}:{column}: {}", path.display(), diagnostic.message)
+        Origin::File(place) => {
+            let path = place.path().display();
+            format!("{path}:{}:{}: {}", place.line(), place.column(), diagnostic.message)
         }
         Origin::Default => diagnostic.message.clone(),
     }
@@ -164,7 +165,7 @@ impl Fallback<'_> {
         let store = Store::new(&self.server.state);
         let identity = kept.certificate.as_deref().and_then(|print| store.identity(print));
         let site = self.compile(name, &kept.file, &kept.text, identity)?;
-        Some(Known { site, text: kept.text.clone(), file: kept.file.as_path().into(), age: kept.age })
+        Some(Known { site, text: kept.text.as_str().into(), file: kept.file.as_path().into(), age: kept.age })
     }
 
     fn compile(

@@ -132,7 +132,7 @@ impl State {
 struct Known {
     site: Arc<Site>,
     /// What the served version was read from.
-    text: String,
+    text: Arc<str>,
     file: Arc<Path>,
     /// The smaller, the older: decides clashes of hosts.
     age: u64,
@@ -143,7 +143,7 @@ impl Known {
         let identity = self.site.identity.as_ref().filter(|_| self.site.source == Source::Files);
         last_good::Site {
             file: self.file.to_path_buf(),
-            text: self.text.clone(),
+            text: self.text.to_string(),
             age: self.age,
             certificate: identity.map(|identity| last_good::hex(&identity.fingerprint)),
         }

@@ -98,7 +98,7 @@ pub fn first(
     let labels = server.docker.is_some() && !state.fragments.is_empty();
     if labels || loaded.diagnostics.iter().any(|diagnostic| diagnostic.code == config::DUPLICATE_SITE) {
         // Read again, now that is known what there is beside the files, and in which file each site lived before.
-        let again = load(path, &state);
+        let again = load(path, &state, None);
         loaded = if again.server.is_some() { again } else { loaded };
     }
     if server.docker.is_some() {
@@ -126,9 +126,10 @@ pub fn first(
     Ok(First { snapshot: Some(snapshot), problems, state, view, watched })
 }
 
-/// Reads the configuration; of two sites with one name, the one in the file that it was last taken from counts.
-fn load(path: &Path, state: &State) -> Loaded {
-    config::load_with(path, &|name, file| state.file(name) == Some(file), &state.fragments)
+/// Reads the configuration; of two sites with one name, the one in the file that it was last taken from counts. What
+/// `former`, the load before, read is not read again where it says the same.
+fn load(path: &Path, state: &State, former: Option<&Loaded>) -> Loaded {
+    config::load_with(path, &|name, file| state.file(name) == Some(file), &state.fragments, former)
 }
 
 /// What a start with this configuration would find, without a state folder, sockets or a running process.
@@ -156,7 +157,7 @@ impl Control {
     fn reload_now(&self, reason: &str) -> Report {
         let mut state = lock(&self.state);
         let started = clock::now();
-        let mut loaded = load(&self.path, &state);
+        let mut loaded = load(&self.path, &state, self.view.load().loaded.as_ref());
         let old = self.cell.load();
         *lock(&self.watched) = loaded.watched.clone();
         let Some(server) = loaded.server.clone() else {
@@ -335,8 +336,7 @@ impl Built {
             .filter(|name| !self.sites.contains_key(*name))
             .cloned()
             .collect();
-        // Secrets are not in the debug output.
-        let server_changed = format!("{:?}", old.server) != format!("{new:?}") || old.server.acme != new.acme;
+        let server_changed = !old.server.says_the_same(new);
         // Sites without any version are answered otherwise than unknown ones, so they are a change too.
         let down_changed = self.down() != *old.unavailable;
         Report {

@@ -129,7 +129,7 @@ impl Control {
 fn told(origin: &Origin) -> String {
     match origin {
         Origin::Default => "default".to_owned(),
-        Origin::File { path, line, .. } => format!("{}:{line}", path.display()),
+        Origin::File(place) => format!("{}:{}", place.path().display(), place.line()),
     }
 }
 

@@ -147,10 +147,11 @@ fn build(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::model::Located;
+    use crate::config::model::{Located, Part, Place};
 
     fn here() -> Origin {
-        Origin::File { path: std::path::Path::new("t.toml").into(), start: 1, end: 2, line: 3, column: 4 }
+        let part = Arc::new(Part::new(std::path::Path::new("t.toml").into(), 0, 0));
+        Origin::File(Place::new(&part, 1..2, 3, 4))
     }
 
     fn with_ca(content: Option<&str>, http: Http) -> Result<Arc<ClientConfig>, (Origin, String)> {

@@ -1,11 +1,11 @@
-//! A large text, read in small pieces: a reload of thousands of sites in one file must not keep a core busy for as long
-//! as reading all of it takes ([`gentle`]).
+//! A text, read in pieces: a reload of thousands of sites in one file must not keep a core busy for as long as reading all
+//! of it takes ([`gentle`]), and what says a site as it was said before need not be read again.
 //!
 //! A text is cut where a header begins that names another site than the one before. Of texts in which a header after
 //! the first site is not one of a site, and of those with a syntax error, the whole is read in one go, so that what is
 //! legal and what is said about it does not depend on this.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use toml::Spanned;
@@ -14,16 +14,27 @@ use toml_parser::lexer::{Token, TokenKind};
 
 use crate::base::gentle;
 
-/// Smaller texts are not worth it.
+/// Smaller texts are not worth it, where nothing in them is known.
 const TEXT_BYTES: usize = 64 << 10;
-/// Pieces are no smaller than this, the last one excepted.
+/// What is read in one go is no smaller than this, where what follows is to be read too.
 const PIECE_BYTES: usize = 512;
+
+/// A part of a text that says one site, and all that the text says of it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Piece<'t> {
+    /// The site, as it is written.
+    pub name: &'t str,
+    /// Bytes of the text; the first one begins a line.
+    pub range: Range<usize>,
+    /// It says what it said before, and was not read.
+    pub known: bool,
+}
 
 /// Finds where a text may be cut, while its tokens go by.
 pub struct Cuts<'t> {
     text: &'t str,
-    /// Where pieces begin, in bytes; the first one at 0.
-    starts: Vec<usize>,
+    /// Sites in the order of the text, and where the first header of each begins. A site may come again.
+    sites: Vec<(&'t str, usize)>,
     /// `false`: this text cannot be cut.
     possible: bool,
     /// Brackets that are open.
@@ -40,9 +51,8 @@ pub struct Cuts<'t> {
 
 impl<'t> Cuts<'t> {
     pub fn new(text: &'t str) -> Cuts<'t> {
-        let possible = text.len() >= TEXT_BYTES;
-        let (starts, own) = (vec![0], HashSet::new());
-        Cuts { text, starts, possible, depth: 0, fresh: true, header: None, own, last: None }
+        let (sites, own) = (Vec::new(), HashSet::new());
+        Cuts { text, sites, possible: true, depth: 0, fresh: true, header: None, own, last: None }
     }
 
     /// The next token of the text.
@@ -96,9 +106,8 @@ impl<'t> Cuts<'t> {
                 // A table that was begun below a header of its own is begun once more: legal, but the places differ.
                 self.possible &=
                     if below.is_empty() { self.own.insert(name) } else { self.own.contains(name) };
-                let other = self.last.replace(name) != Some(name);
-                if other && self.starts.last().is_some_and(|last| start - last >= PIECE_BYTES) {
-                    self.starts.push(start);
+                if self.last.replace(name) != Some(name) {
+                    self.sites.push((name, start));
                 }
             }
             // `[site]` itself may be written once; after a site, anything else may have been begun before it.
@@ -107,26 +116,84 @@ impl<'t> Cuts<'t> {
         }
     }
 
-    /// The table that the whole text stands for; `None` where it is to be read in one go.
-    pub fn read(mut self) -> Option<DeTable<'t>> {
+    /// The text ends. Gives where it was cut; nothing where it cannot be.
+    fn finish(mut self) -> Vec<(&'t str, Range<usize>)> {
         if let Some((start, keys)) = self.header.take() {
             self.end(start, &keys); // the text ends without a line break
         }
-        if !self.possible || self.starts.len() < 2 {
-            return None;
+        if !self.possible {
+            return Vec::new();
         }
-        let ends = self.starts.iter().skip(1).copied().chain([self.text.len()]);
-        let mut pieces = self.starts.iter().copied().zip(ends);
-        let (first, end) = pieces.next()?;
-        let mut root = DeTable::parse(self.text.get(first..end)?).ok()?.into_inner();
-        for (start, end) in gentle::each(pieces) {
-            let table = DeTable::parse(self.text.get(start..end)?).ok()?.into_inner();
-            for (key, value) in table {
-                add(&mut root, moved_key(key, start), moved(value, start), SITE_DEPTH)?;
-            }
-        }
-        Some(root)
+        let ends = self.sites.iter().skip(1).map(|(_, start)| *start).chain([self.text.len()]);
+        self.sites.iter().zip(ends).map(|(&(name, start), end)| (name, start..end)).collect()
     }
+
+    /// What the text says, without what `known(site, piece)` holds for, and the sites that stand in one piece; `None` where
+    /// it is to be read in one go.
+    pub fn read(self, known: Known<'_>) -> (Option<DeTable<'t>>, Vec<Piece<'t>>) {
+        let text = self.text;
+        let cuts = self.finish();
+        let mut pieces = single(text, &cuts);
+        gentle::each(&mut pieces).for_each(|piece| {
+            piece.known = text.get(piece.range.clone()).is_some_and(|text| known(piece.name, text));
+        });
+        let any = pieces.iter().any(|piece| piece.known);
+        let runs = to_read(&cuts, &pieces);
+        // What stands before the first site is the first of them.
+        if !any && (text.len() < TEXT_BYTES || runs.len() < 3) {
+            return (None, pieces);
+        }
+        let root = read_each(text, &runs);
+        if root.is_none() {
+            pieces.clear();
+        }
+        (root, pieces)
+    }
+}
+
+/// Whether a site, by the name and the text given, is known as it is said there.
+pub type Known<'a> = &'a dyn Fn(&str, &str) -> bool;
+
+/// The sites that the text comes to once only, where that begins a line.
+fn single<'t>(text: &'t str, cuts: &[(&'t str, Range<usize>)]) -> Vec<Piece<'t>> {
+    let mut times: HashMap<&str, usize> = HashMap::with_capacity(cuts.len());
+    for (name, _) in cuts {
+        *times.entry(name).or_default() += 1;
+    }
+    let begins_a_line = |at: usize| {
+        text.get(..at).is_some_and(|before| matches!(before.as_bytes().last(), None | Some(b'\n')))
+    };
+    let single =
+        cuts.iter().filter(|(name, range)| times.get(name) == Some(&1) && begins_a_line(range.start));
+    single.map(|(name, range)| Piece { name, range: range.clone(), known: false }).collect()
+}
+
+/// What of the text is to be read in one go each: what stands before all sites, then those that are not known.
+fn to_read(cuts: &[(&str, Range<usize>)], pieces: &[Piece<'_>]) -> Vec<Range<usize>> {
+    let known: HashSet<usize> =
+        pieces.iter().filter(|piece| piece.known).map(|piece| piece.range.start).collect();
+    let before = 0..cuts.first().map_or(0, |(_, range)| range.start);
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    for (_, range) in cuts.iter().filter(|(_, range)| !known.contains(&range.start)) {
+        match runs.last_mut().filter(|run| run.end == range.start && run.len() < PIECE_BYTES) {
+            Some(run) => run.end = range.end,
+            None => runs.push(range.clone()),
+        }
+    }
+    runs.insert(0, before);
+    runs
+}
+
+/// What these parts of a text say together; `None` where one of them is wrong or they do not simply stand beside each other.
+fn read_each<'t>(text: &'t str, runs: &[Range<usize>]) -> Option<DeTable<'t>> {
+    let mut root = DeTable::new();
+    for run in gentle::each(runs) {
+        let table = DeTable::parse(text.get(run.clone())?).ok()?.into_inner();
+        for (key, value) in table {
+            add(&mut root, moved_key(key, run.start), moved(value, run.start), SITE_DEPTH)?;
+        }
+    }
+    Some(root)
 }
 
 /// How many levels of tables may be written in several pieces: `site`, and what is below a name.
@@ -180,10 +247,14 @@ fn moved(value: Spanned<DeValue<'_>>, by: usize) -> Spanned<DeValue<'_>> {
 mod tests {
     use super::*;
 
-    fn in_pieces(text: &str) -> Option<DeTable<'_>> {
+    fn cuts(text: &str) -> Cuts<'_> {
         let mut cuts = Cuts::new(text);
         toml_parser::Source::new(text).lex().for_each(|token| cuts.token(&token));
-        cuts.read()
+        cuts
+    }
+
+    fn in_pieces(text: &str) -> Option<DeTable<'_>> {
+        cuts(text).read(&|_, _| false).0
     }
 
     /// Sites, then whatever, then sites; large enough.
@@ -251,6 +322,60 @@ mod tests {
         }
         assert!(in_pieces("[site.a]\n[site.b]\n").is_none(), "small");
         assert!(in_pieces(&format!("[site.a]\nx = '{}'\n", "x".repeat(TEXT_BYTES))).is_none(), "one piece");
+    }
+
+    #[test]
+    fn what_is_known_is_left_out_and_the_rest_is_read_as_in_one_go() {
+        for what in ["", "# [site.x]\n", "[site.new]\na = 1\n[site.new.b]\n", "[site.'s1.example'.more]\n"] {
+            let text = around(what);
+            let whole = DeTable::parse(&text).unwrap().into_inner();
+            let known = |name: &str, _: &str| name.ends_with("7.example");
+            let (root, pieces) = cuts(&text).read(&known);
+            let mut root = root.unwrap();
+            let sites = whole.get("site").unwrap().get_ref().as_table().unwrap();
+            let mut left_out = 0;
+            for piece in pieces.iter().filter(|piece| piece.known) {
+                left_out += 1;
+                assert!(piece.name.ends_with("7.example"));
+                // By itself it says what the whole says of it.
+                let alone = DeTable::parse(&text[piece.range.clone()]).unwrap().into_inner();
+                for (key, value) in alone {
+                    let (key, value) = (moved_key(key, piece.range.start), moved(value, piece.range.start));
+                    add(&mut root, key, value, SITE_DEPTH).unwrap();
+                }
+            }
+            assert!(left_out >= 30, "{what}");
+            assert_eq!(written(&root), written(&whole), "{what}");
+            let names: HashSet<&str> = pieces.iter().map(|piece| piece.name).collect();
+            assert_eq!(names.len(), pieces.len());
+            let all: HashSet<String> = sites.keys().map(|key| key.get_ref().to_string()).collect();
+            let scattered: Vec<_> = all.iter().filter(|name| !names.contains(&***name)).collect();
+            assert_eq!(scattered, if what.contains("'s1.") { vec!["s1.example"] } else { vec![] });
+        }
+    }
+
+    #[test]
+    fn where_all_or_nothing_is_known() {
+        let small = "# one\n[site.a]\nx = 1\n[site.b]\n[site.a.more]\n  [site.c]\n[site.d]";
+        let names =
+            |pieces: &[Piece<'_>]| pieces.iter().map(|p| (p.name.to_owned(), p.known)).collect::<Vec<_>>();
+        let (root, pieces) = cuts(small).read(&|_, _| false);
+        assert!(root.is_none(), "small texts are read in one go");
+        // `a` comes twice, and `c` does not begin a line.
+        assert_eq!(names(&pieces), [("b".to_owned(), false), ("d".to_owned(), false)]);
+        let (root, pieces) = cuts(small).read(&|name, text| name == "d" && text == "[site.d]");
+        assert_eq!(names(&pieces), [("b".to_owned(), false), ("d".to_owned(), true)]);
+        let root = root.unwrap();
+        let sites: Vec<_> = root["site"].get_ref().as_table().unwrap().keys().map(Spanned::get_ref).collect();
+        assert_eq!(sites, ["a", "b", "c"]);
+        let (root, pieces) = cuts("[site.a]\n").read(&|_, _| true);
+        assert!(root.unwrap().is_empty() && pieces[0].known);
+        // What is wrong elsewhere is told of the whole, whatever is known.
+        for wrong in ["[site.d]\nx = 1\n[site.e]\n= 1\n", "x = 1\nx = 2\n[site.d]\nx = 1\n"] {
+            let (root, pieces) = cuts(wrong).read(&|name, _| name == "d");
+            assert!(root.is_none() && pieces.is_empty(), "{wrong}");
+        }
+        assert!(cuts("[site.d]\n[site.d]\n").read(&|_, _| true).1.is_empty(), "twice");
     }
 
     #[test]

@@ -213,9 +213,10 @@ impl Routes<'_> {
     /// Warns of a route that can never be reached.
     fn note_path(&mut self, context: &mut Context<'_>, text: &str, origin: &Origin, unconditional: bool) {
         let same = if text.starts_with('/') { text.trim_end_matches('/') } else { text };
-        if let Some(Origin::File { line, .. }) = self.taken.get(same) {
+        if let Some(Origin::File(place)) = self.taken.get(same) {
             let message = format!(
-                "this route is never reached: the one in line {line} takes every request for `{}`",
+                "this route is never reached: the one in line {} takes every request for `{}`",
+                place.line(),
                 quoted(text)
             );
             let warning = Diagnostic::warning("unreachable-route", origin, message)

@@ -336,7 +336,7 @@ fn host_span(table: &Table<'_>, host: Option<&Located<HostPattern>>) -> Range<us
 
 fn span_of(origin: &Origin) -> Range<usize> {
     match origin {
-        Origin::File { start, end, .. } => *start..*end,
+        Origin::File(place) => place.range(),
         Origin::Default => 0..0,
     }
 }
