@@ -7,6 +7,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::look::Look;
 use super::model::{Origin, Part, Server};
 use super::{Loaded, SiteEntry, document};
 
@@ -19,21 +20,26 @@ pub struct Said {
     pub(super) part: Arc<Part>,
 }
 
-/// What was read before, if anything was.
-#[derive(Clone, Copy)]
-pub(super) struct Former<'a>(pub Option<&'a Loaded>);
+/// What is known before a load.
+#[derive(Clone, Copy, Default)]
+pub struct Former<'a> {
+    /// The last one whose server part was good.
+    pub loaded: Option<&'a Loaded>,
+    /// A look at files that began before this load.
+    pub look: Option<&'a Look>,
+}
 
 impl<'a> Former<'a> {
     /// The same, if the server says what it said.
-    pub fn of_server(self, server: &Server) -> Former<'a> {
-        Former(
-            self.0.filter(|loaded| loaded.server.as_ref().is_some_and(|former| former.says_the_same(server))),
-        )
+    pub(super) fn of_server(self, server: &Server) -> Former<'a> {
+        let same =
+            |loaded: &&Loaded| loaded.server.as_ref().is_some_and(|former| former.says_the_same(server));
+        Former { loaded: self.loaded.filter(same), ..self }
     }
 
     /// The site that this part of a file said before. `name` as it is written.
-    pub fn site(self, file: &Path, name: &str, text: &str) -> Option<&'a SiteEntry> {
-        let loaded = self.0?;
+    pub(super) fn site(self, file: &Path, name: &str, text: &str) -> Option<&'a SiteEntry> {
+        let loaded = self.loaded?;
         let name = name.to_ascii_lowercase();
         let at = loaded.sites.binary_search_by(|entry| (*entry.name).cmp(&name)).ok()?;
         let entry = loaded.sites.get(at).filter(|entry| *entry.file == *file)?;
@@ -43,7 +49,7 @@ impl<'a> Former<'a> {
     }
 
     /// Whether a part of a file says what it said before, for [`document::parse_unknown`].
-    pub fn knows(self, file: &Path) -> impl Fn(&str, &str) -> bool {
+    pub(super) fn knows(self, file: &Path) -> impl Fn(&str, &str) -> bool {
         move |name, text| self.site(file, name, text).is_some()
     }
 }

@@ -63,7 +63,7 @@ impl Run<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{load, load_with};
+    use super::super::{Former, load, load_with};
     use super::*;
 
     fn fragment(site: &str, setting: &str) -> Fragment {
@@ -87,7 +87,8 @@ mod tests {
             Fragment { text: "[site".into(), ..fragment("d.test", "") },
         ];
         // However long the label was there.
-        let loaded = load_with(&file, &|_, file| file == Path::new("docker:a.test"), &fragments, None);
+        let loaded =
+            load_with(&file, &|_, file| file == Path::new("docker:a.test"), &fragments, Former::default());
         let good: Vec<_> = loaded.sites.iter().filter(|e| e.site.is_some()).map(|e| &*e.name).collect();
         assert_eq!(good, ["a.test", "c.test"]);
         assert_eq!(*loaded.sites[0].file, *file);
@@ -99,6 +100,6 @@ mod tests {
         assert!(load(&file).sites.len() == 1);
         // Without the section nobody asks an engine, and labels say nothing.
         std::fs::write(&file, "").unwrap();
-        assert!(load_with(&file, &|_, _| false, &fragments, None).sites.is_empty());
+        assert!(load_with(&file, &|_, _| false, &fragments, Former::default()).sites.is_empty());
     }
 }

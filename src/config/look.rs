@@ -6,12 +6,13 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
+use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use foldhash::fast::RandomState;
 
-use crate::base::gentle;
+use crate::base::{clock, gentle};
 
 /// Files and folders that a configuration depends on.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -25,28 +26,100 @@ pub struct Watched {
 }
 
 /// What a look at files saw; two equal looks mean that nothing changed.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Look(HashMap<OsString, Option<Stamp>, RandomState>);
+#[derive(Debug, Default, Clone)]
+pub struct Look {
+    /// When it began, in seconds since 1970.
+    began: i64,
+    files: HashMap<OsString, Option<Stamp>, RandomState>,
+}
 
-/// Inode, size, and time of the last change of the content.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp(u64, u64, i64, i64);
+/// How a file looked. Two equal ones mean that nobody changed it, as far as may be told from outside.
+#[derive(Debug, Clone, Copy)]
+pub struct Stamp {
+    file: (u64, u64),
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+    regular: bool,
+    /// This is what a link leads to.
+    link: bool,
+}
+
+/// File systems tell times as coarsely as this, in seconds.
+const COARSE: i64 = 2;
+
+impl Stamp {
+    /// Links are followed: what matters is what would be read. Asks the system once of what is no link.
+    fn of(path: &Path) -> Option<Stamp> {
+        let own = fs::symlink_metadata(path).ok()?;
+        let link = own.is_symlink();
+        let metadata: Metadata = if link { fs::metadata(path).ok()? } else { own };
+        Some(Stamp {
+            file: (metadata.dev(), metadata.ino()),
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+            regular: metadata.is_file(),
+            link,
+        })
+    }
+
+    /// Whether the bytes are the same, whoever would hide it: times of changes can be set, that of the inode cannot.
+    pub fn same_bytes(&self, other: &Stamp) -> bool {
+        self == other && self.changed == other.changed
+    }
+
+    /// Whether there was no change for so long that another one would bear another time.
+    fn at_rest(&self, now: i64) -> bool {
+        let settled = now.saturating_sub(COARSE);
+        self.regular && self.modified.0 < settled && self.changed.0 < settled
+    }
+}
+
+impl PartialEq for Stamp {
+    fn eq(&self, other: &Stamp) -> bool {
+        (self.file, self.size, self.modified) == (other.file, other.size, other.modified)
+            && (self.regular, self.link) == (other.regular, other.link)
+    }
+}
+
+impl Eq for Stamp {}
+
+/// How a file looks now; see [`Look::at_rest`].
+pub fn at_rest(path: &Path) -> Option<Stamp> {
+    let mut look = Look::begin(1);
+    look.add(path, None);
+    look.at_rest(path)
+}
 
 impl Watched {
     /// Looks at them again.
     pub fn look(&self) -> Look {
-        let mut look = Look(HashMap::with_capacity_and_hasher(self.seen.0.len(), RandomState::default()));
-        self.folders.iter().for_each(|folder| look.add_folder(folder));
-        self.files.iter().for_each(|file| look.add(file));
+        let mut look = Look::begin(self.seen.files.len());
+        self.folders.iter().for_each(|folder| look.add_folder(folder, None));
+        self.files.iter().for_each(|file| look.add(file, None));
         look
     }
 
-    /// Where the files are, behind all links. Asks the system once for each folder, and once for each file that is no
-    /// link.
+    /// Whether those that `former` does not name look as they did.
+    pub fn new_ones_stay(&self, former: &Watched) -> bool {
+        gentle::often(&self.seen.files)
+            .filter(|(file, _)| !former.seen.files.contains_key(*file))
+            .all(|(file, seen)| Stamp::of(Path::new(file)) == *seen)
+    }
+
+    /// Drops the lists, not in one go.
+    pub fn discard(self) {
+        gentle::drop_each(self.files);
+    }
+
+    /// Where the files are, behind all links. Asks the system once for each folder, and of those files only that are links.
     pub fn resolved(&self) -> Vec<PathBuf> {
         let mut folders: HashMap<&OsStr, Option<PathBuf>> = HashMap::new();
-        let resolved = gentle::each(&self.files).filter_map(|file| {
-            if file.is_symlink() {
+        let resolved = gentle::often(&self.files).filter_map(|file| {
+            let seen = self.seen.files.get(file.as_os_str()).copied().flatten();
+            // Of one that is missing, or leads nowhere, nothing is known.
+            if seen.is_none_or(|seen| seen.link) {
                 return file.canonicalize().ok();
             }
             let (folder, name) = (file.parent()?, file.file_name()?);
@@ -69,30 +142,56 @@ impl Watched {
     }
 }
 
+impl PartialEq for Look {
+    fn eq(&self, other: &Look) -> bool {
+        self.files.len() == other.files.len()
+            && gentle::often(&self.files).all(|(file, seen)| other.files.get(file) == Some(seen))
+    }
+}
+
+impl Eq for Look {}
+
+impl Drop for Look {
+    fn drop(&mut self) {
+        // Freeing what was seen of tens of thousands of files takes a millisecond or two.
+        gentle::drop_each(std::mem::take(&mut self.files));
+    }
+}
+
 impl Look {
-    /// Looks at a file that was not looked at yet. Links are followed: what matters is what would be read.
-    pub fn add(&mut self, file: &Path) {
-        gentle::breathe();
-        // By bytes: comparing paths by their parts takes longer than asking the system.
-        if self.0.contains_key(file.as_os_str()) {
-            return;
-        }
-        let stamp = file.metadata().map(|m| Stamp(m.ino(), m.size(), m.mtime(), m.mtime_nsec()));
-        self.0.insert(file.into(), stamp.ok());
+    /// Of so many files.
+    fn begin(files: usize) -> Look {
+        let began = i64::try_from(clock::wall().as_secs()).unwrap_or(i64::MAX);
+        Look { began, files: HashMap::with_capacity_and_hasher(files, RandomState::default()) }
     }
 
-    /// Whether two looks saw the same.
-    pub fn same(&self, other: &Look) -> bool {
-        self.0.len() == other.0.len()
-            && gentle::each(&self.0).all(|(file, seen)| other.0.get(file) == Some(seen))
+    /// Looks at a file that was not looked at yet, neither by this look nor by the one before it.
+    fn add(&mut self, file: &Path, before: Option<&Look>) {
+        gentle::breathe();
+        // By bytes: comparing paths by their parts takes longer than asking the system.
+        if !self.files.contains_key(file.as_os_str()) {
+            let seen = before.and_then(|before| before.files.get(file.as_os_str()).copied());
+            self.files.insert(file.into(), seen.unwrap_or_else(|| Stamp::of(file)));
+        }
+    }
+
+    /// Whether it looked at this file, be it there or not.
+    pub fn knows(&self, file: &Path) -> bool {
+        self.files.contains_key(file.as_os_str())
+    }
+
+    /// How a file looked, to be compared with how it looked before it was read once. `None` where that tells nothing: there
+    /// is no such regular file, or it had changed so lately that another change may bear the same time.
+    pub fn at_rest(&self, file: &Path) -> Option<Stamp> {
+        self.files.get(file.as_os_str()).copied().flatten().filter(|stamp| stamp.at_rest(self.began))
     }
 
     /// Looks at what may be taken from a folder.
-    fn add_folder(&mut self, folder: &Path) {
+    fn add_folder(&mut self, folder: &Path, before: Option<&Look>) {
         // Certificates may lie there by the thousand.
         let entries = gentle::each(folder.read_dir().into_iter().flatten().flatten());
         let inside = entries.map(|entry| entry.path());
-        inside.filter(|path| may_be_taken(path)).for_each(|path| self.add(&path));
+        inside.filter(|path| may_be_taken(path)).for_each(|path| self.add(&path, before));
     }
 }
 
@@ -102,24 +201,32 @@ fn may_be_taken(path: &Path) -> bool {
 }
 
 /// Gathers what is to be watched while it is read.
-#[derive(Debug, Default)]
-pub(super) struct Gathered {
+#[derive(Debug)]
+pub(super) struct Gathered<'a> {
+    /// A look that began before anything was read: what it saw is not looked at again.
+    before: Option<&'a Look>,
     files: HashSet<OsString>,
     folders: BTreeSet<PathBuf>,
     seen: Look,
 }
 
-impl Gathered {
+impl<'a> Gathered<'a> {
+    pub fn new(before: Option<&'a Look>) -> Gathered<'a> {
+        let mut seen = Look::begin(before.map_or(0, |before| before.files.len()));
+        seen.began = before.map_or(seen.began, |before| before.began);
+        Gathered { before, files: HashSet::new(), folders: BTreeSet::new(), seen }
+    }
+
     /// A file that is read after this.
     pub fn file(&mut self, file: PathBuf) {
-        self.seen.add(&file);
+        self.seen.add(&file, self.before);
         self.files.insert(file.into());
     }
 
     /// A folder that is listed after this. Of two looks the first counts: what appeared since may have been missed.
     pub fn folder(&mut self, folder: &Path) {
         if self.folders.insert(folder.to_path_buf()) {
-            self.seen.add_folder(folder);
+            self.seen.add_folder(folder, self.before);
         }
     }
 
@@ -144,7 +251,7 @@ mod tests {
         let path = |name: &str| folder.path().join(name);
         std::fs::write(path("a.pem"), "1").unwrap();
         let gathered = || {
-            let mut gathered = Gathered::default();
+            let mut gathered = Gathered::new(None);
             gathered.folder(folder.path());
             gathered.file(path("a.pem"));
             gathered.file(path("missing.pem"));
@@ -165,5 +272,69 @@ mod tests {
         std::fs::write(path("of-no-concern.txt"), "").unwrap();
         let watched = gathered().finish();
         assert_eq!(watched.look(), watched.seen);
+    }
+
+    #[test]
+    fn what_a_look_saw_before_is_not_looked_at_again_and_still_looks_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        std::fs::write(path("a.pem"), "1").unwrap();
+        std::os::unix::fs::symlink(path("a.pem"), path("link.pem")).unwrap();
+        let read = |before: Option<&Look>| {
+            let mut gathered = Gathered::new(before);
+            ["a.pem", "link.pem", "missing.pem"].into_iter().for_each(|name| gathered.file(path(name)));
+            gathered.finish()
+        };
+        let first = read(None);
+        let real = folder.path().canonicalize().unwrap();
+        assert_eq!(first.resolved().len(), 2);
+        assert!(first.resolved().iter().all(|resolved| *resolved == real.join("a.pem")));
+        std::fs::write(path("a.pem"), "12").unwrap();
+        let second = read(Some(&first.seen));
+        assert_eq!(second.seen, first.seen, "as it was before it changed");
+        assert_ne!(second.look(), second.seen);
+        assert!(second.new_ones_stay(&first), "what is not new is not looked at");
+        assert!(!second.new_ones_stay(&Watched::default()));
+        // A copy in the place of a file, a link in the place of a file: both are changes.
+        let third = read(Some(&first.look()));
+        std::fs::rename(path("a.pem"), path("b.pem")).unwrap();
+        std::os::unix::fs::symlink(path("b.pem"), path("a.pem")).unwrap();
+        assert_ne!(third.look(), third.seen);
+    }
+
+    #[test]
+    fn a_stamp_tells_one_content_from_the_next_once_the_file_has_come_to_rest() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let later = |path: &Path| {
+            let mut look = Look::begin(0);
+            look.began += 60;
+            look.add(path, None);
+            look.at_rest(path)
+        };
+        std::fs::write(&path, "one").unwrap();
+        assert!(at_rest(&path).is_none(), "it may change once more in this instant");
+        let one = later(&path).unwrap();
+        assert!(later(&path).unwrap().same_bytes(&one));
+        // As long, and with the times of the old one: the inode tells.
+        std::fs::write(folder.path().join("new"), "two").unwrap();
+        let times =
+            std::fs::FileTimes::new().set_modified(std::fs::metadata(&path).unwrap().modified().unwrap());
+        std::fs::File::options()
+            .write(true)
+            .open(folder.path().join("new"))
+            .unwrap()
+            .set_times(times)
+            .unwrap();
+        std::fs::rename(folder.path().join("new"), &path).unwrap();
+        let two = later(&path).unwrap();
+        assert!(two != one && !two.same_bytes(&one));
+        // Written in place, as long, and with the same time: only when the inode changed tells, and that cannot be set.
+        std::fs::write(&path, "six").unwrap();
+        std::fs::File::options().write(true).open(&path).unwrap().set_times(times).unwrap();
+        let six = later(&path).unwrap();
+        assert!(six == two && !six.same_bytes(&two));
+        assert!(later(folder.path()).is_none(), "a folder");
+        assert!(later(&folder.path().join("absent")).is_none());
     }
 }

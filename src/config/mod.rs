@@ -32,7 +32,7 @@ use toml::de::{DeTable, DeValue};
 pub use clash::clashes;
 pub use diagnostic::{Diagnostic, Severity, render_human, to_json};
 pub use effective::{Effective, effective_site};
-pub use former::Said;
+pub use former::{Former, Said};
 pub use fragment::Fragment;
 pub use look::Watched;
 pub use reference::schema;
@@ -41,7 +41,6 @@ pub use source::{Source, Sources};
 
 use crate::base::gentle;
 use document::Piece;
-use former::Former;
 use look::Gathered;
 use model::{Origin, Part, Server, Site};
 use parse::{Context, Value, quoted};
@@ -97,17 +96,17 @@ pub fn default_path() -> Option<PathBuf> {
 /// Of two sites with one name, the one read first is taken. Clashes of hosts are reported with the order of reading as
 /// age, but both sites stay in [`Loaded::sites`]; who knows better ages calls [`Loaded::settle_clashes`].
 pub fn load(path: &Path) -> Loaded {
-    load_with(path, &|_, _| false, &[], None)
+    load_with(path, &|_, _| false, &[], Former::default())
 }
 
 /// Like [`load`], but of two sites with one name the one is taken for which `home(name, file)` holds: a file that is
 /// read earlier takes no site away from the file it lives in. `fragments` are sites that stand in no file; they count
-/// where the configuration has `[docker]`. Sites that `former`, an earlier load, found said as they are said now are taken
+/// where the configuration has `[docker]`. Sites that an earlier load found said as they are said now are taken
 /// over from it.
-pub fn load_with(path: &Path, home: Home<'_>, fragments: &[Fragment], former: Option<&Loaded>) -> Loaded {
+pub fn load_with(path: &Path, home: Home<'_>, fragments: &[Fragment], former: Former<'_>) -> Loaded {
     let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
     let path: Arc<Path> = join(&here, path).into();
-    let mut run = Run::new(&here, home, fragments, Former(former));
+    let mut run = Run::new(&here, home, fragments, former);
     let Some(main) = run.read(&path, None) else { return run.finish(None) };
     let server = run.main(&main);
     run.finish(server)
@@ -228,7 +227,7 @@ struct Run<'a> {
     reader: Reader,
     loaded: Loaded,
     sites: BTreeMap<Arc<str>, (SiteEntry, Origin, u64)>,
-    gathered: Gathered,
+    gathered: Gathered<'a>,
 }
 
 impl<'a> Run<'a> {
@@ -244,7 +243,7 @@ impl<'a> Run<'a> {
             sources,
             order: Vec::new(),
         };
-        let (reader, sites, gathered) = Default::default();
+        let (reader, sites, gathered) = (Reader::default(), BTreeMap::new(), Gathered::new(former.look));
         Run { home, fragments, former, reader, loaded, sites, gathered }
     }
 
@@ -284,7 +283,7 @@ impl<'a> Run<'a> {
         let mut context = Context::new(main, None, false);
         let said = section::server::read(&mut context, &root);
         self.former = self.former.of_server(&said.server);
-        if pieces.iter().any(|piece| piece.known) && self.former.0.is_none() {
+        if pieces.iter().any(|piece| piece.known) && self.former.loaded.is_none() {
             // What sites inherit is not what it was.
             (root, pieces) = self.parse(main)?;
         }

@@ -52,7 +52,8 @@ fn what_says_the_same_is_taken_over_wherever_it_stands_in_its_file() {
         ("sites/a.toml", &(site("a.test") + &site("b.test"))),
     ]);
     let main = folder.path().join("tidegate.toml");
-    let again = |former: &Loaded| load_with(&main, &|_, _| false, &[], Some(former));
+    let again =
+        |former: &Loaded| load_with(&main, &|_, _| false, &[], Former { loaded: Some(former), look: None });
     let site_of = |loaded: &Loaded, name: &str| {
         loaded
             .sites
@@ -389,7 +390,7 @@ mod mutation {
                 write("sites/1.toml", &step[1]);
                 write("sites/2.toml", &step[2]);
                 let fresh = load(&main);
-                let taken = load_with(&main, &|_, _| false, &[], former.as_ref());
+                let taken = load_with(&main, &|_, _| false, &[], Former { loaded: former.as_ref(), look: None });
                 prop_assert_eq!(found(&taken), found(&fresh));
                 before = Some(step);
                 // What was refused is not what the next one starts from.
@@ -406,7 +407,7 @@ mod mutation {
             let path: Arc<Path> = Arc::from(Path::new("/x/tidegate.toml"));
             let source = Arc::new(Source::new(path.clone(), text));
             let here = Path::new("/x");
-            let mut run = Run::new(here, &|_, _| false, &[], Former(None));
+            let mut run = Run::new(here, &|_, _| false, &[], Former::default());
             run.loaded.order.push(path.clone());
             run.loaded.sources.insert(source.clone());
             let server = match document::parse_unknown(&source, &|_, _| false) {

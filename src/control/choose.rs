@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::base::{clock, gentle};
 use crate::config::model::{self, Certificate, Claim, Origin, Server};
-use crate::config::{self, Diagnostic, Loaded, SiteEntry};
+use crate::config::{self, Diagnostic, Loaded, SiteEntry, Watched};
 use crate::control::last_good::{self, Store};
 use crate::control::{Known, State, bans, client_auth, patches};
 use crate::snapshot::Site;
@@ -40,7 +40,7 @@ pub(super) fn build(
     generation: u64,
     residents: &Residents,
 ) -> Built {
-    let fallback = Fallback { state, server, generation, residents };
+    let fallback = Fallback { state, server, seen: loaded.watched.clone(), generation, residents };
     let intruders = fallback.intruders(loaded);
     let seniority = |name: &str| match state.age(name) {
         Some(age) if intruders.contains(name) => age.saturating_add(INTRUDER),
@@ -107,6 +107,8 @@ pub(super) fn told(diagnostic: &Diagnostic) -> String {
 struct Fallback<'a> {
     state: &'a State,
     server: &'a Server,
+    /// What the configuration's files looked like before they were read.
+    seen: Arc<Watched>,
     generation: u64,
     residents: &'a Residents,
 }
@@ -181,6 +183,7 @@ impl Fallback<'_> {
             text,
             current: None,
             kept,
+            seen: None,
             server: self.server,
             generation: self.generation,
         };
@@ -215,6 +218,7 @@ impl Built {
                 text: &entry.text,
                 current: fallback.state.sites.get(name).map(|known| &known.site),
                 kept: None,
+                seen: Some(&fallback.seen.seen),
                 server: fallback.server,
                 generation: fallback.generation,
             };

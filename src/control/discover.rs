@@ -336,6 +336,7 @@ impl Control {
                 current: Some(&known.site),
                 // Its files are a matter of reloads.
                 kept: site.identity.clone().filter(|_| site.source == CertificateSource::Files),
+                seen: None,
                 server: &old.server,
                 generation,
             };

@@ -10,8 +10,9 @@ use std::sync::Arc;
 use serde_json::json;
 
 use crate::base::{clock, gentle};
+use crate::config::look::Look;
 use crate::config::model::{Bans, Certificate, Server};
-use crate::config::{self, Diagnostic, Loaded, Watched};
+use crate::config::{self, Diagnostic, Former, Loaded, Watched};
 use crate::control::choose::{self, Built, build, told};
 use crate::control::last_good::{self, Store};
 use crate::control::{Control, Known, State, View, bans, lock, patches, remembered, renew};
@@ -98,7 +99,7 @@ pub fn first(
     let labels = server.docker.is_some() && !state.fragments.is_empty();
     if labels || loaded.diagnostics.iter().any(|diagnostic| diagnostic.code == config::DUPLICATE_SITE) {
         // Read again, now that is known what there is beside the files, and in which file each site lived before.
-        let again = load(path, &state, None);
+        let again = load(path, &state, Former::default());
         loaded = if again.server.is_some() { again } else { loaded };
     }
     if server.docker.is_some() {
@@ -127,8 +128,8 @@ pub fn first(
 }
 
 /// Reads the configuration; of two sites with one name, the one in the file that it was last taken from counts. What
-/// `former`, the load before, read is not read again where it says the same.
-fn load(path: &Path, state: &State, former: Option<&Loaded>) -> Loaded {
+/// the load before read is not read again where it says the same.
+fn load(path: &Path, state: &State, former: Former<'_>) -> Loaded {
     config::load_with(path, &|name, file| state.file(name) == Some(file), &state.fragments, former)
 }
 
@@ -151,13 +152,20 @@ impl Control {
     /// Reloads. Blocks: reading and compiling thousands of sites takes a while, so this runs on a thread of its own, and
     /// leaves the core to the workers as often as they may want it.
     pub fn reload(&self, reason: &str) -> Report {
-        gentle::work(|| self.reload_now(reason))
+        gentle::work(|| self.reload_now(reason, None))
     }
 
-    fn reload_now(&self, reason: &str) -> Report {
+    /// The same, after a look at the files: what it saw need not be asked again.
+    pub fn reload_seen(&self, reason: &str, look: &Look) -> Report {
+        gentle::work(|| self.reload_now(reason, Some(look)))
+    }
+
+    fn reload_now(&self, reason: &str, look: Option<&Look>) -> Report {
         let mut state = lock(&self.state);
         let started = clock::now();
-        let mut loaded = load(&self.path, &state, self.view.load().loaded.as_ref());
+        let before = self.view.load();
+        let mut loaded = load(&self.path, &state, Former { loaded: before.loaded.as_ref(), look });
+        drop(before);
         let old = self.cell.load();
         *lock(&self.watched) = loaded.watched.clone();
         let Some(server) = loaded.server.clone() else {

@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 
 use crate::base::gentle;
 use crate::config::Watched;
+use crate::config::look::Look;
 use crate::control::Control;
 
 /// How often files are looked at without an event.
@@ -27,25 +28,30 @@ const QUIET: Duration = Duration::from_millis(200);
 const QUIET_MAX: Duration = Duration::from_secs(2);
 
 /// Watches for ever; calls a reload when something may have changed.
-pub async fn run(control: Arc<Control>, reload: impl AsyncFn(&'static str)) {
+pub async fn run(control: Arc<Control>, reload: impl AsyncFn(&'static str, Look)) {
     compare(|| control.watched(), reload).await;
 }
 
 /// Compares what stands there with what it looked like when it was read last, whoever read it: what changed before the
 /// first look here, or during a reload, is seen by the look after it.
-async fn compare(watched: impl Fn() -> Arc<Watched>, reload: impl AsyncFn(&'static str)) {
+async fn compare(watched: impl Fn() -> Arc<Watched>, reload: impl AsyncFn(&'static str, Look)) {
     let changed = Arc::new(Notify::new());
     let mut folders = Folders::new(changed.clone());
     let mut reason = "files changed during the start";
     loop {
         let read = watched();
-        let same;
-        (folders, same) = follow_and_look(folders, read.clone()).await;
-        if !same {
-            reload(reason).await;
+        let look;
+        (folders, look) = follow_and_look(folders, read.clone()).await;
+        if let Some(look) = look {
+            reload(reason, look).await;
+            let now = watched();
             // Not at once where nothing was read: that would be tried without an end.
-            if !Arc::ptr_eq(&read, &watched()) {
-                changed.notify_one();
+            if !Arc::ptr_eq(&read, &now) {
+                let all_stay;
+                (folders, all_stay) = follow_new(folders, now, read).await;
+                if !all_stay {
+                    changed.notify_one();
+                }
             }
         }
         reason = tokio::select! {
@@ -58,16 +64,32 @@ async fn compare(watched: impl Fn() -> Arc<Watched>, reload: impl AsyncFn(&'stat
     }
 }
 
-/// Ten thousand sites name thirty thousand files: they are not looked at on the thread that answers the admin socket.
-/// Followed first, so that what changes after the look gives an event. Whether all looks as it did when it was read.
-async fn follow_and_look(mut folders: Folders, watched: Arc<Watched>) -> (Folders, bool) {
-    let look = move || {
+/// Followed first, so that what changes after the look gives an event. Gives what was seen, if anything looks otherwise than
+/// when it was read.
+async fn follow_and_look(mut folders: Folders, watched: Arc<Watched>) -> (Folders, Option<Look>) {
+    aside(move || {
         folders.follow(&watched);
-        let same = watched.look().same(&watched.seen);
-        (folders, same)
-    };
-    let looked = tokio::task::spawn_blocking(|| gentle::work(look));
-    match looked.await {
+        let look = Some(watched.look()).filter(|look| *look != watched.seen);
+        (folders, look)
+    })
+    .await
+}
+
+/// Follows what was read just now, after `former`. The files of that have given events all the time: only new ones are
+/// looked at. Whether nothing is known to look otherwise than when it was read.
+async fn follow_new(mut folders: Folders, watched: Arc<Watched>, former: Arc<Watched>) -> (Folders, bool) {
+    aside(move || {
+        let followed = folders.follow(&watched);
+        let all_stay = followed && watched.new_ones_stay(&former);
+        Arc::into_inner(former).into_iter().for_each(Watched::discard);
+        (folders, all_stay)
+    })
+    .await
+}
+
+/// Ten thousand sites name thirty thousand files: they are not looked at on the thread that answers the admin socket.
+async fn aside<T: Send + 'static>(look: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(|| gentle::work(look)).await {
         Ok(looked) => looked,
         // Ends with the process only.
         Err(_) => std::future::pending().await,
@@ -111,8 +133,9 @@ impl Folders {
         Folders { watcher: watcher.ok(), followed: HashMap::new(), names }
     }
 
-    fn follow(&mut self, watched: &Watched) {
-        let Some(watcher) = &mut self.watcher else { return };
+    /// Wants events of the files from now on. Whether all of them were wanted before, and are given.
+    fn follow(&mut self, watched: &Watched) -> bool {
+        let Some(watcher) = &mut self.watcher else { return false };
         let identity = |folder: PathBuf| {
             let metadata = folder.metadata().ok()?;
             let born = metadata.created().ok().and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
@@ -128,12 +151,14 @@ impl Folders {
             let _ = watcher.unwatch(gone);
         }
         let before = std::mem::take(&mut self.followed);
+        let all_before = wanted.iter().all(|(folder, id)| before.get(folder) == Some(id));
         self.followed = wanted
             .into_iter()
             .filter(|(folder, id)| {
                 before.get(folder) == Some(id) || watcher.watch(folder, RecursiveMode::NonRecursive).is_ok()
             })
             .collect();
+        all_before
     }
 }
 
@@ -220,7 +245,7 @@ mod tests {
         let again = Notify::new();
         let watching = compare(
             || read.lock().unwrap().clone(),
-            async |_| {
+            async |_, _| {
                 *read.lock().unwrap() = crate::config::load(&main).watched;
                 again.notify_one();
             },

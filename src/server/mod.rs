@@ -267,8 +267,8 @@ async fn serve(
     tokio::task::spawn_local(control::doctor::run(control.clone()));
     tokio::task::spawn_local(control::load::run(control.clone()));
     let watching = control.clone();
-    tokio::task::spawn_local(control::watch::run(control.clone(), async move |reason| {
-        reload(&watching, reason).await;
+    tokio::task::spawn_local(control::watch::run(control.clone(), async move |reason, look| {
+        blocking(&watching, move |control| control.reload_seen(reason, &look)).await;
     }));
     let renewing = control.clone();
     tokio::task::spawn_local(control::renew::run(control.clone(), async move |reason| {
@@ -331,10 +331,17 @@ async fn upkeep(control: Arc<Control>) {
     }
 }
 
-/// Reloads on a thread of its own, so that the admin socket answers meanwhile.
 async fn reload(control: &Arc<Control>, reason: &'static str) -> Option<control::reload::Report> {
+    blocking(control, move |control| control.reload(reason)).await
+}
+
+/// Reloads on a thread of its own, so that the admin socket answers meanwhile.
+async fn blocking<T: Send + 'static>(
+    control: &Arc<Control>,
+    reload: impl FnOnce(&Control) -> T + Send + 'static,
+) -> Option<T> {
     let control = control.clone();
-    let done = tokio::task::spawn_blocking(move || control.reload(reason)).await;
+    let done = tokio::task::spawn_blocking(move || reload(&control)).await;
     done.map_err(|error| tracing::error!("the reload failed: {error}")).ok()
 }
 

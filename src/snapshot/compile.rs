@@ -10,6 +10,7 @@ use rustls::sign::CertifiedKey;
 use sha2::{Digest, Sha256};
 
 use crate::base::gentle;
+use crate::config::look::Look;
 use crate::config::model::{
     self, Certificate, HostPattern, Http, LimitKey, Located, Origin, TlsVersion, UntilIssued, Upstream,
 };
@@ -49,6 +50,8 @@ pub struct Input<'a> {
     pub current: Option<&'a Arc<Site>>,
     /// A copy of the certificate that worked last, for when the files cannot be used.
     pub kept: Option<Arc<Identity>>,
+    /// How the files looked that it names, as far as they were looked at before they are read.
+    pub seen: Option<&'a Look>,
     /// The server's settings.
     pub server: &'a model::Server,
     /// The generation being made.
@@ -148,7 +151,7 @@ fn identity(input: &Input<'_>, residents: &Residents) -> Result<Found, Box<Diagn
     match &site.certificate {
         Certificate::Internal => Ok((Some(internal()?), Source::Internal)),
         Certificate::Files { cert, key } => {
-            let found = residents.file_identity(cert.value.clone(), key.value.clone());
+            let found = residents.file_identity(cert.value.clone(), key.value.clone(), input.seen);
             let found = found.map_err(|error| {
                 let origin = if error.which == Which::Key { &key.origin } else { &cert.origin };
                 Box::new(Diagnostic::error("bad-certificate", origin, error.message).help(error.help))

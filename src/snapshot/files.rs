@@ -65,7 +65,7 @@ pub(super) fn toward(route: &model::Route, residents: &Residents) -> Result<Towa
         }
         (_, None) => None,
         (_, Some((cert, key))) => {
-            let found = residents.file_identity(cert.value.clone(), key.value.clone());
+            let found = residents.file_identity(cert.value.clone(), key.value.clone(), None);
             Some(found.map_err(|error| {
                 let origin = if error.which == Which::Key { &key.origin } else { &cert.origin };
                 Box::new(Diagnostic::error("bad-upstream", origin, error.message).help(error.help))
@@ -103,7 +103,7 @@ mod tests {
         let site = |entry: &config::SiteEntry| -> Arc<Site> {
             let site = entry.site.as_ref().unwrap();
             let (text, server) = (&*entry.text, &server);
-            let input = Input { site, text, current: None, kept: None, server, generation: 1 };
+            let input = Input { site, text, current: None, kept: None, seen: None, server, generation: 1 };
             compile::site(&input, residents).unwrap()
         };
         let sites = loaded.sites.iter().map(site).collect();
@@ -125,7 +125,7 @@ mod tests {
                 std::fs::File::options().write(true).open(file).unwrap().set_modified(long_ago).unwrap();
             }
         };
-        let read = || residents.file_identity(cert.clone(), key.clone());
+        let read = || residents.file_identity(cert.clone(), key.clone(), None);
         write("one.test");
         let one = read().unwrap();
         assert!(Arc::ptr_eq(&one, &read().unwrap()), "parsed once");

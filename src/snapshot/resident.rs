@@ -2,7 +2,7 @@
 //! keys, counters. A reload builds a new snapshot around the same residents, so nothing that was learnt is lost.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use rustls::ClientConfig;
 use rustls::server::ProducesTickets;
 
 use crate::base::clock;
+use crate::config::look::{self, Look, Stamp};
 use crate::config::model::{self, Acme, BanRule, HostPattern, Http, Limit, LimitKey, Origin, Tls, Upstream};
 use crate::discovery::Sets;
 use crate::policy::auth;
@@ -164,7 +165,7 @@ enum Whose {
 type Pair = (PathBuf, PathBuf);
 
 /// What a pair of files held, and how they looked before they were read.
-type FromFiles = (Arc<Identity>, Option<(tls::file::Stamp, tls::file::Stamp)>);
+type FromFiles = (Arc<Identity>, Option<(Stamp, Stamp)>);
 
 /// A CA file and the hash of its content; `None` is the system's roots.
 pub type Authority = Option<(PathBuf, Hash)>;
@@ -331,13 +332,23 @@ impl Residents {
     ///
     /// # Errors
     /// What is wrong with which of the files.
-    pub fn file_identity(&self, cert: PathBuf, key: PathBuf) -> Result<Arc<Identity>, tls::pem::PemError> {
-        let stamps = tls::file::stamp(&cert).zip(tls::file::stamp(&key));
+    pub fn file_identity(
+        &self,
+        cert: PathBuf,
+        key: PathBuf,
+        seen: Option<&Look>,
+    ) -> Result<Arc<Identity>, tls::pem::PemError> {
+        let stamp = |file: &Path| match seen.filter(|look| look.knows(file)) {
+            Some(look) => look.at_rest(file),
+            None => look::at_rest(file),
+        };
+        let stamps = stamp(&cert).zip(stamp(&key));
         let pair = (cert, key);
         let known = lock(&self.files).get(&pair).cloned();
         if let Some((known, read)) = &known
-            && stamps.is_some()
-            && stamps == *read
+            && let (Some(now), Some(then)) = (stamps, read)
+            && now.0.same_bytes(&then.0)
+            && now.1.same_bytes(&then.1)
         {
             return Ok(known.clone());
         }

@@ -7,12 +7,10 @@ use std::collections::hash_map::RandomState;
 use std::fs::{self, File, OpenOptions};
 use std::hash::{BuildHasher, Hasher};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
-
-use crate::base::clock;
 
 /// Replaces `path` by `bytes`, atomically; `mode` is what the file ends with, whatever the umask says.
 ///
@@ -68,33 +66,6 @@ pub fn read_bounded(path: &Path, limit: usize) -> io::Result<Zeroizing<Vec<u8>>>
     Ok(bytes)
 }
 
-/// How a file looked; two equal ones mean that its bytes are the same.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stamp {
-    file: (u64, u64),
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-/// File systems tell times as coarsely as this, in seconds.
-const COARSE: i64 = 2;
-
-/// How a file looks, to be asked before it is read; links are followed. `None` where that tells nothing: there is no such
-/// regular file, or it changed so lately that another change may bear the same time.
-pub fn stamp(path: &Path) -> Option<Stamp> {
-    stamp_at(path, i64::try_from(clock::wall().as_secs()).ok()?)
-}
-
-fn stamp_at(path: &Path, now: i64) -> Option<Stamp> {
-    let metadata = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
-    let settled = now.saturating_sub(COARSE);
-    let (modified, changed) =
-        ((metadata.mtime(), metadata.mtime_nsec()), (metadata.ctime(), metadata.ctime_nsec()));
-    let stamp = Stamp { file: (metadata.dev(), metadata.ino()), size: metadata.size(), modified, changed };
-    (modified.0 < settled && changed.0 < settled).then_some(stamp)
-}
-
 /// A name in the same folder that nobody else uses: hidden, with a random number. A process id would not do: in a
 /// container it is the same after a crash, and what the crash left behind would be in the way for ever.
 pub fn temporary_beside(path: &Path) -> io::Result<PathBuf> {
@@ -126,26 +97,6 @@ mod tests {
             fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
-    }
-
-    #[test]
-    fn a_stamp_tells_one_content_from_the_next_once_the_file_has_come_to_rest() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("file");
-        let later = i64::try_from(clock::wall().as_secs()).unwrap() + 60;
-        fs::write(&path, "one").unwrap();
-        assert_eq!(stamp(&path), None, "it may change once more in this instant");
-        let one = stamp_at(&path, later).unwrap();
-        assert_eq!(stamp_at(&path, later), Some(one));
-        // As long, and with the times of the old one: the inode tells.
-        fs::write(folder.path().join("new"), "two").unwrap();
-        let times = fs::FileTimes::new().set_modified(fs::metadata(&path).unwrap().modified().unwrap());
-        File::options().write(true).open(folder.path().join("new")).unwrap().set_times(times).unwrap();
-        fs::rename(folder.path().join("new"), &path).unwrap();
-        let two = stamp_at(&path, later).unwrap();
-        assert_ne!(two, one);
-        assert_eq!(stamp_at(folder.path(), later), None, "a folder");
-        assert_eq!(stamp_at(&folder.path().join("absent"), later), None);
     }
 
     #[test]

@@ -191,7 +191,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("tidegate.toml");
         std::fs::write(&file, "[docker]\n").unwrap();
-        config::load_with(&file, &|_, _| false, std::slice::from_ref(fragment), None)
+        config::load_with(&file, &|_, _| false, std::slice::from_ref(fragment), config::Former::default())
     }
 
     #[test]
