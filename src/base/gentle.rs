@@ -7,6 +7,7 @@
 //! On a core that is full it still has its share, which the lowest priority would not give it.
 
 use std::cell::Cell;
+use std::cmp::Ordering;
 use std::num::NonZeroU64;
 use std::time::Duration;
 
@@ -69,6 +70,18 @@ pub fn often<I: IntoIterator>(items: I) -> impl Iterator<Item = I::Item> {
     })
 }
 
+/// Sorts, with a breath now and then.
+pub fn sort_by<T>(items: &mut [T], mut compare: impl FnMut(&T, &T) -> Ordering) {
+    let mut count = 0usize;
+    items.sort_by(|a, b| {
+        count = count.wrapping_add(1);
+        if count.is_multiple_of(OFTEN) {
+            breathe();
+        }
+        compare(a, b)
+    });
+}
+
 /// Drops many values one by one: freeing thousands takes milliseconds.
 pub fn drop_each<I: IntoIterator>(values: I) {
     each(values).for_each(drop);
@@ -107,6 +120,9 @@ mod tests {
         assert_eq!(each(all.clone()).collect::<Vec<_>>(), all);
         assert_eq!(work(|| each(all.clone()).collect::<Vec<_>>()), all);
         assert_eq!(work(|| often(all.clone()).collect::<Vec<_>>()), all);
+        let mut sorted: Vec<u32> = (0..1000).rev().collect();
+        work(|| sort_by(&mut sorted, Ord::cmp));
+        assert_eq!(sorted, all);
         let shared = std::sync::Arc::new(());
         work(|| drop_each(vec![shared.clone(); 1000]));
         assert_eq!(std::sync::Arc::strong_count(&shared), 1);

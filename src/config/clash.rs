@@ -18,8 +18,8 @@ pub const CODE: &str = "host-clash";
 /// Gives one diagnostic for each losing site, with the site's name in it.
 pub fn clashes(sites: &[(Arc<str>, &Site, u64)]) -> Vec<Diagnostic> {
     let mut order: Vec<_> = sites.iter().collect();
-    order.sort_by(|a, b| (a.2, &a.0).cmp(&(b.2, &b.0)));
-    let mut owners: HashMap<Claim, (&Arc<str>, &Origin)> = HashMap::new();
+    gentle::sort_by(&mut order, |a, b| (a.2, &a.0).cmp(&(b.2, &b.0)));
+    let mut owners: HashMap<Claim, (&Arc<str>, &Origin)> = HashMap::with_capacity(order.len());
     let mut losers = Vec::new();
     for (name, site, _) in gentle::each(order) {
         let taken = site.claims().find_map(|(claim, at)| {

@@ -7,10 +7,13 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, Metadata};
+use std::mem::MaybeUninit;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use foldhash::fast::RandomState;
+use rustix::fs::RawDir;
 
 use crate::base::{clock, gentle};
 
@@ -31,6 +34,8 @@ pub struct Look {
     /// When it began, in seconds since 1970.
     began: i64,
     files: HashMap<OsString, Option<Stamp>, RandomState>,
+    /// Folders of which it saw all that may be taken.
+    folders: BTreeSet<PathBuf>,
 }
 
 /// How a file looked. Two equal ones mean that nobody changed it, as far as may be told from outside.
@@ -131,8 +136,14 @@ impl Watched {
 
     /// Names, without folders, of the files and of what they are links to.
     pub fn names(&self, resolved: &[PathBuf]) -> HashSet<OsString> {
-        let all = gentle::each(self.files.iter().chain(resolved));
-        all.filter_map(|file| file.file_name().map(OsStr::to_os_string)).collect()
+        // Room for all at once: a table that grows is written anew as a whole.
+        let mut names = HashSet::with_capacity(self.files.len());
+        for file in gentle::often(self.files.iter().chain(resolved)) {
+            if let Some(name) = file.file_name().filter(|name| !names.contains(*name)) {
+                names.insert(name.to_os_string());
+            }
+        }
+        names
     }
 
     /// Whether new bytes in a file of one of the folders can change what a look sees. An access log may lie beside the
@@ -162,7 +173,8 @@ impl Look {
     /// Of so many files.
     fn begin(files: usize) -> Look {
         let began = i64::try_from(clock::wall().as_secs()).unwrap_or(i64::MAX);
-        Look { began, files: HashMap::with_capacity_and_hasher(files, RandomState::default()) }
+        let files = HashMap::with_capacity_and_hasher(files, RandomState::default());
+        Look { began, files, folders: BTreeSet::new() }
     }
 
     /// Looks at a file that was not looked at yet, neither by this look nor by the one before it.
@@ -188,10 +200,36 @@ impl Look {
 
     /// Looks at what may be taken from a folder.
     fn add_folder(&mut self, folder: &Path, before: Option<&Look>) {
-        // Certificates may lie there by the thousand.
-        let entries = gentle::each(folder.read_dir().into_iter().flatten().flatten());
-        let inside = entries.map(|entry| entry.path());
-        inside.filter(|path| may_be_taken(path)).for_each(|path| self.add(&path, before));
+        match before.filter(|before| before.folders.contains(folder)) {
+            // What came since is not missed: it is in the folder at the next look, and was not at that one.
+            Some(before) => {
+                let inside = gentle::often(&before.files).filter(|(file, _)| {
+                    let file = Path::new(file);
+                    may_be_taken(file) && file.parent() == Some(folder)
+                });
+                inside.for_each(|(file, _)| self.add(Path::new(file), Some(before)));
+            }
+            None => list(folder, |path| self.add(&path, before)),
+        }
+        self.folders.insert(folder.to_path_buf());
+    }
+}
+
+/// Names of a folder that are asked for at once, in bytes: certificates may lie there by the thousand, and the system gives
+/// what there is room for in one go.
+const NAMES_BYTES: usize = 2 << 10;
+
+/// Calls back for what may be taken from a folder.
+fn list(folder: &Path, mut each: impl FnMut(PathBuf)) {
+    let mut room = [MaybeUninit::<u8>::uninit(); NAMES_BYTES];
+    let Ok(open) = fs::File::open(folder) else { return };
+    let mut names = RawDir::new(open, &mut room);
+    while let Some(Ok(entry)) = names.next() {
+        gentle::breathe();
+        let name = Path::new(OsStr::from_bytes(entry.file_name().to_bytes()));
+        if may_be_taken(name) {
+            each(folder.join(name));
+        }
     }
 }
 
@@ -205,7 +243,7 @@ fn may_be_taken(path: &Path) -> bool {
 pub(super) struct Gathered<'a> {
     /// A look that began before anything was read: what it saw is not looked at again.
     before: Option<&'a Look>,
-    files: HashSet<OsString>,
+    files: HashSet<OsString, RandomState>,
     folders: BTreeSet<PathBuf>,
     seen: Look,
 }
@@ -214,7 +252,8 @@ impl<'a> Gathered<'a> {
     pub fn new(before: Option<&'a Look>) -> Gathered<'a> {
         let mut seen = Look::begin(before.map_or(0, |before| before.files.len()));
         seen.began = before.map_or(seen.began, |before| before.began);
-        Gathered { before, files: HashSet::new(), folders: BTreeSet::new(), seen }
+        let files = HashSet::with_capacity_and_hasher(seen.files.capacity(), RandomState::default());
+        Gathered { before, files, folders: BTreeSet::new(), seen }
     }
 
     /// A file that is read after this.

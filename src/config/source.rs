@@ -11,11 +11,14 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use super::model::{Origin, Part, Place};
+use crate::base::gentle;
 
 /// Bytes of one configuration file.
 pub const FILE_BYTES_MAX: u64 = 8 << 20;
 /// Bytes of all configuration files together.
 pub const TOTAL_BYTES_MAX: u64 = 256 << 20;
+/// Bytes that are read, or searched for lines, in one go.
+const STEP_BYTES: usize = 32 << 10;
 /// Configuration files, the main one included.
 pub const FILES_MAX: usize = 20_000;
 
@@ -33,7 +36,9 @@ impl Source {
     /// Makes a source of a text that stands (or stood) in `path`.
     pub fn new(path: Arc<Path>, text: String) -> Source {
         let mut line_starts = vec![0];
-        line_starts.extend(text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at + 1));
+        for (number, step) in gentle::each(text.as_bytes().chunks(STEP_BYTES).enumerate()) {
+            line_starts.extend(memchr::memchr_iter(b'\n', step).map(|at| number * STEP_BYTES + at + 1));
+        }
         let whole = Arc::new(Part::new(path.clone(), 0, 0));
         Source { path, whole, text, line_starts }
     }
@@ -151,13 +156,13 @@ impl Reader {
         if !metadata.is_file() {
             return Err(("unreadable", "this is not a regular file".into()));
         }
-        let mut bytes = Vec::new();
+        let expected = usize::try_from(metadata.len().min(FILE_BYTES_MAX) + 1).unwrap_or_default();
+        let mut bytes = Vec::with_capacity(expected);
         // One byte more than allowed: a file that grows while it is read is still bounded and still noticed.
-        fs::File::open(path)
-            .map_err(cannot)?
-            .take(FILE_BYTES_MAX + 1)
-            .read_to_end(&mut bytes)
-            .map_err(cannot)?;
+        let mut file = fs::File::open(path).map_err(cannot)?.take(FILE_BYTES_MAX + 1);
+        while file.by_ref().take(STEP_BYTES as u64).read_to_end(&mut bytes).map_err(cannot)? > 0 {
+            gentle::breathe();
+        }
         let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         if length > FILE_BYTES_MAX {
             return Err(("too-large", "this file is larger than 8MiB: split its sites over several".into()));

@@ -137,7 +137,8 @@ impl Fallback<'_> {
 
     /// Who serves each host (or takes names on demand), or did so before the restart.
     fn owners(&self, loaded: &Loaded) -> HashMap<Claim, &str> {
-        let mut owners: HashMap<Claim, &str> = HashMap::new();
+        // Room for all at once: a table that grows is written anew as a whole.
+        let mut owners: HashMap<Claim, &str> = HashMap::with_capacity(self.state.sites.len());
         for (name, known) in gentle::each(&self.state.sites) {
             owners.extend(known.site.claims.iter().map(|claim| (claim.clone(), &**name)));
         }

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,6 +19,9 @@ use crate::tls::pem::{self, Identity};
 
 /// Largest store read: 100,000 sites at 2 KiB.
 const BYTES_MAX: usize = 256 << 20;
+
+/// Bytes written in one go.
+const WRITE_BYTES: usize = 32 << 10;
 
 /// What the file holds.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -124,11 +127,16 @@ impl Store {
                 Err(error) => result = Err(error),
             }
         }
-        let used: HashSet<String> =
-            gentle::each(sites.values()).filter_map(|site| site.certificate.clone()).collect();
+        let mut used: HashSet<String> = HashSet::with_capacity(sites.len());
+        used.extend(gentle::each(sites.values()).filter_map(|site| site.certificate.clone()));
         let stored = Stored { version: 1, sites };
-        let bytes = serde_json::to_vec(&stored).map_err(|error| wrong(error.into()))?;
-        file::write_atomic(&self.index(), &bytes, 0o600).map_err(wrong)?;
+        // As it is made: writing megabytes at once keeps the core for milliseconds.
+        let write = |file: &mut fs::File| {
+            let mut to = BufWriter::with_capacity(WRITE_BYTES, file);
+            serde_json::to_writer(&mut to, &stored)?;
+            to.flush()
+        };
+        file::write_atomic_by(&self.index(), 0o600, write).map_err(wrong)?;
         // Also what a process before this one left.
         if before == 0 || before != copied.len() || *copied != used {
             self.forget(&used).map_err(wrong)?;

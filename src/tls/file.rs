@@ -16,9 +16,18 @@ use zeroize::Zeroizing;
 ///
 /// Errors are those of the file system; the old content is then untouched and the temporary file removed.
 pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    write_atomic_by(path, mode, |file| file.write_all(bytes))
+}
+
+/// The same of what `write` writes, as it comes.
+pub fn write_atomic_by(
+    path: &Path,
+    mode: u32,
+    write: impl FnOnce(&mut File) -> io::Result<()>,
+) -> io::Result<()> {
     let folder = folder_of(path);
     let temporary = temporary_beside(path)?;
-    let result = write_new(&temporary, bytes, mode).and_then(|()| fs::rename(&temporary, path));
+    let result = write_new_by(&temporary, mode, write).and_then(|()| fs::rename(&temporary, path));
     if result.is_err() {
         // Best effort: the first error is the one worth telling.
         let _ = fs::remove_file(&temporary);
@@ -30,10 +39,14 @@ pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
 /// Writes a file that must not exist yet, and brings its content to the disk. The entry in the folder is not yet
 /// durable: see [`sync_folder`].
 pub fn write_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    write_new_by(path, mode, |file| file.write_all(bytes))
+}
+
+fn write_new_by(path: &Path, mode: u32, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
     // The umask has cut the mode above; this says it again for modes such as 0644.
     file.set_permissions(fs::Permissions::from_mode(mode))?;
-    file.write_all(bytes)?;
+    write(&mut file)?;
     file.sync_all()
 }
 

@@ -125,7 +125,7 @@ impl<'t> Cuts<'t> {
             return Vec::new();
         }
         let ends = self.sites.iter().skip(1).map(|(_, start)| *start).chain([self.text.len()]);
-        self.sites.iter().zip(ends).map(|(&(name, start), end)| (name, start..end)).collect()
+        gentle::often(self.sites.iter().zip(ends)).map(|(&(name, start), end)| (name, start..end)).collect()
     }
 
     /// What the text says, without what `known(site, piece)` holds for, and the sites that stand in one piece; `None` where
@@ -157,24 +157,26 @@ pub type Known<'a> = &'a dyn Fn(&str, &str) -> bool;
 /// The sites that the text comes to once only, where that begins a line.
 fn single<'t>(text: &'t str, cuts: &[(&'t str, Range<usize>)]) -> Vec<Piece<'t>> {
     let mut times: HashMap<&str, usize> = HashMap::with_capacity(cuts.len());
-    for (name, _) in cuts {
+    for (name, _) in gentle::often(cuts) {
         *times.entry(name).or_default() += 1;
     }
     let begins_a_line = |at: usize| {
         text.get(..at).is_some_and(|before| matches!(before.as_bytes().last(), None | Some(b'\n')))
     };
     let single =
-        cuts.iter().filter(|(name, range)| times.get(name) == Some(&1) && begins_a_line(range.start));
+        gentle::often(cuts).filter(|(name, range)| times.get(name) == Some(&1) && begins_a_line(range.start));
     single.map(|(name, range)| Piece { name, range: range.clone(), known: false }).collect()
 }
 
 /// What of the text is to be read in one go each: what stands before all sites, then those that are not known.
 fn to_read(cuts: &[(&str, Range<usize>)], pieces: &[Piece<'_>]) -> Vec<Range<usize>> {
-    let known: HashSet<usize> =
-        pieces.iter().filter(|piece| piece.known).map(|piece| piece.range.start).collect();
+    let mut known = pieces.iter().filter(|piece| piece.known).map(|piece| piece.range.start).peekable();
     let before = 0..cuts.first().map_or(0, |(_, range)| range.start);
     let mut runs: Vec<Range<usize>> = Vec::new();
-    for (_, range) in cuts.iter().filter(|(_, range)| !known.contains(&range.start)) {
+    for (_, range) in gentle::often(cuts) {
+        if known.next_if_eq(&range.start).is_some() {
+            continue;
+        }
         match runs.last_mut().filter(|run| run.end == range.start && run.len() < PIECE_BYTES) {
             Some(run) => run.end = range.end,
             None => runs.push(range.clone()),
