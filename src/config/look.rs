@@ -113,6 +113,22 @@ impl Watched {
             .all(|(file, seen)| Stamp::of(Path::new(file)) == *seen)
     }
 
+    /// Whether all files are where those of `former` were, new ones beside them: nothing became a link, or leads elsewhere.
+    pub fn lies_where(&self, former: &Watched) -> bool {
+        let place = |stamp: &Option<Stamp>| stamp.map(|stamp| (stamp.file, stamp.link));
+        self.folders == former.folders
+            && gentle::often(&self.seen.files).all(|(file, seen)| match former.seen.files.get(file) {
+                Some(former) => place(former) == place(seen),
+                None => seen.is_some_and(|seen| !seen.link),
+            })
+    }
+
+    /// Names, without folders, of files that `former` does not name.
+    pub fn new_names(&self, former: &Watched) -> impl Iterator<Item = OsString> {
+        let new = gentle::often(&self.files).filter(|file| !former.seen.files.contains_key(file.as_os_str()));
+        new.filter_map(|file| file.file_name().map(OsStr::to_os_string))
+    }
+
     /// Drops the lists, not in one go.
     pub fn discard(self) {
         gentle::drop_each(self.files);

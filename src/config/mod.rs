@@ -374,8 +374,8 @@ impl<'a> Run<'a> {
             let entry = self.former.site(source.path(), piece.name, text)?;
             Some(Found::Known(entry.moved(piece, source.lines_before(piece.range.start))))
         };
-        let mut found: Vec<(usize, Found<'_>)> =
-            gentle::each(pieces).filter_map(|piece| Some((piece.range.start, known(piece)?))).collect();
+        let mut found: Vec<(usize, Found<'_>)> = Vec::with_capacity(pieces.len());
+        found.extend(gentle::each(pieces).filter_map(|piece| Some((piece.range.start, known(piece)?))));
         each_site(root, |name, key, value| {
             let at = pieces.partition_point(|piece| piece.range.end <= key.start);
             let piece = pieces.get(at).filter(|piece| piece.range.contains(&key.start));

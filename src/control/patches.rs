@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::base::clock;
+use crate::base::{clock, gentle};
 use crate::config::source::whole_file;
 use crate::config::{Diagnostic, SiteEntry, model};
 use crate::control::Control;
@@ -58,7 +58,7 @@ pub(super) fn unknown(sites: &[SiteEntry], residents: &Residents) -> Vec<Diagnos
         }
     }
     let mut told = Vec::new();
-    for site in sites.iter().filter_map(|entry| entry.site.as_ref()) {
+    for site in gentle::often(sites).filter_map(|entry| entry.site.as_ref()) {
         for name in site.patches.off.iter().filter(|name| !known.contains(&*name.value)) {
             let message =
                 format!("no virtual patch in force is called `{}`: nothing is turned off", name.value);

@@ -426,7 +426,10 @@ fn keep(server: &Server, state: &mut State, view: &View) {
     }
     let serving = state.sites.iter().map(|(name, known)| (name.to_string(), known.stored()));
     let waiting = state.dormant.iter().map(|(name, kept)| (name.to_string(), kept.clone()));
-    let sites = gentle::each(waiting.chain(serving)).collect();
+    let mut sites = BTreeMap::new();
+    for (name, site) in gentle::each(waiting.chain(serving)) {
+        sites.insert(name, site);
+    }
     let saved = Store::new(&server.state).save(sites, &pairs, &mut state.copied);
     if let Err(why) = &saved {
         tracing::error!("{why}; a site with errors would have no earlier version after a restart");

@@ -107,6 +107,8 @@ async fn settle(changed: &Notify) {
 /// The folders that events are wanted from.
 struct Folders {
     watcher: Option<RecommendedWatcher>,
+    /// What is followed: its folders, as named and as they resolve.
+    of: Option<(Arc<Watched>, HashSet<PathBuf>)>,
     /// With device, inode and birth: a folder that was removed and made again is another one, whatever its name, and
     /// often has the inode of the old one.
     followed: HashMap<PathBuf, (u64, u64, Option<Duration>)>,
@@ -130,23 +132,55 @@ impl Folders {
                  to have them at once"
             );
         });
-        Folders { watcher: watcher.ok(), followed: HashMap::new(), names }
+        Folders { watcher: watcher.ok(), of: None, followed: HashMap::new(), names }
     }
 
     /// Wants events of the files from now on. Whether all of them were wanted before, and are given.
-    fn follow(&mut self, watched: &Watched) -> bool {
-        let Some(watcher) = &mut self.watcher else { return false };
-        let identity = |folder: PathBuf| {
-            let metadata = folder.metadata().ok()?;
-            let born = metadata.created().ok().and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
-            Some((folder, (metadata.dev(), metadata.ino(), born)))
-        };
+    fn follow(&mut self, watched: &Arc<Watched>) -> bool {
+        if self.watcher.is_none() {
+            return false;
+        }
+        let wanted = self.wanted(watched);
+        let all_before = self.follow_folders(&wanted);
+        self.of = Some((watched.clone(), wanted));
+        all_before
+    }
+
+    /// The folders to follow. Links are resolved only where something may lead elsewhere than before.
+    fn wanted(&mut self, watched: &Arc<Watched>) -> HashSet<PathBuf> {
+        if let Some((of, wanted)) = self.of.take() {
+            if Arc::ptr_eq(&of, watched) {
+                return wanted;
+            }
+            let same = watched.lies_where(&of);
+            if same {
+                // Names that are gone stay: at worst one look too many.
+                let new: Vec<OsString> = watched.new_names(&of).collect();
+                lock(&self.names).extend(new);
+            }
+            Arc::into_inner(of).into_iter().for_each(Watched::discard);
+            if same {
+                return wanted;
+            }
+        }
         let resolved = watched.resolved();
-        *lock(&self.names) = watched.names(&resolved);
+        let names = watched.names(&resolved);
+        let names = std::mem::replace(&mut *lock(&self.names), names);
         let wanted = folders(watched, &resolved);
         gentle::drop_each(resolved);
+        gentle::drop_each(names);
+        wanted
+    }
+
+    fn follow_folders(&mut self, wanted: &HashSet<PathBuf>) -> bool {
+        let Some(watcher) = &mut self.watcher else { return false };
+        let identity = |folder: &PathBuf| {
+            let metadata = folder.metadata().ok()?;
+            let born = metadata.created().ok().and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
+            Some((folder.clone(), (metadata.dev(), metadata.ino(), born)))
+        };
         // A folder that does not exist (yet) cannot be watched: the regular look sees it appear.
-        let wanted: HashMap<_, _> = wanted.into_iter().filter_map(identity).collect();
+        let wanted: HashMap<_, _> = wanted.iter().filter_map(identity).collect();
         for (gone, _) in self.followed.iter().filter(|(folder, id)| wanted.get(*folder) != Some(*id)) {
             let _ = watcher.unwatch(gone);
         }
@@ -195,7 +229,7 @@ mod tests {
     async fn a_folder_that_was_removed_and_made_again_gives_events_again() {
         let place = tempfile::tempdir().unwrap();
         let sites = place.path().join("sites");
-        let watched = Watched { folders: vec![sites.clone()], ..Watched::default() };
+        let watched = Arc::new(Watched { folders: vec![sites.clone()], ..Watched::default() });
         let changed = Arc::new(Notify::new());
         let mut folders = Folders::new(changed.clone());
         for _ in 0..3 {
@@ -208,6 +242,44 @@ mod tests {
             std::fs::remove_dir_all(&sites).unwrap();
             settle(&changed).await;
         }
+    }
+
+    #[tokio::test]
+    async fn what_a_new_load_names_gives_events_too() {
+        let place = tempfile::tempdir().unwrap();
+        let path = |name: &str| place.path().join(name);
+        for folder in ["one", "two", "three"] {
+            std::fs::create_dir(path(folder)).unwrap();
+            std::fs::write(path(folder).join("list.txt"), "192.0.2.0/24\n").unwrap();
+        }
+        let link_to = |folder: &str| {
+            std::os::unix::fs::symlink(path(folder).join("list.txt"), path("new")).unwrap();
+            std::fs::rename(path("new"), path("link.txt")).unwrap();
+        };
+        let load = |lists: &[&str]| {
+            let each =
+                |list: &&str| format!("[networks.{}]\nfile = \"{list}\"\n", list.replace(['/', '.'], "_"));
+            let text: String = lists.iter().map(each).collect();
+            std::fs::write(path("tidegate.toml"), text).unwrap();
+            crate::config::load(&path("tidegate.toml")).watched
+        };
+        let changed = Arc::new(Notify::new());
+        let mut folders = Folders::new(changed.clone());
+        let mut write = async |name: &str, watched: Arc<Watched>| {
+            folders.follow(&watched);
+            settle(&changed).await;
+            std::fs::OpenOptions::new().append(true).open(path(name)).unwrap().set_len(0).unwrap();
+            tokio::time::timeout(Duration::from_secs(20), changed.notified()).await.expect(name);
+        };
+        link_to("one");
+        write("one/list.txt", load(&["link.txt"])).await;
+        // It leads elsewhere.
+        link_to("two");
+        write("two/list.txt", load(&["link.txt"])).await;
+        // A file in a folder that was followed, and one in a folder that was not.
+        std::fs::write(path("more.txt"), "192.0.2.0/24\n").unwrap();
+        write("more.txt", load(&["link.txt", "more.txt"])).await;
+        write("three/list.txt", load(&["link.txt", "three/list.txt"])).await;
     }
 
     #[test]

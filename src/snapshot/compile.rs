@@ -400,7 +400,7 @@ pub fn assemble(
 }
 
 fn rules(server: &model::Server, sites: &[Arc<Site>]) -> Rules {
-    let terms = sites.iter().enumerate().filter_map(|(position, site)| {
+    let terms = gentle::often(sites).enumerate().filter_map(|(position, site)| {
         let said = site.on_demand.clone()?;
         Some(Terms { site: site.name.clone(), tenant: site.tenant.clone(), position, said })
     });
