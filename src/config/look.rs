@@ -13,7 +13,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use foldhash::fast::RandomState;
-use rustix::fs::RawDir;
+use rustix::fs::{Mode, OFlags, RawDir};
 
 use crate::base::{clock, gentle};
 
@@ -34,8 +34,8 @@ pub struct Look {
     /// When it began, in seconds since 1970.
     began: i64,
     files: HashMap<OsString, Option<Stamp>, RandomState>,
-    /// Folders of which it saw all that may be taken.
-    folders: BTreeSet<PathBuf>,
+    /// Folders of which it saw all that may be taken, and what that is. Each site may have a folder of its own.
+    folders: HashMap<PathBuf, Vec<PathBuf>, RandomState>,
 }
 
 /// How a file looked. Two equal ones mean that nobody changed it, as far as may be told from outside.
@@ -190,7 +190,7 @@ impl Look {
     fn begin(files: usize) -> Look {
         let began = i64::try_from(clock::wall().as_secs()).unwrap_or(i64::MAX);
         let files = HashMap::with_capacity_and_hasher(files, RandomState::default());
-        Look { began, files, folders: BTreeSet::new() }
+        Look { began, files, folders: HashMap::default() }
     }
 
     /// Looks at a file that was not looked at yet, neither by this look nor by the one before it.
@@ -216,18 +216,11 @@ impl Look {
 
     /// Looks at what may be taken from a folder.
     fn add_folder(&mut self, folder: &Path, before: Option<&Look>) {
-        match before.filter(|before| before.folders.contains(folder)) {
-            // What came since is not missed: it is in the folder at the next look, and was not at that one.
-            Some(before) => {
-                let inside = gentle::often(&before.files).filter(|(file, _)| {
-                    let file = Path::new(file);
-                    may_be_taken(file) && file.parent() == Some(folder)
-                });
-                inside.for_each(|(file, _)| self.add(Path::new(file), Some(before)));
-            }
-            None => list(folder, |path| self.add(&path, before)),
-        }
-        self.folders.insert(folder.to_path_buf());
+        // What came since the look before is not missed: it is in the folder at the next one, and was not at that one.
+        let inside =
+            before.and_then(|before| before.folders.get(folder).cloned()).unwrap_or_else(|| list(folder));
+        inside.iter().for_each(|path| self.add(path, before));
+        self.folders.insert(folder.to_path_buf(), inside);
     }
 }
 
@@ -235,18 +228,21 @@ impl Look {
 /// what there is room for in one go.
 const NAMES_BYTES: usize = 2 << 10;
 
-/// Calls back for what may be taken from a folder.
-fn list(folder: &Path, mut each: impl FnMut(PathBuf)) {
-    let mut room = [MaybeUninit::<u8>::uninit(); NAMES_BYTES];
-    let Ok(open) = fs::File::open(folder) else { return };
+/// What may be taken from a folder.
+fn list(folder: &Path) -> Vec<PathBuf> {
+    let (mut room, mut inside) = ([MaybeUninit::<u8>::uninit(); NAMES_BYTES], Vec::new());
+    // Nothing else is opened: a named pipe would wait for a writer.
+    let only_folders = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let Ok(open) = rustix::fs::open(folder, only_folders, Mode::empty()) else { return inside };
     let mut names = RawDir::new(open, &mut room);
     while let Some(Ok(entry)) = names.next() {
         gentle::breathe();
         let name = Path::new(OsStr::from_bytes(entry.file_name().to_bytes()));
         if may_be_taken(name) {
-            each(folder.join(name));
+            inside.push(folder.join(name));
         }
     }
+    inside
 }
 
 /// Whether a file in a folder may become part of a configuration without being named.
@@ -327,6 +323,22 @@ mod tests {
         std::fs::write(path("of-no-concern.txt"), "").unwrap();
         let watched = gathered().finish();
         assert_eq!(watched.look(), watched.seen);
+    }
+
+    #[test]
+    fn a_folder_is_listed_whole_and_nothing_else_is() {
+        let folder = tempfile::tempdir().unwrap();
+        // More names than are asked for at once.
+        for number in 0..200 {
+            std::fs::write(folder.path().join(format!("{number}-{}.toml", "x".repeat(40))), "").unwrap();
+            std::fs::write(folder.path().join(format!("{number}.pem")), "").unwrap();
+        }
+        assert_eq!(list(folder.path()).len(), 200);
+        assert!(list(&folder.path().join("1.pem")).is_empty());
+        assert!(list(&folder.path().join("missing")).is_empty());
+        let pipe = folder.path().join("pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, Mode::RUSR).unwrap();
+        assert!(list(&pipe).is_empty(), "it waits for nobody");
     }
 
     #[test]
