@@ -112,9 +112,9 @@ fn canonical_texts_read_back_as_the_same_site() {
 fn without_origins(text: &str) -> String {
     let mut kept = String::new();
     let mut rest = text;
-    while let Some(at) = rest.find("origin: File {") {
+    while let Some(at) = rest.find("origin: File(") {
         kept.push_str(&rest[..at]);
-        let end = rest[at..].find('}').map_or(rest.len(), |end| at + end + 1);
+        let end = rest[at..].find(')').map_or(rest.len(), |end| at + end + 1);
         rest = &rest[end..];
     }
     kept + rest

@@ -1,5 +1,5 @@
-//! A configuration: every text gives settings or messages, never a panic; what is accepted compiles, and its canonical
-//! text means the same.
+//! A configuration: every text gives settings or messages, never a panic; what is accepted compiles, its canonical text
+//! means the same, and so does what the next load takes over from it.
 #![no_main]
 
 use std::path::{Path, PathBuf};
@@ -22,6 +22,15 @@ fn file() -> &'static Path {
     })
 }
 
+/// What a load takes over from the one before, though all of it moved, is what it would read.
+fn taken_over(text: &str, former: &config::Loaded) {
+    std::fs::write(file(), format!("# one line more\n{text}")).expect("write");
+    let former = config::Former { loaded: Some(former), look: None };
+    let (taken, fresh) = (config::load_with(file(), &|_, _| false, &[], former), config::load(file()));
+    let found = |loaded: &config::Loaded| format!("{:?} {:?}", loaded.sites, loaded.diagnostics);
+    assert_eq!(found(&taken), found(&fresh));
+}
+
 fuzz_target!(|bytes: &[u8]| {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     // Would read other files of this machine.
@@ -38,6 +47,7 @@ fuzz_target!(|bytes: &[u8]| {
     }
     let Some(server) = &loaded.server else { return };
     let _ = loaded.effective();
+    taken_over(text, &loaded);
     for entry in &loaded.sites {
         let Some(site) = &entry.site else {
             assert!(loaded.has_errors(), "{} refused without a word", entry.name);
