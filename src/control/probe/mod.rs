@@ -22,6 +22,7 @@ use tokio::task::JoinSet;
 
 use crate::base::address::EndpointAddress;
 use crate::base::clock::{self, Millis};
+use crate::base::gentle;
 use crate::config::model::{self, Check, Http, ProxyHeader};
 use crate::control::Control;
 use crate::discovery::Member;
@@ -198,7 +199,9 @@ pub async fn run(control: Arc<Control>, wheel: Wheel) {
             let snapshot = control.cell.load();
             if snapshot.generation != generation {
                 generation = snapshot.generation;
-                prober.follow(&snapshot, now);
+                if let Some(wanted) = wanted(snapshot).await {
+                    prober.follow(wanted, clock::now());
+                }
             }
             followed = now;
         }
@@ -228,6 +231,30 @@ pub async fn run(control: Arc<Control>, wheel: Wheel) {
     }
 }
 
+/// What is to be asked, and whom the answers concern.
+type Wanted = HashMap<Question, Vec<Arc<Endpoint>>>;
+
+/// What a snapshot wants to be asked. There may be ten thousand services: not on the thread that answers the admin socket, nor
+/// in one go. `None`: that failed.
+async fn wanted(snapshot: Arc<Snapshot>) -> Option<Wanted> {
+    #[allow(clippy::mutable_key_type, reason = "settings towards backends are compared by their place")]
+    let gather = move || {
+        let mut wanted = Wanted::new();
+        let services =
+            gentle::each(&snapshot.sites).flat_map(|site| site.services().map(move |one| (site, one)));
+        for (site, service) in services {
+            let Some(health) = &service.core.health else { continue };
+            for (index, weighted) in service.core.endpoints.iter().enumerate() {
+                if let Some(question) = Question::of(site, service, index, health) {
+                    wanted.entry(question).or_default().push(weighted.endpoint.clone());
+                }
+            }
+        }
+        wanted
+    };
+    tokio::task::spawn_blocking(|| gentle::work(gather)).await.ok()
+}
+
 impl Prober {
     fn new(wheel: Wheel) -> Prober {
         Prober {
@@ -242,18 +269,7 @@ impl Prober {
 
     /// Takes over what a snapshot wants to be asked.
     #[allow(clippy::mutable_key_type, reason = "settings towards backends are compared by their place")]
-    fn follow(&mut self, snapshot: &Snapshot, now: Millis) {
-        let mut wanted: HashMap<Question, Vec<Arc<Endpoint>>> = HashMap::new();
-        for (site, service) in
-            snapshot.sites.iter().flat_map(|site| site.services().map(move |one| (site, one)))
-        {
-            let Some(health) = &service.core.health else { continue };
-            for (index, weighted) in service.core.endpoints.iter().enumerate() {
-                if let Some(question) = Question::of(site, service, index, health) {
-                    wanted.entry(question).or_default().push(weighted.endpoint.clone());
-                }
-            }
-        }
+    fn follow(&mut self, wanted: Wanted, now: Millis) {
         let gone: Vec<Arc<Question>> =
             self.known.keys().filter(|known| !wanted.contains_key(&***known)).cloned().collect();
         for question in gone {
