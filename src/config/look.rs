@@ -182,6 +182,7 @@ impl Drop for Look {
     fn drop(&mut self) {
         // Freeing what was seen of tens of thousands of files takes a millisecond or two.
         gentle::drop_each(std::mem::take(&mut self.files));
+        gentle::drop_each(std::mem::take(&mut self.folders));
     }
 }
 

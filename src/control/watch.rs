@@ -27,6 +27,9 @@ const QUIET: Duration = Duration::from_millis(200);
 /// And are waited for no longer than this, or a busy folder would put a reload off for ever.
 const QUIET_MAX: Duration = Duration::from_secs(2);
 
+/// Names of files that are gone may be remembered up to as many as there are files, and these.
+const NAMES_SPARE: usize = 1000;
+
 /// Watches for ever; calls a reload when something may have changed.
 pub async fn run(control: Arc<Control>, reload: impl AsyncFn(&'static str, Look)) {
     compare(|| control.watched(), reload).await;
@@ -152,9 +155,10 @@ impl Folders {
             if Arc::ptr_eq(&of, watched) {
                 return wanted;
             }
-            let same = watched.lies_where(&of);
+            let crowded = lock(&self.names).len() > watched.files.len().saturating_mul(2) + NAMES_SPARE;
+            let same = !crowded && watched.lies_where(&of);
             if same {
-                // Names that are gone stay: at worst one look too many.
+                // Names that are gone stay until there are too many: at worst one look too many.
                 let new: Vec<OsString> = watched.new_names(&of).collect();
                 lock(&self.names).extend(new);
             }
@@ -280,6 +284,26 @@ mod tests {
         std::fs::write(path("more.txt"), "192.0.2.0/24\n").unwrap();
         write("more.txt", load(&["link.txt", "more.txt"])).await;
         write("three/list.txt", load(&["link.txt", "three/list.txt"])).await;
+    }
+
+    #[test]
+    fn names_of_files_that_are_gone_are_forgotten_in_time() {
+        let place = tempfile::tempdir().unwrap();
+        let main = place.path().join("tidegate.toml");
+        let mut folders = Folders::new(Arc::default());
+        for number in 0..2 * NAMES_SPARE {
+            // Each names another list, in the same folder.
+            let list = format!("{number}.txt");
+            std::fs::write(place.path().join(&list), "192.0.2.0/24\n").unwrap();
+            std::fs::write(&main, format!("[networks.a]\nfile = \"{list}\"\n")).unwrap();
+            folders.follow(&crate::config::load(&main).watched);
+            let names = lock(&folders.names);
+            assert!(
+                names.contains(&OsString::from(list)) && names.len() <= NAMES_SPARE + 6,
+                "{}",
+                names.len()
+            );
+        }
     }
 
     #[test]
