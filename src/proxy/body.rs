@@ -4,11 +4,8 @@
 //! What is added here are limits, deadlines, byte counts, and the moment of truth: when a response body ends, is
 //! cut, or is dropped, the request's outcome is known and the connection to the backend goes home or is closed.
 
-use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::cell::RefCell;
 use std::pin::Pin;
-use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context as Task, Poll, ready};
 use std::time::Duration;
 
@@ -16,21 +13,15 @@ use bytes::Bytes;
 use http::Version;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
-use crate::base::clock::Millis;
 use crate::base::outcome::{Blame, Outcome};
-use crate::net::pace::Pace;
-use crate::net::timer::{Timer, Wheel};
-use crate::policy::auth::strip::Strip;
-use crate::proxy::buffered::Buffered;
-use crate::proxy::context::{Connection, Context};
+use crate::proxy::context::Context;
 pub use crate::proxy::cut::Cut;
 use crate::proxy::delivery::{self, Delivery, compact, in_pieces};
 use crate::proxy::enforce;
-use crate::proxy::expect::GoOn;
-use crate::proxy::fields;
 use crate::proxy::forward::{Lease, broke};
 use crate::proxy::keep::Kept;
 use crate::proxy::throttle::Throttle;
+use crate::proxy::upload::{Streaming, cleaned};
 
 /// The body of a request on its way to a backend.
 pub enum RequestBody {
@@ -40,186 +31,6 @@ pub enum RequestBody {
     Streaming(Streaming),
     /// It streams from the client, and its beginning is kept for another try.
     Kept(Kept),
-}
-
-/// What is known about a body that streams from the client; outlives the body itself.
-pub struct Upload {
-    max: Option<u64>,
-    stall_after: Duration,
-    stall: Timer,
-    stalled: Cell<bool>,
-    pace: Pace,
-    received: Cell<u64>,
-    moved: Cell<Millis>,
-    done: Cell<bool>,
-    failure: Cell<Option<Outcome>>,
-    expecting: RefCell<Option<Rc<GoOn>>>,
-    throttle: RefCell<Option<Box<Throttle>>>,
-    wheel: Wheel,
-    client: Rc<Connection>,
-    strip: Option<Arc<Strip>>,
-    /// What it holds, counted for its tenant.
-    pub buffered: Buffered,
-}
-
-impl Upload {
-    /// At most `max` bytes from this client, with at most `stall_after` between two of them, and `rate` of them in a
-    /// second (0 = any) while it is waited for.
-    pub fn new(
-        wheel: &Wheel,
-        client: Rc<Connection>,
-        max: Option<u64>,
-        stall_after: Duration,
-        rate: u64,
-        buffered: Buffered,
-    ) -> Upload {
-        Upload {
-            max,
-            stall_after,
-            stall: wheel.timer(),
-            stalled: Cell::new(false),
-            pace: Pace::new(rate, stall_after),
-            received: Cell::new(0),
-            moved: Cell::new(wheel.now()),
-            done: Cell::new(false),
-            failure: Cell::new(None),
-            expecting: RefCell::new(None),
-            throttle: RefCell::new(None),
-            wheel: wheel.clone(),
-            client,
-            strip: None,
-            buffered,
-        }
-    }
-
-    /// Takes fields out of its trailers that clients may not write.
-    pub fn stripping(self, strip: Option<Arc<Strip>>) -> Upload {
-        Upload { strip, ..self }
-    }
-
-    /// Bytes received so far.
-    pub fn received(&self) -> u64 {
-        self.received.get()
-    }
-
-    /// When the body last made progress.
-    pub fn moved(&self) -> Millis {
-        self.moved.get()
-    }
-
-    /// Whether all of it was read.
-    pub fn done(&self) -> bool {
-        self.done.get()
-    }
-
-    /// All of it was read, though nobody asked for what follows its last byte.
-    pub fn finish(&self) {
-        self.done.set(true);
-    }
-
-    /// Why it was cut, if it was.
-    pub fn failure(&self) -> Option<Outcome> {
-        self.failure.get()
-    }
-
-    /// The next piece of a body, under these limits.
-    pub fn poll(
-        &self,
-        incoming: &mut Incoming,
-        cx: &mut Task<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
-        if let Some(go_on) = self.expecting.borrow().as_ref()
-            && go_on.poll(cx, &self.stall).is_pending()
-        {
-            return Poll::Pending;
-        }
-        if let Some(throttle) = self.throttle.borrow_mut().as_mut() {
-            ready!(throttle.poll(cx));
-        }
-        match Pin::new(incoming).poll_frame(cx) {
-            Poll::Pending => self.pending(cx),
-            Poll::Ready(Some(Ok(frame))) => self.frame(frame),
-            // The client went away, or what it sent could not be framed.
-            Poll::Ready(Some(Err(error))) => {
-                let outcome = self.client.ending.get();
-                self.failure.set(Some(outcome));
-                Poll::Ready(Some(Err(Cut::by(outcome, &error))))
-            }
-            Poll::Ready(None) => {
-                self.moved.set(self.wheel.now());
-                self.done.set(true);
-                Poll::Ready(None)
-            }
-        }
-    }
-
-    /// It moves no faster than this lets it.
-    pub fn hold(&self, throttle: Option<Box<Throttle>>) {
-        self.throttle.replace(throttle);
-    }
-
-    /// It would have waited for its bandwidth, if that were not in shadow.
-    pub fn would_wait(&self) -> bool {
-        self.throttle.borrow().as_ref().is_some_and(|throttle| throttle.would_wait())
-    }
-
-    /// Nothing is read before the backend says so.
-    pub fn expect(&self, go_on: Rc<GoOn>) {
-        self.expecting.replace(Some(go_on));
-    }
-
-    /// The client waits to be told to go on, and was not.
-    pub fn unasked(&self) -> bool {
-        self.expecting.borrow().as_ref().is_some_and(|go_on| !go_on.said())
-    }
-
-    fn cut(&self, outcome: Outcome) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
-        self.failure.set(Some(outcome));
-        Poll::Ready(Some(Err(Cut::new(outcome))))
-    }
-
-    fn pending(&self, cx: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
-        if !self.stalled.replace(true) {
-            self.stall.set(self.stall_after);
-            self.pace.wait(self.wheel.now());
-        }
-        if self.stall.poll_expired(cx).is_ready() { self.cut(Outcome::BodyTimeout) } else { Poll::Pending }
-    }
-
-    fn frame(&self, frame: Frame<Bytes>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
-        self.stalled.set(false);
-        self.moved.set(self.wheel.now());
-        let size = size_of(&frame);
-        let received = self.received.get() + size;
-        self.received.set(received);
-        if let Some(throttle) = self.throttle.borrow_mut().as_mut() {
-            throttle.moved(usize::try_from(size).unwrap_or(usize::MAX));
-        }
-        if self.max.is_some_and(|max| received > max) {
-            return self.cut(Outcome::BodyTooLarge);
-        }
-        if self.pace.moved(self.wheel.now(), size) {
-            return self.cut(Outcome::BodyTimeout);
-        }
-        Poll::Ready(Some(Ok(cleaned(frame, self.strip.as_deref()))))
-    }
-}
-
-/// Trailers without what has no place there.
-fn cleaned(frame: Frame<Bytes>, strip: Option<&Strip>) -> Frame<Bytes> {
-    if frame.is_data() {
-        return frame;
-    }
-    match frame.into_trailers() {
-        Ok(mut trailers) => {
-            fields::clean_trailers(&mut trailers);
-            if let Some(strip) = strip {
-                strip.apply(&mut trailers);
-            }
-            Frame::trailers(trailers)
-        }
-        Err(frame) => frame,
-    }
 }
 
 impl Body for RequestBody {
@@ -248,73 +59,6 @@ impl Body for RequestBody {
             RequestBody::Streaming(body) => body.size_hint(),
             RequestBody::Kept(kept) => kept.size_hint(),
         }
-    }
-}
-
-/// A body that streams from the client.
-pub struct Streaming {
-    /// What was read of it already.
-    pub ahead: VecDeque<Frame<Bytes>>,
-    /// What hyper reads from the client.
-    pub incoming: Incoming,
-    /// Its limits.
-    pub upload: Rc<Upload>,
-}
-
-impl Streaming {
-    /// The next piece of the body, under its limits.
-    pub fn poll(&mut self, cx: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
-        let buffered = &self.upload.buffered;
-        // Asked for more: what was handed over before was taken.
-        buffered.hand(0);
-        let polled = match self.ahead.pop_front() {
-            Some(frame) => {
-                buffered.release(size_of(&frame));
-                Poll::Ready(Some(Ok(frame)))
-            }
-            None => self.upload.poll(&mut self.incoming, cx),
-        };
-        if let Poll::Ready(Some(Ok(frame))) = &polled {
-            buffered.hand(size_of(frame));
-        }
-        polled
-    }
-
-    /// See [`Body::is_end_stream`].
-    pub fn is_end_stream(&self) -> bool {
-        self.ahead.is_empty() && self.incoming.is_end_stream()
-    }
-
-    /// See [`Body::size_hint`].
-    pub fn size_hint(&self) -> SizeHint {
-        let ahead: u64 = self.ahead.iter().map(size_of).sum();
-        match self.incoming.size_hint().exact() {
-            Some(rest) => SizeHint::with_exact(rest + ahead),
-            None => SizeHint::default(),
-        }
-    }
-
-    /// Nobody will read on. hyper learns that only when it looks, and must not wait for the client to send more.
-    pub fn dropped(&self) {
-        // A body with a known length ends with its last byte: nobody asks for the frame after it.
-        if self.incoming.is_end_stream() {
-            self.upload.done.set(true);
-        }
-        self.upload.buffered.hand(0);
-        if !self.upload.done.get() {
-            self.upload.client.progress.wake();
-        }
-    }
-}
-
-/// Bytes of a piece of a body.
-pub fn size_of(frame: &Frame<Bytes>) -> u64 {
-    frame.data_ref().map_or(0, |data| data.len() as u64)
-}
-
-impl Drop for Streaming {
-    fn drop(&mut self) {
-        self.dropped();
     }
 }
 

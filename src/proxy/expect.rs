@@ -17,7 +17,8 @@ use http::header::{self, HeaderValue};
 use http::{Request, StatusCode};
 
 use crate::net::timer::Timer;
-use crate::proxy::body::{RequestBody, Upload};
+use crate::proxy::body::RequestBody;
+use crate::proxy::upload::Upload;
 
 /// How long a backend may take to ask for the body.
 pub const PATIENCE: Duration = Duration::from_secs(1);

@@ -13,7 +13,8 @@ use http::HeaderMap;
 use hyper::body::{Frame, SizeHint};
 
 use crate::base::outcome::Outcome;
-use crate::proxy::body::{Cut, Streaming};
+use crate::proxy::cut::Cut;
+use crate::proxy::upload::Streaming;
 use crate::upstream::multiplex::Tie;
 
 /// Bytes kept of a body: what clients send at once beside the head.

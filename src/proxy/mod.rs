@@ -42,6 +42,7 @@ pub mod fair;
 pub mod fields;
 pub mod forward;
 pub mod frames;
+pub mod gather;
 pub mod grpc;
 pub mod guard;
 pub mod handshake;
@@ -60,6 +61,7 @@ pub mod shed;
 pub mod throttle;
 pub mod turnstile;
 pub mod upgrade;
+pub mod upload;
 
 use std::cell::{Cell, RefCell};
 use std::hash::{BuildHasher, RandomState};

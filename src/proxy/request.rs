@@ -17,13 +17,15 @@ use hyper::body::{Body, Incoming};
 use crate::base::outcome::Outcome;
 use crate::config::model::{Forward, Http};
 use crate::policy::via::Circle;
-use crate::proxy::body::{RequestBody, ResponseBody, Streaming, Upload};
+use crate::proxy::body::{RequestBody, ResponseBody};
 use crate::proxy::buffered::Buffered;
 use crate::proxy::context::{Connection, Context};
 use crate::proxy::fields::{self, Found};
+use crate::proxy::gather::Gather;
 use crate::proxy::keep::Kept;
 use crate::proxy::respond::Accept;
 use crate::proxy::upgrade::Extended;
+use crate::proxy::upload::{Streaming, Upload};
 use crate::proxy::{Worker, affinity, enforce, forward, normalize, respond, share, upgrade};
 use crate::route::RequestHead;
 use crate::snapshot::{Action, Route, Service, Site, Snapshot};
@@ -369,5 +371,6 @@ fn upload(context: &mut Context, max: Option<u64>, body: Incoming, rate: u64) ->
     }
     let upload = limits_of_body(context, max, rate);
     let ahead = std::mem::take(&mut context.ahead);
-    RequestBody::Streaming(Streaming { ahead, incoming: body, upload })
+    let gather = Gather::new(&context.worker().wheel, ahead);
+    RequestBody::Streaming(Streaming { gather, incoming: body, upload })
 }

@@ -597,6 +597,39 @@ async fn an_upload_is_not_read_ahead_of_a_backend_that_does_not_read() {
 }
 
 #[tokio::test]
+async fn what_came_of_a_long_body_reaches_the_backend_though_its_client_pauses() {
+    const TOTAL: usize = 1_000_000;
+    let (told, mut came) = tokio::sync::watch::channel(0);
+    let origin = Origin::scripted(move |mut x| {
+        let told = told.clone();
+        async move {
+            while x.wire.ahead.len() < TOTAL {
+                told.send_replace(x.wire.ahead.len());
+                x.wire.fill().await.ok().filter(|n| *n > 0)?;
+            }
+            let answer = Answer::ok(std::mem::take(&mut x.wire.ahead));
+            x.answer(answer).await.ok()?;
+            Some(x)
+        }
+    })
+    .await;
+    let proxy = Proxy::with_site(SITE, &origin.backends()).await;
+    let body: Vec<u8> = (0..TOTAL as u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let mut wire = proxy.wire(SITE).await;
+    wire.send(format!("POST / HTTP/1.1\r\nHost: {SITE}\r\nContent-Length: {TOTAL}\r\n\r\n")).await;
+    // Ends within a packet, at odd places, and one byte before the end.
+    let mut sent = 0;
+    for end in [10, 300_000, 300_001, 700_123, TOTAL - 1] {
+        wire.send(&body[sent..end]).await;
+        within("the backend has all that was sent", came.wait_for(|count| *count == end)).await.unwrap();
+        sent = end;
+    }
+    wire.send(&body[sent..]).await;
+    let reply = wire.reply_to("POST").await;
+    assert!(reply.body == body, "{} bytes came back, or others", reply.body.len());
+}
+
+#[tokio::test]
 async fn a_download_is_not_read_ahead_of_a_client_that_does_not_read() {
     const TOTAL: usize = 200 << 20;
     let written = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));

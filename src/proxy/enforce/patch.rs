@@ -12,11 +12,11 @@ use crate::base::outcome::Outcome;
 use crate::base::policy::PolicyKind;
 use crate::config::model::Mode;
 use crate::policy::patch::{Body, Facts, ForSite, Guard, Kind, Look};
-use crate::proxy::body::size_of;
 use crate::proxy::context::Context;
 use crate::proxy::enforce::settle;
 use crate::proxy::request;
 use crate::proxy::respond::Accept;
+use crate::proxy::upload::size_of;
 use crate::snapshot::{Action, Route, Site};
 
 /// How long the beginning of a body is waited for where a match would not refuse it: what is slow by its nature, like a
