@@ -17,6 +17,8 @@ use crate::net::timer::{TICK, Timer, Wheel};
 
 /// Bytes that go on together: just below the 64 KiB that a packet has before a network card, or the loopback, cuts it.
 const PACKET: usize = 63 * 1024;
+/// Pieces that wait for each other: a flood of tiny ones costs more than its bytes.
+const PIECES_MAX: usize = 32;
 
 /// What was read of a body and not sent on yet.
 pub struct Gather {
@@ -25,8 +27,9 @@ pub struct Gather {
     size: usize,
     /// So many of them may go.
     free: usize,
-    /// Goes off when what is held waited long enough.
-    late: Timer,
+    wheel: Wheel,
+    /// Goes off when what is held waited long enough; most bodies never need it.
+    late: Option<Timer>,
     /// The tick in which the last piece came, and the bytes that came in it.
     tick: Millis,
     brought: usize,
@@ -38,8 +41,8 @@ impl Gather {
     /// Begins with what was read already, which waits for nothing.
     pub fn new(wheel: &Wheel, held: VecDeque<Frame<Bytes>>) -> Gather {
         let size = held.iter().map(data_of).sum();
-        let (late, tick) = (wheel.timer(), wheel.now());
-        Gather { held, size, free: usize::MAX, late, tick, brought: 0, quick: false }
+        let (wheel, tick) = (wheel.clone(), wheel.now());
+        Gather { held, size, free: usize::MAX, wheel, late: None, tick, brought: 0, quick: false }
     }
 
     /// Bytes that are held.
@@ -66,8 +69,7 @@ impl Gather {
         self.size = self.size.saturating_sub(size);
         self.free = self.free.saturating_sub(size);
         if self.free == 0 && self.size > 0 {
-            // What is left begins to wait.
-            self.late.set(TICK);
+            self.begin_to_wait();
         }
         Some(frame)
     }
@@ -96,20 +98,22 @@ impl Gather {
             if !waits {
                 return Some(frame);
             }
-            self.late.set(TICK);
+            self.begin_to_wait();
         }
         self.held.push_back(frame);
         self.size += size;
-        if !waits {
-            self.free = usize::MAX;
-        } else {
-            self.free = self.size - self.size % PACKET;
-        }
+        let waits = waits && self.held.len() < PIECES_MAX;
+        self.free = if waits { self.size - self.size % PACKET } else { usize::MAX };
         None
     }
 
+    /// What is held from here on.
+    fn begin_to_wait(&mut self) {
+        self.late.get_or_insert_with(|| self.wheel.timer()).set(TICK);
+    }
+
     fn note(&mut self, size: usize) {
-        let now = self.late.now();
+        let now = self.wheel.now();
         if now != self.tick {
             let next = now.0.saturating_sub(self.tick.0) < 2 * TICK.as_millis() as u64;
             self.quick = next && self.brought >= PACKET;
@@ -121,10 +125,11 @@ impl Gather {
 
     /// Nothing came: whether what is held waited long enough. Wakes the task when it has.
     pub fn is_late(&mut self, cx: &mut Task<'_>) -> bool {
-        if self.held.is_empty() || self.late.poll_expired(cx).is_pending() {
+        let Some(late) = self.late.as_ref().filter(|_| !self.held.is_empty()) else { return false };
+        if late.poll_expired(cx).is_pending() {
             return false;
         }
-        self.late.clear();
+        late.clear();
         (self.free, self.quick, self.brought) = (usize::MAX, false, 0);
         true
     }
@@ -232,6 +237,16 @@ mod tests {
         assert!(bench.is_late());
         assert_eq!(bench.gone(), [10 * KIB]);
         assert!(!bench.is_late());
+    }
+
+    #[test]
+    fn tiny_pieces_are_not_collected() {
+        let mut bench = Bench::new();
+        bench.add(63 * KIB, MUCH);
+        for _ in 0..1000 {
+            bench.add(1, MUCH);
+            assert!(bench.gather.held.len() < PIECES_MAX);
+        }
     }
 
     #[test]
