@@ -14,9 +14,10 @@ use hyper::body::Frame;
 
 use crate::base::clock::Millis;
 use crate::net::timer::{TICK, Timer, Wheel};
+use crate::proxy::upload::size_of;
 
 /// Bytes that go on together: just below the 64 KiB that a packet has before a network card, or the loopback, cuts it.
-const PACKET: usize = 63 * 1024;
+const PACKET: u64 = 63 * 1024;
 /// Pieces that wait for each other: a flood of tiny ones costs more than its bytes.
 const PIECES_MAX: usize = 32;
 
@@ -24,15 +25,15 @@ const PIECES_MAX: usize = 32;
 pub struct Gather {
     held: VecDeque<Frame<Bytes>>,
     /// Bytes in it.
-    size: usize,
+    size: u64,
     /// So many of them may go.
-    free: usize,
+    free: u64,
     wheel: Wheel,
     /// Goes off when what is held waited long enough; most bodies never need it.
     late: Option<Timer>,
     /// The tick in which the last piece came, and the bytes that came in it.
     tick: Millis,
-    brought: usize,
+    brought: u64,
     /// A packet was filled within a tick.
     quick: bool,
 }
@@ -40,13 +41,13 @@ pub struct Gather {
 impl Gather {
     /// Begins with what was read already, which waits for nothing.
     pub fn new(wheel: &Wheel, held: VecDeque<Frame<Bytes>>) -> Gather {
-        let size = held.iter().map(data_of).sum();
+        let size = held.iter().map(size_of).sum();
         let (wheel, tick) = (wheel.clone(), wheel.now());
-        Gather { held, size, free: usize::MAX, wheel, late: None, tick, brought: 0, quick: false }
+        Gather { held, size, free: u64::MAX, wheel, late: None, tick, brought: 0, quick: false }
     }
 
     /// Bytes that are held.
-    pub fn size(&self) -> usize {
+    pub fn size(&self) -> u64 {
         self.size
     }
 
@@ -65,7 +66,7 @@ impl Gather {
             return None;
         };
         let frame = self.cut(frame);
-        let size = data_of(&frame);
+        let size = size_of(&frame);
         self.size = self.size.saturating_sub(size);
         self.free = self.free.saturating_sub(size);
         if self.free == 0 && self.size > 0 {
@@ -76,12 +77,12 @@ impl Gather {
 
     /// As much of it as may go; the rest is held.
     fn cut(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
-        if data_of(&frame) <= self.free {
+        if size_of(&frame) <= self.free {
             return frame;
         }
         match frame.into_data() {
             Ok(mut data) => {
-                let first = data.split_to(self.free.min(data.len()));
+                let first = data.split_to(usize::try_from(self.free).unwrap_or(usize::MAX).min(data.len()));
                 self.held.push_front(Frame::data(data));
                 Frame::data(first)
             }
@@ -91,7 +92,7 @@ impl Gather {
 
     /// A piece came, and `rest` bytes are to come, if that is known. Given back is what waits for nothing.
     pub fn add(&mut self, frame: Frame<Bytes>, rest: Option<u64>) -> Option<Frame<Bytes>> {
-        let size = data_of(&frame);
+        let size = size_of(&frame);
         self.note(size);
         let waits = self.quick && frame.is_data() && rest.is_some_and(|rest| rest > 0);
         if self.held.is_empty() {
@@ -103,7 +104,7 @@ impl Gather {
         self.held.push_back(frame);
         self.size += size;
         let waits = waits && self.held.len() < PIECES_MAX;
-        self.free = if waits { self.size - self.size % PACKET } else { usize::MAX };
+        self.free = if waits { self.size - self.size % PACKET } else { u64::MAX };
         None
     }
 
@@ -112,7 +113,7 @@ impl Gather {
         self.late.get_or_insert_with(|| self.wheel.timer()).set(TICK);
     }
 
-    fn note(&mut self, size: usize) {
+    fn note(&mut self, size: u64) {
         let now = self.wheel.now();
         if now != self.tick {
             let next = now.0.saturating_sub(self.tick.0) < 2 * TICK.as_millis() as u64;
@@ -130,13 +131,9 @@ impl Gather {
             return false;
         }
         late.clear();
-        (self.free, self.quick, self.brought) = (usize::MAX, false, 0);
+        (self.free, self.quick, self.brought) = (u64::MAX, false, 0);
         true
     }
-}
-
-fn data_of(frame: &Frame<Bytes>) -> usize {
-    frame.data_ref().map_or(0, Bytes::len)
 }
 
 #[cfg(test)]
@@ -159,14 +156,14 @@ mod tests {
         }
 
         /// Sizes of what goes when this comes.
-        fn add(&mut self, size: usize, rest: Option<u64>) -> Vec<usize> {
-            let mut gone: Vec<usize> = self.gather.add(piece(size), rest).iter().map(data_of).collect();
+        fn add(&mut self, size: u64, rest: Option<u64>) -> Vec<u64> {
+            let mut gone: Vec<u64> = self.gather.add(piece(size), rest).iter().map(size_of).collect();
             gone.extend(self.gone());
             gone
         }
 
-        fn gone(&mut self) -> Vec<usize> {
-            std::iter::from_fn(|| self.gather.take()).map(|frame| data_of(&frame)).collect()
+        fn gone(&mut self) -> Vec<u64> {
+            std::iter::from_fn(|| self.gather.take()).map(|frame| size_of(&frame)).collect()
         }
 
         fn ticks(&mut self, count: u64) {
@@ -181,13 +178,13 @@ mod tests {
         }
     }
 
-    fn piece(size: usize) -> Frame<Bytes> {
-        Frame::data(vec![1; size].into())
+    fn piece(size: u64) -> Frame<Bytes> {
+        Frame::data(vec![1; size as usize].into())
     }
 
-    const KIB: usize = 1024;
+    const KIB: u64 = 1024;
     const MUCH: Option<u64> = Some(1 << 20);
-    const NOTHING: [usize; 0] = [];
+    const NOTHING: [u64; 0] = [];
 
     #[test]
     fn what_comes_quickly_goes_in_full_packets_and_the_end_waits_for_nothing() {
@@ -254,7 +251,7 @@ mod tests {
         let wheel = Wheel::new(Millis(0));
         let mut gather = Gather::new(&wheel, [piece(10), piece(100 * KIB)].into());
         assert_eq!((gather.size(), gather.is_empty()), (100 * KIB + 10, false));
-        let gone: Vec<usize> = std::iter::from_fn(|| gather.take()).map(|frame| data_of(&frame)).collect();
+        let gone: Vec<u64> = std::iter::from_fn(|| gather.take()).map(|frame| size_of(&frame)).collect();
         assert_eq!((gone, gather.size()), (vec![10, 100 * KIB], 0));
     }
 }

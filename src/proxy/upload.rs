@@ -249,7 +249,7 @@ impl Streaming {
 
     /// See [`Body::size_hint`].
     pub fn size_hint(&self) -> SizeHint {
-        let ahead = self.gather.size() as u64;
+        let ahead = self.gather.size();
         match self.incoming.size_hint().exact() {
             Some(rest) => SizeHint::with_exact(rest + ahead),
             None => SizeHint::default(),
