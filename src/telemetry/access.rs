@@ -24,10 +24,11 @@ pub use format::{FIELD_BYTES_MAX, FIELDS, Record};
 use super::hub::lock;
 use crate::base::record::{AccessFormat, AccessTarget, Privacy};
 
-/// Bytes a worker gathers before it hands them over.
-pub const BUFFER_BYTES: usize = 32 * 1024;
-/// Buffers a worker may have on the way; the memory of the log is bounded by workers × this × about 32 KiB.
-pub const BUFFERS_PER_WORKER: usize = 32;
+/// Bytes a worker gathers before it hands them over. Handing over wakes the writer, which most often takes the core from
+/// the worker at once, and takes it twice: the queue is still locked then.
+pub const BUFFER_BYTES: usize = 128 * 1024;
+/// Buffers a worker may have on the way; the memory of the log is bounded by workers × this × about 128 KiB.
+pub const BUFFERS_PER_WORKER: usize = 16;
 /// How long [`Control::close`] waits for a writer that is stuck (a pipe nobody reads).
 pub const CLOSE_WAIT: Duration = Duration::from_secs(5);
 /// How often an idle writer looks for orders it was not woken for.
