@@ -14,7 +14,7 @@ use std::task::{Context as Task, Poll};
 use bytes::Bytes;
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
+use http::{Request, Response, StatusCode, Uri, Version};
 use hyper::body::{Body, Incoming};
 
 use crate::base::outcome::{Blame, Outcome};
@@ -28,6 +28,7 @@ use crate::proxy::expect;
 use crate::proxy::fields::{self, Found};
 use crate::proxy::request::Answer;
 use crate::proxy::respond;
+use crate::proxy::saved::Saved;
 use crate::proxy::upgrade::{self, StreamTunnel, Wish};
 use crate::proxy::upload::Upload;
 use crate::proxy::{affinity, enforce};
@@ -212,7 +213,7 @@ async fn tries(
     wish: Option<Box<Wish>>,
 ) -> Result<Answer, Outcome> {
     let saved = Saved::of(&request);
-    let repeatable = saved.0.is_some();
+    let repeatable = saved.is_some();
     let mut last = Outcome::NoEndpoint;
     loop {
         let Some(chosen) = way.next(context).await? else { return Err(last) };
@@ -228,7 +229,7 @@ async fn tries(
         let failure = match sent {
             Ok(forwarded) => {
                 let leaves = repeatable && way.leaves(forwarded.response.status());
-                let again = if leaves { saved.restore() } else { None };
+                let again = saved.as_ref().filter(|_| leaves).and_then(Saved::restore);
                 let Some(again) = again else { return arrived(context, forwarded, wish).await };
                 if forwarded.response.body().is_end_stream()
                     && let Some(lease) = forwarded.lease
@@ -241,7 +242,7 @@ async fn tries(
             Err(failure) => failure,
         };
         last = failure.outcome;
-        request = way.again(failure, || saved.restore())?;
+        request = way.again(failure, || saved.as_ref().and_then(Saved::restore))?;
     }
 }
 
@@ -282,28 +283,6 @@ pub fn broke(error: &hyper::Error) -> (Outcome, String) {
     match answer::fault(error) {
         Some(fault) => (Outcome::UpstreamInvalid, fault.to_string()),
         None => (Outcome::UpstreamTruncated, format!("the answer broke off: {}", answer::cause(error))),
-    }
-}
-
-/// What is needed to send a request again, kept only for those that may be.
-struct Saved(Option<(Method, Uri, HeaderMap)>);
-
-impl Saved {
-    /// RFC 9110 section 9.2.2: idempotent methods may be repeated; a body would have been consumed.
-    fn of(request: &Request<RequestBody>) -> Saved {
-        let repeatable = matches!(request.body(), RequestBody::Empty) && request.method().is_idempotent();
-        Saved(
-            repeatable.then(|| (request.method().clone(), request.uri().clone(), request.headers().clone())),
-        )
-    }
-
-    fn restore(&self) -> Option<Box<Request<RequestBody>>> {
-        let (method, uri, headers) = self.0.as_ref()?;
-        let mut request = Request::new(RequestBody::Empty);
-        *request.method_mut() = method.clone();
-        *request.uri_mut() = uri.clone();
-        *request.headers_mut() = headers.clone();
-        Some(Box::new(request))
     }
 }
 

@@ -142,6 +142,38 @@ async fn an_idempotent_request_is_tried_again_when_a_reused_connection_dies_unde
 }
 
 #[tokio::test]
+async fn a_request_that_is_sent_again_is_the_same_to_the_byte() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let origin = Origin::scripted(move |mut x| {
+        let first = x.request.method() == "DELETE" && asked.fetch_add(1, Ordering::SeqCst) == 0;
+        async move {
+            if first {
+                x.wire.reset();
+                return None;
+            }
+            x.answer(Answer::ok("ok")).await.ok()?;
+            Some(x)
+        }
+    })
+    .await;
+    let proxy = Proxy::with_site(SITE, &origin.backends()).await;
+    let mut wire = proxy.wire(SITE).await;
+    assert_eq!(wire.get(SITE, "/").await.status, 200, "the connection is warm");
+    let fields =
+        b"X-Own: one\r\nCookie: a=1\r\nX-Own: two \xff\xe9\r\nX-Empty:\r\nAuthorization: Basic eDp5\r\n";
+    wire.send(format!("DELETE /a%20b?c=%2F HTTP/1.1\r\nHost: {SITE}\r\n")).await;
+    wire.send(fields).await;
+    wire.send("\r\n").await;
+    assert_eq!(wire.reply().await.status, 200);
+    let sent: Vec<_> = origin.requests().into_iter().filter(|request| request.method() == "DELETE").collect();
+    let [first, again] = &sent[..] else { panic!("{} requests", sent.len()) };
+    assert_eq!(first.raw(), again.raw());
+    assert_eq!(first.head.raw, again.head.raw);
+    assert_eq!(again.head.fields_of("x-own").len(), 2);
+    assert!(again.head.raw.windows(6).any(|bytes| bytes == b"two \xff\xe9"), "{}", again.raw());
+}
+
+#[tokio::test]
 async fn a_post_that_was_sent_is_never_sent_again() {
     let origin = Origin::scripted(|mut x| async move {
         x.read_body().await.ok()?;
