@@ -34,6 +34,15 @@ pub fn micros() -> u64 {
     elapsed.as_secs() * 1_000_000 + u64::from(elapsed.subsec_micros())
 }
 
+/// Now, in microseconds since the machine started, as of the kernel's last tick: up to 10 ms old, and several times
+/// cheaper than [`micros`]. For how much time lies between two moments, and nothing else.
+pub fn coarse_micros() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
+    let (seconds, nanos) =
+        (u64::try_from(time.tv_sec).unwrap_or(0), u64::try_from(time.tv_nsec).unwrap_or(0));
+    seconds * 1_000_000 + nanos / 1000
+}
+
 /// Wall clock, as the time since 1970 (UTC); zero if the clock stands before that.
 pub fn wall() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO)
@@ -50,4 +59,20 @@ pub fn civil(days: u64) -> (u64, u64, u64) {
     let day = day_of_year - (153 * march_month + 2) / 5 + 1;
     let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
     (year_of_era + era * 400 + u64::from(month <= 2), month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_coarse_clock_goes_on_and_never_back() {
+        let first = coarse_micros();
+        let mut last = first;
+        while last == first {
+            let now = coarse_micros();
+            assert!(now >= last);
+            last = now;
+        }
+    }
 }

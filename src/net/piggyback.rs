@@ -36,8 +36,9 @@ const SHORT: usize = 1024;
 /// worker has so much to do that it finds both packets there.
 const PIECES: u16 = 1024;
 
-/// Microseconds between an answer and the next request that acknowledges it; the kernel's timer waits for 40 ms at least.
-const SOON: u64 = 30_000;
+/// Microseconds between an answer and the next request that acknowledges it; the kernel's timer waits for 40 ms at least, and
+/// the clock may be 10 ms late.
+const SOON: u64 = 25_000;
 
 /// The socket, and what was read of it without being taken.
 pub struct Piggyback {
@@ -54,7 +55,7 @@ pub struct Piggyback {
     reads: usize,
     /// Answers that may still be left.
     pieces: u16,
-    /// Until when a request acknowledges the last one soon enough, in microseconds of process time.
+    /// Until when a request acknowledges the last one soon enough, by the coarse clock.
     until: u64,
     /// The kernel's timer acknowledged what is left.
     overdue: bool,
@@ -98,7 +99,7 @@ impl Piggyback {
         // The next one may be like it.
         self.leaves = short && self.pieces > 0;
         if self.leaves {
-            self.until = clock::micros() + SOON;
+            self.until = clock::coarse_micros() + SOON;
         }
         (self.answer, self.reads) = (0, 0);
         Ok(())
@@ -106,7 +107,7 @@ impl Piggyback {
 
     /// Something is written.
     fn asks(&mut self) {
-        if !std::mem::replace(&mut self.asked, true) && self.leaves && clock::micros() >= self.until {
+        if !std::mem::replace(&mut self.asked, true) && self.leaves && clock::coarse_micros() >= self.until {
             self.leaves = false;
             self.overdue = self.left > 0;
         }

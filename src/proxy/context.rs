@@ -434,7 +434,7 @@ impl Context {
             retry_after: None,
             status: 0,
             close: last || connection.closing.get(),
-            started: clock::micros(),
+            started: worker.fair.moment(),
             outcome: Outcome::Internal,
             decided: false,
             delivered: false,

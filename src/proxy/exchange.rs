@@ -12,7 +12,7 @@ use http::header::{self, HeaderValue};
 use http::{Method, Request, StatusCode};
 use hyper::body::Body;
 
-use crate::base::clock::{self, Millis};
+use crate::base::clock::Millis;
 use crate::base::outcome::Outcome;
 use crate::config::model::{Http, Mode};
 use crate::net::descriptors::Descriptor;
@@ -289,7 +289,7 @@ impl<'a> Exchange<'a> {
         }
         let upload = context.upload.clone();
         let last = upload.is_some() && (request.method().is_safe() || request.method() == Method::DELETE);
-        let (started, sent_at) = (clock::micros(), self.worker.wheel.now());
+        let (started, sent_at) = (self.worker.fair.moment(), self.worker.wheel.now());
         self.arm(&connection.timer, sent_at);
         connection.ask(request.method(), request.headers().contains_key(header::UPGRADE));
         if upload.is_some() {
@@ -331,7 +331,7 @@ impl<'a> Exchange<'a> {
 
     /// The head of an answer came.
     pub(super) fn observe(&self, context: &mut Context, started: u64, status: StatusCode) {
-        let micros = clock::micros().saturating_sub(started);
+        let micros = self.worker.fair.moment().saturating_sub(started);
         context.upstream_micros = Some(micros);
         let now = self.worker.wheel.now();
         self.endpoint.answered(micros, status.as_u16(), now);

@@ -111,6 +111,7 @@ pub struct Fair {
     /// Nobody waits where shares are in shadow.
     enforced: Cell<bool>,
     waited: Cell<u64>,
+    moment: Cell<u64>,
 }
 
 impl Fair {
@@ -123,7 +124,14 @@ impl Fair {
             sleep,
             enforced: Cell::new(true),
             waited: Cell::new(0),
+            moment: Cell::new(clock::micros()),
         }
+    }
+
+    /// When the step that runs began, in microseconds of process time: the time of whatever happens in a step, where that
+    /// need not be told from the step's own few microseconds. Free to read; means nothing outside of [`Fair::poll`].
+    pub fn moment(&self) -> u64 {
+        self.moment.get()
     }
 
     /// Whether a tenant has used more than its share while there is not enough for all.
@@ -185,6 +193,7 @@ impl Fair {
             return Poll::Pending;
         }
         connection.waited.set(waited.unwrap_or(0));
+        self.moment.set(began);
         let polled = step(cx);
         let spent = clock::micros().saturating_sub(began).min(STEP_MAX);
         // It may have found out only now whose it is.

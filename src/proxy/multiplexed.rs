@@ -10,7 +10,6 @@ use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderMap, Method, Request, Uri, Version};
 use hyper::ext::Protocol;
 
-use crate::base::clock;
 use crate::base::outcome::Outcome;
 use crate::config::model::Http;
 use crate::proxy::body::RequestBody;
@@ -104,7 +103,7 @@ impl Exchange<'_> {
         request: Request<RequestBody>,
     ) -> Result<Box<Forwarded>, Broken> {
         let upload = context.upload.clone();
-        let (started, sent_at) = (clock::micros(), self.worker.wheel.now());
+        let (started, sent_at) = (self.worker.fair.moment(), self.worker.wheel.now());
         self.arm(&stream.timer, sent_at);
         let mut sender = stream.sender();
         let mut sent = std::pin::pin!(sender.try_send_request(request));
