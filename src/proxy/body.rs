@@ -27,8 +27,8 @@ use crate::proxy::upload::{Streaming, cleaned};
 pub enum RequestBody {
     /// There is none.
     Empty,
-    /// It streams from the client.
-    Streaming(Streaming),
+    /// It streams from the client. Boxed: every request is moved a dozen times, and few have a body.
+    Streaming(Box<Streaming>),
     /// It streams from the client, and its beginning is kept for another try.
     Kept(Kept),
 }
@@ -70,32 +70,46 @@ pub struct ResponseBody {
     throttle: Option<Box<Throttle>>,
 }
 
-#[allow(
-    clippy::large_enum_variant,
-    reason = "nearly every body is the large one: a box would cost each an allocation"
-)]
 enum Source {
-    /// One piece that we made.
+    /// One piece: we made it, or a backend's whole answer came at once.
     Piece(Option<Bytes>),
-    /// From a backend; `first` was read before the head was passed on, or is what was more than a piece.
-    Upstream {
-        first: Option<Bytes>,
-        incoming: Incoming,
-        lease: RefCell<Option<Lease>>,
-        stall_after: Duration,
-        stalled: bool,
-        /// It broke off; told only after what came before was sent on.
-        failed: Option<hyper::Error>,
-        /// It has none by its nature (HEAD, 204, 304), whatever its length says.
-        bare: bool,
-    },
+    /// From a backend. Boxed: an answer is moved half a dozen times, and most are of one piece.
+    Upstream(Box<Flow>),
+}
+
+/// What streams from a backend.
+struct Flow {
+    /// Read before the head was passed on, or what was more than a piece.
+    first: Option<Bytes>,
+    incoming: Incoming,
+    lease: RefCell<Option<Lease>>,
+    stall_after: Duration,
+    stalled: bool,
+    /// It broke off; told only after what came before was sent on.
+    failed: Option<hyper::Error>,
+    /// It has none by its nature (HEAD, 204, 304), whatever its length says.
+    bare: bool,
 }
 
 impl Source {
     /// Bytes that were read and not offered yet.
     fn left(&self) -> u64 {
-        let (Source::Piece(piece) | Source::Upstream { first: piece, .. }) = self;
+        let piece = match self {
+            Source::Piece(piece) => piece,
+            Source::Upstream(flow) => &flow.first,
+        };
         piece.as_ref().map_or(0, |piece| piece.len() as u64)
+    }
+}
+
+impl Flow {
+    /// The next piece, while the connection that it comes from is moved on.
+    fn poll(&mut self, cx: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let Flow { first, incoming, lease, failed, .. } = self;
+        delivery::next_of(first, failed, cx, |cx| match lease.get_mut() {
+            Some(lease) => lease.lead(cx, |cx| Pin::new(&mut *incoming).poll_frame(cx)),
+            None => Pin::new(&mut *incoming).poll_frame(cx),
+        })
     }
 }
 
@@ -134,7 +148,15 @@ impl ResponseBody {
         } else {
             lease.hand_over();
             let lease = RefCell::new(Some(lease));
-            Source::Upstream { first, incoming, lease, stall_after, stalled: false, failed: None, bare }
+            Source::Upstream(Box::new(Flow {
+                first,
+                incoming,
+                lease,
+                stall_after,
+                stalled: false,
+                failed: None,
+                bare,
+            }))
         };
         let throttle = context.throttles.0.take();
         ResponseBody { source, context: Some(context), delivery, throttle }
@@ -142,8 +164,8 @@ impl ResponseBody {
 
     /// The answer is complete: the backend's connection goes home and the request is recorded.
     fn finish(&mut self) {
-        if let Source::Upstream { lease, .. } = &mut self.source
-            && let Some(lease) = lease.get_mut().take()
+        if let Source::Upstream(flow) = &mut self.source
+            && let Some(lease) = flow.lease.get_mut().take()
         {
             lease.give_back();
         }
@@ -155,8 +177,8 @@ impl ResponseBody {
     /// Ends it in the middle. `why` is for the process log: what the backend did. A client that does not read is not the
     /// backend's fault.
     fn cut(&mut self, outcome: Outcome, why: &str, error: Option<&hyper::Error>) -> Polled {
-        if let Source::Upstream { lease, .. } = &mut self.source
-            && let Some(lease) = lease.get_mut().take()
+        if let Source::Upstream(flow) = &mut self.source
+            && let Some(lease) = flow.lease.get_mut().take()
             && outcome.row().blame == Blame::Upstream
         {
             lease.fail(outcome, why);
@@ -176,7 +198,7 @@ impl ResponseBody {
     fn poll_room(&mut self, cx: &mut Task<'_>) -> Poll<()> {
         if let Some(delivery) = &self.delivery {
             ready!(delivery.connection.backlog.poll_room(cx.waker()));
-        } else if let (Source::Upstream { .. }, Some(context)) = (&self.source, &self.context) {
+        } else if let (Source::Upstream(_), Some(context)) = (&self.source, &self.context) {
             ready!(context.connection.progress.poll_taken(cx));
         }
         match &mut self.throttle {
@@ -208,8 +230,8 @@ impl ResponseBody {
     /// It ended before its announced length: hyper takes an HTTP/2 stream that was reset without an error for a whole
     /// one, but RFC 9113 section 8.1 allows that reset only behind a whole answer.
     fn is_short(&self) -> bool {
-        let Source::Upstream { incoming, bare: false, .. } = &self.source else { return false };
-        incoming.size_hint().exact().is_some_and(|left| left > 0)
+        let Source::Upstream(flow) = &self.source else { return false };
+        !flow.bare && flow.incoming.size_hint().exact().is_some_and(|left| left > 0)
     }
 }
 
@@ -238,13 +260,12 @@ impl Body for ResponseBody {
                 let whole = Some(Ok(Frame::data(bytes)));
                 Poll::Ready(in_pieces(&mut this.delivery, throttle, whole, piece))
             }
-            Source::Upstream { bare: true, .. } => Poll::Ready(None),
-            Source::Upstream { first, incoming, lease, stall_after, stalled, failed, .. } => {
-                let polled = delivery::next_of(first, failed, cx, |cx| match lease.get_mut() {
-                    Some(lease) => lease.lead(cx, |cx| Pin::new(&mut *incoming).poll_frame(cx)),
-                    None => Pin::new(&mut *incoming).poll_frame(cx),
-                });
-                let polled = polled.map(|next| in_pieces(&mut this.delivery, throttle, next, first));
+            Source::Upstream(flow) if flow.bare => Poll::Ready(None),
+            Source::Upstream(flow) => {
+                let polled = flow.poll(cx);
+                let polled =
+                    polled.map(|next| in_pieces(&mut this.delivery, throttle, next, &mut flow.first));
+                let Flow { lease, stall_after, stalled, .. } = &mut **flow;
                 if let (Poll::Pending, Some(lease)) = (&polled, lease.get_mut().as_ref()) {
                     if !std::mem::replace(stalled, true) {
                         lease.timer().set(*stall_after);
@@ -282,18 +303,17 @@ impl Body for ResponseBody {
     fn is_end_stream(&self) -> bool {
         match &self.source {
             Source::Piece(piece) => piece.is_none(),
-            Source::Upstream { bare: true, .. } => true,
-            Source::Upstream { first, incoming, .. } => first.is_none() && incoming.is_end_stream(),
+            Source::Upstream(flow) => flow.bare || (flow.first.is_none() && flow.incoming.is_end_stream()),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.source {
             Source::Piece(piece) => SizeHint::with_exact(piece.as_ref().map_or(0, |b| b.len() as u64)),
-            Source::Upstream { bare: true, .. } => SizeHint::with_exact(0),
-            Source::Upstream { first: None, incoming, .. } => incoming.size_hint(),
-            Source::Upstream { first: Some(first), incoming, .. } => {
-                let (first, mut hint) = (first.len() as u64, incoming.size_hint());
+            Source::Upstream(flow) if flow.bare => SizeHint::with_exact(0),
+            Source::Upstream(flow) => {
+                let mut hint = flow.incoming.size_hint();
+                let Some(first) = flow.first.as_ref().map(|first| first.len() as u64) else { return hint };
                 if let Some(upper) = hint.upper() {
                     hint.set_upper(upper.saturating_add(first));
                 }
@@ -307,9 +327,9 @@ impl Body for ResponseBody {
 impl Drop for ResponseBody {
     fn drop(&mut self) {
         // The client went in the moment between a break and its telling: the backend broke off all the same.
-        if let Source::Upstream { failed, lease, .. } = &mut self.source
-            && let Some(error) = failed.take()
-            && let Some(lease) = lease.get_mut().take()
+        if let Source::Upstream(flow) = &mut self.source
+            && let Some(error) = flow.failed.take()
+            && let Some(lease) = flow.lease.get_mut().take()
         {
             let (outcome, why) = broke(&error);
             lease.fail(outcome, &why);

@@ -179,7 +179,7 @@ fn outgoing(
     };
     let body = match body {
         // A backend that speaks HTTP/2 may give a request back after its body was begun.
-        RequestBody::Streaming(body) if multiplexed => RequestBody::Kept(Kept::new(body)),
+        RequestBody::Streaming(body) if multiplexed => RequestBody::Kept(Kept::new(*body)),
         body => body,
     };
     // RFC 9110 section 10.1.1: from an HTTP/1.0 client it means nothing.
@@ -372,5 +372,5 @@ fn upload(context: &mut Context, max: Option<u64>, body: Incoming, rate: u64) ->
     let upload = limits_of_body(context, max, rate);
     let ahead = std::mem::take(&mut context.ahead);
     let gather = Gather::new(&context.worker().wheel, ahead);
-    RequestBody::Streaming(Streaming { gather, incoming: body, upload })
+    RequestBody::Streaming(Box::new(Streaming { gather, incoming: body, upload }))
 }
