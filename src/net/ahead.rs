@@ -1,15 +1,20 @@
-//! Large reads under TLS.
+//! Large reads and few packets under TLS.
 //!
 //! rustls asks the socket for 4 KiB at a time, whatever there is: 256 calls for each megabyte of an upload. [`Ahead`] stands
 //! between them. While reads come back full it takes as much as one call gives, and hands it on from memory. Who sends
 //! little never has such a buffer, and who sends much has one only while something is left in it: not while he is waited for.
+//!
+//! A server ends a handshake of TLS 1.3 with session tickets, which nobody waits for. Most clients have sent their first request
+//! by then, so the tickets wait for what is written next, and go in its packet. In the same way the end of TLS (close_notify)
+//! goes in one packet with the end of TCP.
 
 use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use rustix::net::SendFlags;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::net::send;
@@ -20,6 +25,11 @@ const SIZE: usize = 64 * 1024;
 const TELLING: usize = 2048;
 /// Buffers that a worker keeps for the next one who needs one.
 const SPARE_MAX: usize = 4;
+/// Bytes of tickets that wait; more are sent at once.
+const TICKETS_MAX: usize = 4096;
+/// Content type of an encrypted record under TLS 1.3 (RFC 8446 section 5.2). What a server of TLS 1.2 says at the end of a
+/// handshake begins with another one.
+const ENCRYPTED: u8 = 23;
 
 thread_local! {
     static SPARE: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
@@ -32,6 +42,23 @@ pub struct Ahead {
     left: Option<Left>,
     /// The last read took all it had room for, or much: there is more, or will be.
     full: bool,
+    /// Of a server, until its handshake is over.
+    greeting: Option<Greeting>,
+    /// Said to have been written: it goes out in front of what is written next.
+    held: Vec<u8>,
+    /// Nothing is written any more but the end.
+    ends: bool,
+}
+
+/// How far a server's handshake is, as far as the bytes tell.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Greeting {
+    /// The last thing was a write.
+    Said,
+    /// The last write did not write all that there was: the next one begins somewhere within.
+    Within,
+    /// The last thing was a read: the next write begins with a record.
+    Heard,
 }
 
 struct Left {
@@ -43,7 +70,96 @@ struct Left {
 impl Ahead {
     /// Nothing is read ahead before a read comes back full.
     pub fn new(tcp: TcpStream) -> Ahead {
-        Ahead { tcp, left: None, full: false }
+        Ahead { tcp, left: None, full: false, greeting: None, held: Vec::new(), ends: false }
+    }
+
+    /// For the server's side: until [`Ahead::greeted`], session tickets are held back.
+    pub fn greeting(tcp: TcpStream) -> Ahead {
+        let mut ahead = Ahead::new(tcp);
+        ahead.greeting = Some(Greeting::Said);
+        ahead
+    }
+
+    /// The handshake is over.
+    pub fn greeted(&mut self) {
+        self.greeting = None;
+    }
+
+    /// Waits for the first bytes, and gives the first one without taking it; `None` at the end.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub async fn first(&mut self) -> io::Result<Option<u8>> {
+        if self.left.is_none() {
+            std::future::poll_fn(|cx| self.poll_ahead(cx)).await?;
+        }
+        Ok(self.left.as_ref().and_then(|left| left.bytes.get(left.at).copied()))
+    }
+
+    /// Sends what is held back; ready when nothing is.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn poll_release(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.held.is_empty() {
+            let sent = ready!(Pin::new(&mut self.tcp).poll_write(cx, &self.held))?;
+            self.held.drain(..sent);
+        }
+        self.held = Vec::new();
+        Poll::Ready(Ok(()))
+    }
+
+    /// Holds `bufs` back, if they are tickets: in TLS 1.3 a server says nothing else that begins with an encrypted record
+    /// between the client's last word and the end of the handshake, but for an alert, behind which it ends.
+    fn holds(&mut self, bufs: &[io::IoSlice<'_>]) -> bool {
+        let size = bufs.iter().map(|buf| buf.len()).sum::<usize>();
+        let first = bufs.iter().find_map(|buf| buf.first());
+        let holds = self.greeting == Some(Greeting::Heard)
+            && first == Some(&ENCRYPTED)
+            && self.held.len() + size <= TICKETS_MAX;
+        if holds {
+            bufs.iter().for_each(|buf| self.held.extend_from_slice(buf));
+        }
+        holds
+    }
+
+    /// Sends what is held back in one packet with `bufs`; gives how much of `bufs` that was.
+    fn poll_with_held(&mut self, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let mut all = Vec::with_capacity(bufs.len() + 1);
+        all.push(io::IoSlice::new(&self.held));
+        all.extend_from_slice(bufs);
+        let sent = ready!(send::poll_send(Pin::new(&mut self.tcp), cx, &all))?;
+        match sent.checked_sub(self.held.len()) {
+            Some(more) if more > 0 => {
+                self.held = Vec::new();
+                Poll::Ready(Ok(more))
+            }
+            _ => {
+                self.held.drain(..sent);
+                ready!(self.poll_release(cx))?;
+                send::poll_send(Pin::new(&mut self.tcp), cx, bufs)
+            }
+        }
+    }
+
+    /// Writes the end: the kernel keeps it for the packet that says so in TCP, which follows.
+    fn poll_end(&mut self, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        if let [only] = bufs {
+            let flags = SendFlags::MORE | SendFlags::NOSIGNAL;
+            let sent = self
+                .tcp
+                .try_io(Interest::WRITABLE, || rustix::net::send(&self.tcp, only, flags).map_err(Into::into));
+            match sent {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                other => return Poll::Ready(other),
+            }
+        }
+        send::poll_send(Pin::new(&mut self.tcp), cx, bufs)
+    }
+
+    /// [`AsyncWrite::poll_shutdown`] is next, and writes what TLS has to say about it: nothing else is written any more.
+    pub fn ends(&mut self) {
+        self.ends = true;
     }
 
     /// The socket.
@@ -100,6 +216,10 @@ impl Drop for Ahead {
         if let Some(left) = self.left.take() {
             give_back(left.bytes);
         }
+        if !self.held.is_empty() {
+            // An alert, most often; whoever is gone misses nothing.
+            let _ = self.tcp.try_write(&self.held);
+        }
     }
 }
 
@@ -110,6 +230,18 @@ impl AsyncRead for Ahead {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        let before = buf.filled().len();
+        ready!(this.poll_take(cx, buf))?;
+        if this.greeting == Some(Greeting::Said) && buf.filled().len() > before {
+            this.greeting = Some(Greeting::Heard);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Ahead {
+    fn poll_take(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self;
         if this.left.is_none() && this.full {
             ready!(this.poll_ahead(cx))?;
         } else if this.left.is_none() {
@@ -125,12 +257,13 @@ impl AsyncRead for Ahead {
 
 impl AsyncWrite for Ahead {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tcp).poll_write(cx, buf)
+        self.as_mut().poll_write_vectored(cx, &[io::IoSlice::new(buf)])
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.tcp).poll_flush(cx)
     }
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_release(cx))?;
         Pin::new(&mut self.tcp).poll_shutdown(cx)
     }
     fn poll_write_vectored(
@@ -138,7 +271,23 @@ impl AsyncWrite for Ahead {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        send::poll_send(Pin::new(&mut self.tcp), cx, bufs)
+        let this = &mut *self;
+        if this.holds(bufs) {
+            return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
+        }
+        if !this.held.is_empty() {
+            return this.poll_with_held(cx, bufs);
+        }
+        if this.ends {
+            return this.poll_end(cx, bufs);
+        }
+        let sent = send::poll_send(Pin::new(&mut this.tcp), cx, bufs);
+        if this.greeting.is_some() {
+            let all = bufs.iter().map(|buf| buf.len()).sum::<usize>();
+            let whole = matches!(sent, Poll::Ready(Ok(count)) if count == all);
+            this.greeting = Some(if whole { Greeting::Said } else { Greeting::Within });
+        }
+        sent
     }
     fn is_write_vectored(&self) -> bool {
         self.tcp.is_write_vectored()
@@ -202,6 +351,126 @@ mod tests {
         client.write_all(&[7; 100]).await.unwrap();
         ahead.read_exact(&mut [0; 100]).await.unwrap();
         assert!(!ahead.full && !ahead.has_left());
+    }
+
+    /// A server that has said its part and heard the client's.
+    async fn heard() -> (Ahead, TcpStream) {
+        let (mut ahead, mut client) = pair().await;
+        ahead.greeting = Some(Greeting::Said);
+        ahead.write_all(b"\x16flight").await.unwrap();
+        client.write_all(b"\x14finished").await.unwrap();
+        ahead.read_exact(&mut [0; 9]).await.unwrap();
+        client.read_exact(&mut [0; 7]).await.unwrap();
+        (ahead, client)
+    }
+
+    async fn comes(client: &mut TcpStream, expected: &[u8]) {
+        let mut got = vec![0; expected.len()];
+        client.read_exact(&mut got).await.unwrap();
+        assert_eq!(got, expected);
+    }
+
+    /// Nothing has come so far: what is sent past the rest comes first.
+    async fn nothing_before(ahead: &mut Ahead, client: &mut TcpStream, mark: &[u8]) {
+        ahead.tcp.write_all(mark).await.unwrap();
+        comes(client, mark).await;
+    }
+
+    #[tokio::test]
+    async fn tickets_wait_for_what_is_written_next() {
+        for size in [3, 900, 20_000, 3_000_000] {
+            let (mut ahead, mut client) = heard().await;
+            ahead.write_all(b"\x17ticket").await.unwrap();
+            ahead.write_all(b"\x17and one more").await.unwrap();
+            ahead.greeted();
+            ahead.flush().await.unwrap();
+            nothing_before(&mut ahead, &mut client, b"mark").await;
+            let answer = vec![7; size];
+            let all = [b"\x17ticket\x17and one more".as_slice(), &answer].concat();
+            let reading = tokio::spawn(async move {
+                comes(&mut client, &all).await;
+                client
+            });
+            ahead.write_all(&answer).await.unwrap();
+            let mut client = reading.await.unwrap();
+            // Once.
+            ahead.write_all(b"next").await.unwrap();
+            comes(&mut client, b"next").await;
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_held_goes_out_when_it_is_released_at_the_end_and_with_the_connection() {
+        for how in 0..3 {
+            let (mut ahead, mut client) = heard().await;
+            ahead.write_all(b"\x17ticket").await.unwrap();
+            match how {
+                0 => {
+                    std::future::poll_fn(|cx| ahead.poll_release(cx)).await.unwrap();
+                    comes(&mut client, b"\x17ticket").await;
+                    std::future::poll_fn(|cx| ahead.poll_release(cx)).await.unwrap();
+                }
+                1 => ahead.shutdown().await.unwrap(),
+                _ => {}
+            }
+            drop(ahead);
+            let mut rest = Vec::new();
+            client.read_to_end(&mut rest).await.unwrap();
+            assert_eq!(rest, if how == 0 { b"".as_slice() } else { b"\x17ticket" }, "{how}");
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_that_a_client_waits_for_is_held_back() {
+        // TLS 1.2 ends with other records.
+        let (mut ahead, mut client) = heard().await;
+        for last in [b"\x16ticket".as_slice(), b"\x14change"] {
+            ahead.write_all(last).await.unwrap();
+            comes(&mut client, last).await;
+        }
+        // Nothing was heard since: it belongs to what was said.
+        ahead.write_all(b"\x17extensions").await.unwrap();
+        comes(&mut client, b"\x17extensions").await;
+        // Too much, and what comes after the handshake.
+        let (mut ahead, mut client) = heard().await;
+        let large = vec![ENCRYPTED; TICKETS_MAX + 1];
+        ahead.write_all(&large).await.unwrap();
+        comes(&mut client, &large).await;
+        let (mut ahead, mut client) = heard().await;
+        ahead.greeted();
+        ahead.write_all(b"\x17data").await.unwrap();
+        comes(&mut client, b"\x17data").await;
+        // The middle of a record is no ticket, whatever it begins with.
+        let (mut ahead, mut client) = heard().await;
+        ahead.greeting = Some(Greeting::Within);
+        client.write_all(b"alert").await.unwrap();
+        ahead.read_exact(&mut [0; 5]).await.unwrap();
+        ahead.write_all(b"\x17middle").await.unwrap();
+        comes(&mut client, b"\x17middle").await;
+    }
+
+    #[tokio::test]
+    async fn the_first_byte_is_told_and_stays() {
+        let (mut ahead, mut client) = pair().await;
+        client.write_all(b"hello").await.unwrap();
+        assert_eq!(ahead.first().await.unwrap(), Some(b'h'));
+        assert_eq!(ahead.first().await.unwrap(), Some(b'h'));
+        ahead.read_exact(&mut [0; 5]).await.unwrap();
+        assert!(!ahead.has_left());
+        drop(client);
+        assert_eq!(ahead.first().await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn the_end_is_written_whole() {
+        let (mut ahead, mut client) = pair().await;
+        ahead.write_all(b"answer").await.unwrap();
+        ahead.ends();
+        ahead.write_all(b"close_notify").await.unwrap();
+        ahead.shutdown().await.unwrap();
+        let mut all = Vec::new();
+        client.read_to_end(&mut all).await.unwrap();
+        assert_eq!(all, b"answerclose_notify");
     }
 
     #[tokio::test]

@@ -70,6 +70,24 @@ impl Stream {
         }
     }
 
+    /// Sends what was held back for whatever is written next ([`Ahead`]): nothing is, for now. An error is for whoever
+    /// writes.
+    pub fn release(&mut self, cx: &mut Context<'_>) {
+        if let Some(ahead) = self.ahead() {
+            let _ = ahead.poll_release(cx);
+        }
+    }
+
+    fn ahead(&mut self) -> Option<&mut Ahead> {
+        match self {
+            Stream::Plain(_) | Stream::Asking(_) => None,
+            Stream::Tls(tls) => Some(match tls.as_mut() {
+                TlsStream::Client(tls) => tls.get_mut().0,
+                TlsStream::Server(tls) => tls.get_mut().0,
+            }),
+        }
+    }
+
     /// Whether HTTP/2 was agreed on in the TLS handshake (ALPN).
     pub fn speaks_h2(&self) -> bool {
         match self {
@@ -117,7 +135,10 @@ impl AsyncWrite for Stream {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         delegate!(self, poll_flush, cx)
     }
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(ahead) = self.ahead() {
+            ahead.ends();
+        }
         delegate!(self, poll_shutdown, cx)
     }
     fn poll_write_vectored(
@@ -449,6 +470,11 @@ impl<S, P> Guarded<S, P> {
     /// Whose progress it is.
     pub fn owner(&self) -> &P {
         &self.progress
+    }
+
+    /// The same, to change it.
+    pub fn stream_mut(&mut self) -> &mut S {
+        &mut self.io
     }
 
     /// Bytes written to this stream so far.

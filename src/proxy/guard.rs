@@ -385,6 +385,9 @@ impl AsyncRead for Guard {
             if this.held.is_empty() {
                 let read = Pin::new(&mut this.io).poll_read(cx, buf);
                 this.progress().quiet(read.is_pending() && this.framer.state == State::Head);
+                if read.is_pending() && this.progress().phase() != Phase::Serving {
+                    this.io.stream_mut().release(cx);
+                }
                 ready!(read)?;
                 if buf.filled().len() == before {
                     return this.end();

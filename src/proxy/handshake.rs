@@ -137,18 +137,17 @@ struct Shaken {
 /// A handshake that ends with a connection to serve, or what is counted instead; `None` where it was counted already.
 async fn shake(worker: &Rc<Worker>, ticket: &Ticket, tcp: TcpStream) -> Result<Shaken, Option<Counter>> {
     // Looked at before rustls, which would answer with an alert that plain HTTP clients cannot read.
-    let mut first = [0u8; 1];
-    let seen = tcp.peek(&mut first).await.map_err(|_| Counter::HandshakeIo)?;
-    match first {
-        _ if seen == 0 => return Err(Some(Counter::HandshakeSilent)),
-        [HANDSHAKE_RECORD] => {}
-        [byte] if byte.is_ascii_alphabetic() => {
+    let mut tcp = Ahead::greeting(tcp);
+    match tcp.first().await.map_err(|_| Counter::HandshakeIo)? {
+        None => return Err(Some(Counter::HandshakeSilent)),
+        Some(HANDSHAKE_RECORD) => {}
+        Some(byte) if byte.is_ascii_alphabetic() => {
             answer_plain(worker, tcp).await;
             return Err(Some(Counter::HandshakePlainHttp));
         }
         _ => return Err(Some(Counter::HandshakeNotTls)),
     }
-    let mut acceptor = LazyConfigAcceptor::new(Acceptor::default(), Ahead::new(tcp));
+    let mut acceptor = LazyConfigAcceptor::new(Acceptor::default(), tcp);
     let hello = match (&mut acceptor).await {
         Ok(hello) => hello,
         Err(error) => {
@@ -188,7 +187,8 @@ async fn shake(worker: &Rc<Worker>, ticket: &Ticket, tcp: TcpStream) -> Result<S
     let config = snapshot.handshakes.get(index).unwrap_or(&snapshot.tls);
     let config = tls::server::for_client(config, hello.client_hello().cipher_suites());
     match ticket.compute(hello.into_stream(config).into_fallible()).await {
-        Ok(tls) => {
+        Ok(mut tls) => {
+            tls.get_mut().0.greeted();
             let (policy, place) = (site.policy.clone(), Some(place));
             Ok(Shaken { tls, policy, place, share, counted: Some(counted) })
         }
@@ -308,7 +308,7 @@ fn normal(name: &str) -> String {
 }
 
 /// A method instead of a record: most often a browser or a script that forgot the `s`.
-async fn answer_plain(worker: &Worker, mut tcp: TcpStream) {
+async fn answer_plain(worker: &Worker, mut tcp: Ahead) {
     worker.shard.outcome_only(Outcome::PlainOnTls);
     let id = worker.next_request_id();
     // Best effort: whoever sent this may be gone already, and there is nobody else to tell.
