@@ -12,6 +12,7 @@ use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use rustix::net::SendFlags;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
@@ -25,6 +26,9 @@ const SIZE: usize = 64 * 1024;
 const TELLING: usize = 2048;
 /// Buffers that a worker keeps for the next one who needs one.
 const SPARE_MAX: usize = 4;
+/// Bytes that are read before a handshake has begun: what rustls takes in one read, so that nobody who waits for a turn or a
+/// certificate has a buffer meanwhile.
+const FIRST: usize = 4096;
 /// Bytes of tickets that wait; more are sent at once.
 const TICKETS_MAX: usize = 4096;
 /// Content type of an encrypted record under TLS 1.3 (RFC 8446 section 5.2). What a server of TLS 1.2 says at the end of a
@@ -85,13 +89,19 @@ impl Ahead {
         self.greeting = None;
     }
 
+    /// Makes dropping it a reset (RST) in place of an orderly end (FIN).
+    pub fn reset_on_close(&self) {
+        // Best effort: a socket that cannot be told is closed anyway.
+        let _ = socket2::SockRef::from(&self.tcp).set_linger(Some(Duration::ZERO));
+    }
+
     /// Waits for the first bytes, and gives the first one without taking it; `None` at the end.
     ///
     /// # Errors
     /// The socket's.
     pub async fn first(&mut self) -> io::Result<Option<u8>> {
         if self.left.is_none() {
-            std::future::poll_fn(|cx| self.poll_ahead(cx)).await?;
+            std::future::poll_fn(|cx| self.poll_ahead(cx, FIRST)).await?;
         }
         Ok(self.left.as_ref().and_then(|left| left.bytes.get(left.at).copied()))
     }
@@ -186,9 +196,10 @@ impl Ahead {
         }
     }
 
-    fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Reads at most `most` bytes.
+    fn poll_ahead(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<io::Result<()>> {
         let mut bytes = SPARE.with_borrow_mut(Vec::pop).unwrap_or_else(|| vec![0; SIZE].into_boxed_slice());
-        let mut into = ReadBuf::new(&mut bytes);
+        let mut into = ReadBuf::new(bytes.get_mut(..most).unwrap_or_default());
         let read = Pin::new(&mut self.tcp).poll_read(cx, &mut into);
         let end = into.filled().len();
         if read.is_ready() {
@@ -242,8 +253,8 @@ impl AsyncRead for Ahead {
 impl Ahead {
     fn poll_take(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self;
-        if this.left.is_none() && this.full {
-            ready!(this.poll_ahead(cx))?;
+        if this.left.is_none() && this.full && this.greeting.is_none() {
+            ready!(this.poll_ahead(cx, SIZE))?;
         } else if this.left.is_none() {
             let room = buf.remaining();
             ready!(Pin::new(&mut this.tcp).poll_read(cx, buf))?;

@@ -275,6 +275,13 @@ impl Guard {
         &mut self.io
     }
 
+    /// The client is waited for: what is held back for an answer goes out, unless an answer is what comes next.
+    fn release(&mut self, cx: &mut Context<'_>) {
+        if self.progress().phase() != Phase::Serving || !self.framer.between() {
+            self.io.stream_mut().release(cx);
+        }
+    }
+
     /// Makes the end of the connection a reset.
     pub fn reset_on_close(&self) {
         self.io.stream().reset_on_close();
@@ -385,8 +392,8 @@ impl AsyncRead for Guard {
             if this.held.is_empty() {
                 let read = Pin::new(&mut this.io).poll_read(cx, buf);
                 this.progress().quiet(read.is_pending() && this.framer.state == State::Head);
-                if read.is_pending() && this.progress().phase() != Phase::Serving {
-                    this.io.stream_mut().release(cx);
+                if read.is_pending() {
+                    this.release(cx);
                 }
                 ready!(read)?;
                 if buf.filled().len() == before {
@@ -402,7 +409,11 @@ impl AsyncRead for Guard {
                 continue;
             }
             // The rest of a head: gathered until it is whole. Bounded by the framer's limit on heads.
-            if ready!(this.held.poll_more(cx, &mut this.io))? == 0 {
+            let more = this.held.poll_more(cx, &mut this.io);
+            if more.is_pending() {
+                this.release(cx);
+            }
+            if ready!(more)? == 0 {
                 return this.end();
             }
             this.judge();

@@ -145,7 +145,11 @@ async fn shake(worker: &Rc<Worker>, ticket: &Ticket, tcp: TcpStream) -> Result<S
             answer_plain(worker, tcp).await;
             return Err(Some(Counter::HandshakePlainHttp));
         }
-        _ => return Err(Some(Counter::HandshakeNotTls)),
+        Some(_) => {
+            // Nothing is left of it here: neither a goodbye is owed nor a wait for one.
+            tcp.reset_on_close();
+            return Err(Some(Counter::HandshakeNotTls));
+        }
     }
     let mut acceptor = LazyConfigAcceptor::new(Acceptor::default(), tcp);
     let hello = match (&mut acceptor).await {

@@ -1,9 +1,18 @@
 //! Who we are to a client: versions, names, certificates, resumption.
 
+use std::io::{Read, Write};
+use std::pin::Pin;
+use std::task::Poll;
+
+use rustls::ClientConnection;
 use rustls::version::{TLS12, TLS13};
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use crate::harness::tls::{Ca, Pair, client_config, connect};
-use crate::harness::{Origin, Proxy, ProxyBuilder, Wire, tool, wait_for, within};
+use crate::harness::{Answer, DEADLINE, Gate, Origin, Proxy, ProxyBuilder, Wire, tool, wait_for, within};
 
 const SITE: &str = "shop.test";
 
@@ -115,6 +124,113 @@ async fn a_returning_client_resumes_its_session_also_after_a_reload() {
             connect(config, proxy.https(), SITE).await.unwrap().tls.resumed,
             "{version:?} after a reload"
         );
+    }
+}
+
+/// Reads what comes until the client has so many tickets; gives the bytes that came beside them.
+async fn tickets(tls: &mut TlsStream<TcpStream>, count: u32) -> Vec<u8> {
+    let mut came = Vec::new();
+    let mut piece = [0; 1024];
+    let reading = std::future::poll_fn(|cx| {
+        loop {
+            let mut room = ReadBuf::new(&mut piece);
+            let read = Pin::new(&mut *tls).poll_read(cx, &mut room);
+            if let Poll::Ready(Ok(())) = &read {
+                assert!(!room.filled().is_empty(), "the connection ended");
+                came.extend_from_slice(room.filled());
+            }
+            if tls.get_ref().1.tls13_tickets_received() >= count {
+                return Poll::Ready(());
+            }
+            match read {
+                Poll::Ready(read) => read.unwrap(),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    });
+    within("tickets", reading).await;
+    came
+}
+
+#[tokio::test]
+async fn tickets_come_to_whoever_asks_nothing() {
+    let origin = Origin::saying("ok").await;
+    let proxy = Proxy::with_site(SITE, &origin.backends()).await;
+    let shake = async |alpn: &[&str]| {
+        let connector = TlsConnector::from(client_config(&proxy.ca_pem(), alpn, &[&TLS13]));
+        let tcp = TcpStream::connect(proxy.https()).await.unwrap();
+        connector.connect(SITE.try_into().unwrap(), tcp).await.unwrap()
+    };
+    for alpn in [&["http/1.1"][..], &["h2"], &[]] {
+        let mut tls = shake(alpn).await;
+        let came = tickets(&mut tls, 2).await;
+        assert_eq!(came.is_empty(), alpn != ["h2"], "{alpn:?}: {came:?}");
+    }
+}
+
+/// Shakes hands, and says `first` in the packet of the handshake's end.
+fn shake_and_say(proxy: &Proxy, first: &[u8]) -> (ClientConnection, std::net::TcpStream) {
+    let config = client_config(&proxy.ca_pem(), &["http/1.1"], &[&TLS13]);
+    let mut tls = ClientConnection::new(config, SITE.try_into().unwrap()).unwrap();
+    let mut tcp = std::net::TcpStream::connect(proxy.https()).unwrap();
+    tcp.set_read_timeout(Some(DEADLINE)).unwrap();
+    while tls.wants_write() {
+        tls.write_tls(&mut tcp).unwrap();
+    }
+    while tls.is_handshaking() {
+        assert!(tls.read_tls(&mut tcp).unwrap() > 0, "the connection ended");
+        tls.process_new_packets().unwrap();
+    }
+    tls.writer().write_all(first).unwrap();
+    let mut packet = Vec::new();
+    while tls.wants_write() {
+        tls.write_tls(&mut packet).unwrap();
+    }
+    tcp.write_all(&packet).unwrap();
+    (tls, tcp)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tickets_go_with_the_answer_and_wait_for_no_client() {
+    let gate = Gate::default();
+    let wait = gate.clone();
+    let origin = Origin::scripted(move |mut x| {
+        let wait = wait.clone();
+        async move {
+            x.read_body().await.ok()?;
+            wait.pass().await;
+            x.answer(Answer::ok("answered")).await.ok()?;
+            Some(x)
+        }
+    })
+    .await;
+    let proxy = Proxy::with_site(SITE, &origin.backends()).await;
+    let head = format!(" / HTTP/1.1\r\nHost: {SITE}\r\nConnection: close\r\n");
+    // What is said with the handshake, what before the tickets came, and what after them.
+    for (first, then) in [
+        (format!("GET{head}"), "\r\n"),
+        (format!("POST{head}Content-Length: 4\r\n\r\n"), "body"),
+        (format!("POST{head}Content-Length: 4\r\n\r\nbo"), "dy"),
+        (format!("GET{head}\r\n"), ""),
+    ] {
+        let answer = tokio::task::block_in_place(|| {
+            let (mut tls, mut tcp) = shake_and_say(&proxy, first.as_bytes());
+            if then.is_empty() {
+                // The whole request was there: they come with the answer at the latest.
+                gate.open();
+            }
+            while tls.tls13_tickets_received() < 2 {
+                assert!(tls.read_tls(&mut tcp).expect("tickets") > 0, "the connection ended");
+                tls.process_new_packets().unwrap();
+            }
+            gate.open();
+            let mut stream = rustls::Stream::new(&mut tls, &mut tcp);
+            stream.write_all(then.as_bytes()).unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).expect("an end that TLS vouches for");
+            answer
+        });
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("answered"), "{first}: {answer}");
     }
 }
 
