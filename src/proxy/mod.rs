@@ -56,7 +56,7 @@ pub mod request;
 pub mod reset;
 pub mod respond;
 pub mod saved;
-mod serve;
+pub mod serve;
 pub mod share;
 pub mod shed;
 pub mod throttle;
