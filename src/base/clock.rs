@@ -6,6 +6,8 @@
 use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use rustix::time::ClockId;
+
 /// Milliseconds since the process began. 64 bits last 584 million years.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Hash)]
 pub struct Millis(pub u64);
@@ -37,7 +39,16 @@ pub fn micros() -> u64 {
 /// Now, in microseconds since the machine started, as of the kernel's last tick: up to 10 ms old, and several times
 /// cheaper than [`micros`]. For how much time lies between two moments, and nothing else.
 pub fn coarse_micros() -> u64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
+    kernel_micros(ClockId::MonotonicCoarse)
+}
+
+/// Processor time that this thread has used, in microseconds.
+pub fn thread_micros() -> u64 {
+    kernel_micros(ClockId::ThreadCPUTime)
+}
+
+fn kernel_micros(clock: ClockId) -> u64 {
+    let time = rustix::time::clock_gettime(clock);
     let (seconds, nanos) =
         (u64::try_from(time.tv_sec).unwrap_or(0), u64::try_from(time.tv_nsec).unwrap_or(0));
     seconds * 1_000_000 + nanos / 1000

@@ -4,15 +4,14 @@
 //! between them. While reads come back full it takes as much as one call gives, and hands it on from memory. Who sends
 //! little never has such a buffer, and who sends much has one only while something is left in it: not while he is waited for.
 //!
-//! A server ends a handshake of TLS 1.3 with session tickets, which nobody waits for. Most clients have sent their first request
-//! by then, so the tickets wait for what is written next, and go in its packet. In the same way the end of TLS (close_notify)
+//! A server ends a handshake of TLS 1.3 with session tickets, which nobody waits for. Some clients have sent their first request
+//! by then, so the tickets wait for what is written next, and go in its packet; where a read finds no request, they are released. In the same way the end of TLS (close_notify)
 //! goes in one packet with the end of TCP.
 
 use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use rustix::net::SendFlags;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
@@ -89,12 +88,6 @@ impl Ahead {
         self.greeting = None;
     }
 
-    /// Makes dropping it a reset (RST) in place of an orderly end (FIN).
-    pub fn reset_on_close(&self) {
-        // Best effort: a socket that cannot be told is closed anyway.
-        let _ = socket2::SockRef::from(&self.tcp).set_linger(Some(Duration::ZERO));
-    }
-
     /// Waits for the first bytes, and gives the first one without taking it; `None` at the end.
     ///
     /// # Errors
@@ -122,11 +115,9 @@ impl Ahead {
     /// Holds `bufs` back, if they are tickets: in TLS 1.3 a server says nothing else that begins with an encrypted record
     /// between the client's last word and the end of the handshake, but for an alert, behind which it ends.
     fn holds(&mut self, bufs: &[io::IoSlice<'_>]) -> bool {
-        let size = bufs.iter().map(|buf| buf.len()).sum::<usize>();
-        let first = bufs.iter().find_map(|buf| buf.first());
         let holds = self.greeting == Some(Greeting::Heard)
-            && first == Some(&ENCRYPTED)
-            && self.held.len() + size <= TICKETS_MAX;
+            && bufs.iter().find_map(|buf| buf.first()) == Some(&ENCRYPTED)
+            && self.held.len() + send::size_of(bufs) <= TICKETS_MAX;
         if holds {
             bufs.iter().for_each(|buf| self.held.extend_from_slice(buf));
         }
@@ -212,6 +203,20 @@ impl Ahead {
         }
         read
     }
+
+    /// Reads, from memory or from the socket.
+    fn poll_take(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.left.is_none() && self.full && self.greeting.is_none() {
+            ready!(self.poll_ahead(cx, SIZE))?;
+        } else if self.left.is_none() {
+            let room = buf.remaining();
+            ready!(Pin::new(&mut self.tcp).poll_read(cx, buf))?;
+            self.full = room >= TELLING && buf.remaining() == 0;
+            return Poll::Ready(Ok(()));
+        }
+        self.give(buf);
+        Poll::Ready(Ok(()))
+    }
 }
 
 fn give_back(bytes: Box<[u8]>) {
@@ -250,22 +255,6 @@ impl AsyncRead for Ahead {
     }
 }
 
-impl Ahead {
-    fn poll_take(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self;
-        if this.left.is_none() && this.full && this.greeting.is_none() {
-            ready!(this.poll_ahead(cx, SIZE))?;
-        } else if this.left.is_none() {
-            let room = buf.remaining();
-            ready!(Pin::new(&mut this.tcp).poll_read(cx, buf))?;
-            this.full = room >= TELLING && buf.remaining() == 0;
-            return Poll::Ready(Ok(()));
-        }
-        this.give(buf);
-        Poll::Ready(Ok(()))
-    }
-}
-
 impl AsyncWrite for Ahead {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.as_mut().poll_write_vectored(cx, &[io::IoSlice::new(buf)])
@@ -284,7 +273,7 @@ impl AsyncWrite for Ahead {
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         if this.holds(bufs) {
-            return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
+            return Poll::Ready(Ok(send::size_of(bufs)));
         }
         if !this.held.is_empty() {
             return this.poll_with_held(cx, bufs);
@@ -294,8 +283,7 @@ impl AsyncWrite for Ahead {
         }
         let sent = send::poll_send(Pin::new(&mut this.tcp), cx, bufs);
         if this.greeting.is_some() {
-            let all = bufs.iter().map(|buf| buf.len()).sum::<usize>();
-            let whole = matches!(sent, Poll::Ready(Ok(count)) if count == all);
+            let whole = matches!(sent, Poll::Ready(Ok(count)) if count == send::size_of(bufs));
             this.greeting = Some(if whole { Greeting::Said } else { Greeting::Within });
         }
         sent

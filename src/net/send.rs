@@ -13,6 +13,11 @@ use tokio::net::TcpStream;
 /// Bytes that are copied together; more are sent as they lie.
 const FEW: usize = 1024;
 
+/// Bytes in all pieces.
+pub fn size_of(bufs: &[io::IoSlice<'_>]) -> usize {
+    bufs.iter().map(|buf| buf.len()).sum()
+}
+
 /// As [`AsyncWrite::poll_write_vectored`] on a socket.
 ///
 /// # Errors
@@ -25,7 +30,7 @@ pub fn poll_send(
     if let [only] = bufs {
         return tcp.poll_write(cx, only);
     }
-    if bufs.iter().map(|buf| buf.len()).sum::<usize>() > FEW {
+    if size_of(bufs) > FEW {
         return tcp.poll_write_vectored(cx, bufs);
     }
     let mut few = [0; FEW];

@@ -39,8 +39,7 @@ impl Stream {
             Stream::Asking(io) => io.tcp(),
             Stream::Tls(tls) => tls.get_ref().0.tcp(),
         };
-        // Best effort: a socket that cannot be told is closed anyway.
-        let _ = socket2::SockRef::from(tcp).set_linger(Some(Duration::ZERO));
+        reset_on_close(tcp);
     }
 
     /// Ready when bytes or an end have arrived, or may have. What TLS has read already does not count: only for a stream
@@ -95,6 +94,12 @@ impl Stream {
             Stream::Tls(io) => io.get_ref().1.alpn_protocol() == Some(b"h2"),
         }
     }
+}
+
+/// Makes dropping a socket a reset (RST) in place of an orderly end (FIN).
+pub fn reset_on_close(tcp: &TcpStream) {
+    // Best effort: a socket that cannot be told is closed anyway.
+    let _ = socket2::SockRef::from(tcp).set_linger(Some(Duration::ZERO));
 }
 
 macro_rules! delegate {

@@ -27,7 +27,7 @@ use crate::proxy::upload::{Streaming, cleaned};
 pub enum RequestBody {
     /// There is none.
     Empty,
-    /// It streams from the client. Boxed: every request is moved a dozen times, and few have a body.
+    /// It streams from the client. Boxed: every request is moved many times, and few have a body.
     Streaming(Box<Streaming>),
     /// It streams from the client, and its beginning is kept for another try.
     Kept(Kept),
@@ -73,7 +73,7 @@ pub struct ResponseBody {
 enum Source {
     /// One piece: we made it, or a backend's whole answer came at once.
     Piece(Option<Bytes>),
-    /// From a backend. Boxed: an answer is moved half a dozen times, and most are of one piece.
+    /// From a backend. Boxed: an answer is moved many times, and most are of one piece.
     Upstream(Box<Flow>),
 }
 

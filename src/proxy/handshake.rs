@@ -20,7 +20,7 @@ use crate::base::outcome::Outcome;
 use crate::base::policy::PolicyKind;
 use crate::config::model::Mode;
 use crate::net::ahead::Ahead;
-use crate::net::stream::Stream;
+use crate::net::stream::{self, Stream};
 use crate::policy::share::Counted;
 use crate::policy::site_limit::Place;
 use crate::proxy::accept::Accepted;
@@ -147,7 +147,7 @@ async fn shake(worker: &Rc<Worker>, ticket: &Ticket, tcp: TcpStream) -> Result<S
         }
         Some(_) => {
             // Nothing is left of it here: neither a goodbye is owed nor a wait for one.
-            tcp.reset_on_close();
+            stream::reset_on_close(tcp.tcp());
             return Err(Some(Counter::HandshakeNotTls));
         }
     }

@@ -123,7 +123,7 @@ impl Shares {
         // The worst is remembered for a while: who looks does not look each time.
         let late = if before == 0 { 0 } else { now.saturating_sub(before).saturating_sub(tick) };
         // Late by its own work: what others take of the machine is not mended by giving up something here.
-        let cpu = thread_millis();
+        let cpu = clock::thread_micros() / 1000;
         let late = late.min(cpu.saturating_sub(self.cpu.replace(cpu)));
         pulse.late.store(late.max(pulse.late.load(Relaxed) * 3 / 4), Relaxed);
         pulse.in_flight.store(self.in_flight.get(), Relaxed);
@@ -136,14 +136,6 @@ impl Shares {
             (row.told, row.buffered_told) = (row.in_flight, row.buffered);
         }
     }
-}
-
-/// Processor time that this thread has used, in milliseconds.
-fn thread_millis() -> u64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    let (seconds, nanos) =
-        (u64::try_from(time.tv_sec).unwrap_or(0), u64::try_from(time.tv_nsec).unwrap_or(0));
-    seconds * 1000 + nanos / 1_000_000
 }
 
 /// Ticks between two looks at who uses a connection: a second.
