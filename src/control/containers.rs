@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 
 use crate::base::clock;
 use crate::config::model::{Docker, Source};
+use crate::control::behind::behind;
 use crate::control::{Control, lock, remembered};
 use crate::discovery::docker::{self, Asked, News};
 use crate::discovery::{Engine, Update};
@@ -131,7 +132,7 @@ impl Control {
         }
         state.fragments = fragments.into();
         drop(state);
-        self.reload("the labels of containers changed");
+        self.reload("the labels of containers changed", None);
     }
 }
 
@@ -142,7 +143,7 @@ pub(super) async fn relabel(control: Arc<Control>, told: Arc<Notify>) {
         tokio::time::sleep(GATHER).await;
         let started = clock::micros();
         let reloading = control.clone();
-        if let Err(error) = tokio::task::spawn_blocking(move || reloading.relabel()).await {
+        if let Err(error) = behind(move || reloading.relabel()).await {
             tracing::error!("what labels say is not in force: {error}");
         }
         tokio::time::sleep(Duration::from_micros(clock::micros() - started) * REST).await;

@@ -8,6 +8,7 @@
 //! them, [`clock_guard`] sees to it that this is not done by a wrong clock; [`status`] says how everything is.
 
 pub mod bans;
+pub mod behind;
 mod choose;
 mod client_auth;
 pub mod clock_guard;

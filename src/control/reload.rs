@@ -149,18 +149,9 @@ pub fn check(path: &Path) -> Result<(Loaded, Vec<Diagnostic>), String> {
 }
 
 impl Control {
-    /// Reloads. Blocks: reading and compiling thousands of sites takes a while, so this runs on a thread of its own, and
-    /// leaves the core to the workers as often as they may want it.
-    pub fn reload(&self, reason: &str) -> Report {
-        gentle::work(|| self.reload_now(reason, None))
-    }
-
-    /// The same, after a look at the files: what it saw need not be asked again.
-    pub fn reload_seen(&self, reason: &str, look: &Look) -> Report {
-        gentle::work(|| self.reload_now(reason, Some(look)))
-    }
-
-    fn reload_now(&self, reason: &str, look: Option<&Look>) -> Report {
+    /// Reloads. Blocks: reading and compiling thousands of sites takes a while, so this is for [`behind`](super::behind::behind).
+    /// What `look` saw of the files need not be asked again.
+    pub fn reload(&self, reason: &str, look: Option<&Look>) -> Report {
         let mut state = lock(&self.state);
         let started = clock::now();
         let before = self.view.load();

@@ -19,6 +19,7 @@ use crate::base::gentle;
 use crate::config::Watched;
 use crate::config::look::Look;
 use crate::control::Control;
+use crate::control::behind::behind;
 
 /// How often files are looked at without an event.
 pub const POLL: Duration = Duration::from_secs(10);
@@ -92,7 +93,7 @@ async fn follow_new(mut folders: Folders, watched: Arc<Watched>, former: Arc<Wat
 
 /// Ten thousand sites name thirty thousand files: they are not looked at on the thread that answers the admin socket.
 async fn aside<T: Send + 'static>(look: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(|| gentle::work(look)).await {
+    match behind(look).await {
         Ok(looked) => looked,
         // Ends with the process only.
         Err(_) => std::future::pending().await,

@@ -14,6 +14,7 @@ use tokio::task::LocalSet;
 use crate::admin;
 use crate::config;
 use crate::config::model::Server;
+use crate::control::behind::behind;
 use crate::control::discover::Discovery;
 use crate::control::reload::connection_cap;
 use crate::control::{self, Control, Listener};
@@ -268,7 +269,7 @@ async fn serve(
     tokio::task::spawn_local(control::load::run(control.clone()));
     let watching = control.clone();
     tokio::task::spawn_local(control::watch::run(control.clone(), async move |reason, look| {
-        blocking(&watching, move |control| control.reload_seen(reason, &look)).await;
+        blocking(&watching, move |control| control.reload(reason, Some(&look))).await;
     }));
     let renewing = control.clone();
     tokio::task::spawn_local(control::renew::run(control.clone(), async move |reason| {
@@ -332,7 +333,7 @@ async fn upkeep(control: Arc<Control>) {
 }
 
 async fn reload(control: &Arc<Control>, reason: &'static str) -> Option<control::reload::Report> {
-    blocking(control, move |control| control.reload(reason)).await
+    blocking(control, move |control| control.reload(reason, None)).await
 }
 
 /// Reloads on a thread of its own, so that the admin socket answers meanwhile.
@@ -341,7 +342,7 @@ async fn blocking<T: Send + 'static>(
     reload: impl FnOnce(&Control) -> T + Send + 'static,
 ) -> Option<T> {
     let control = control.clone();
-    let done = tokio::task::spawn_blocking(move || reload(&control)).await;
+    let done = behind(move || reload(&control)).await;
     done.map_err(|error| tracing::error!("the reload failed: {error}")).ok()
 }
 

@@ -42,6 +42,31 @@ async fn sighup_reloads() {
 }
 
 #[tokio::test]
+async fn slow_work_gives_way_to_workers() {
+    let origin = Origin::saying("x").await;
+    let proxy = Proxy::with_site(SITE, &origin.backends()).await;
+    proxy.reload().await;
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", proxy.pid())).unwrap();
+    let mut nice = Vec::new();
+    for task in tasks.flatten() {
+        // A thread may end meanwhile.
+        let Ok(stat) = std::fs::read_to_string(task.path().join("stat")) else { continue };
+        let (name, fields) = stat.rsplit_once(')').unwrap();
+        let fields: Vec<_> = fields.split_whitespace().collect();
+        nice.push((name.split_once('(').unwrap().1.to_owned(), fields[16].parse::<i32>().unwrap()));
+    }
+    let of = |prefix: &str| {
+        let all: Vec<_> =
+            nice.iter().filter(|(name, _)| name.starts_with(prefix)).map(|(_, nice)| *nice).collect();
+        assert!(!all.is_empty(), "no thread {prefix} among {nice:?}");
+        all
+    };
+    let workers = of("worker-");
+    assert!(of("slow-work").iter().all(|slow| *slow == (workers[0] + 10).min(19)), "{nice:?}");
+    assert!(workers.iter().all(|worker| *worker == workers[0]), "{nice:?}");
+}
+
+#[tokio::test]
 async fn a_reload_reports_what_it_did() {
     let origin = Origin::saying("x").await;
     let proxy =

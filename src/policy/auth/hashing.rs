@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use super::hash::Hash;
 use super::remembered::Key;
 use crate::base::address::ClientKey;
+use crate::base::gentle;
 use crate::base::secret::Secret;
 
 /// Jobs of one site, and of one client at it, that wait at most.
@@ -25,8 +26,6 @@ const JOBS_MAX: usize = 1_024;
 const WAITERS_MAX: usize = 64;
 /// How long a thread waits for a job before it ends.
 const IDLE: Duration = Duration::from_secs(30);
-/// How much the threads give way to others (`nice`).
-const NICE: i32 = 10;
 
 /// Threads that compute hashes: half the cores, at most four. Each argon2 hash takes its memory while it runs.
 pub fn threads() -> usize {
@@ -189,8 +188,7 @@ impl Inner {
 
     /// One thread.
     fn run(&self) {
-        // Linux keeps the priority for each thread; where it may not be changed, things work all the same.
-        let _ = rustix::process::nice(NICE);
+        gentle::step_back();
         while let Some(job) = self.take() {
             let right = job.hash.verify(job.password.reveal().as_bytes());
             let waiters = self.lock().asked.remove(&job.key).unwrap_or_default();
