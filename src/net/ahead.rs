@@ -5,7 +5,8 @@
 //! little never has such a buffer, and who sends much has one only while something is left in it: not while he is waited for.
 //!
 //! A server ends a handshake of TLS 1.3 with session tickets, which nobody waits for. Some clients have sent their first request
-//! by then, so the tickets wait for what is written next, and go in its packet; where a read finds no request, they are released. In the same way the end of TLS (close_notify)
+//! by then, so the tickets wait for what is written next, and go in its packet; where a read finds no request, they are
+//! released. In the same way the end of TLS (close_notify)
 //! goes in one packet with the end of TCP.
 
 use std::cell::RefCell;
@@ -20,7 +21,7 @@ use tokio::net::TcpStream;
 use crate::net::send;
 
 /// Bytes of one read ahead: four TLS records.
-const SIZE: usize = 64 * 1024;
+pub const SIZE: usize = 64 * 1024;
 /// A read that was given less room than this says nothing by being full.
 const TELLING: usize = 2048;
 /// Buffers that a worker keeps for the next one who needs one.

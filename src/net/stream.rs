@@ -18,8 +18,8 @@ use crate::base::clock::Millis;
 use crate::net::ahead::Ahead;
 use crate::net::pace::Pace;
 use crate::net::piggyback::Piggyback;
-use crate::net::send;
 use crate::net::timer::{Timer, Wheel};
+use crate::net::{records, send};
 
 /// A TCP connection, in the clear or under TLS.
 pub enum Stream {
@@ -34,24 +34,23 @@ pub enum Stream {
 impl Stream {
     /// Makes dropping the stream a reset (RST) in place of an orderly end (FIN).
     pub fn reset_on_close(&self) {
-        let tcp = match self {
+        reset_on_close(self.tcp());
+    }
+
+    /// The socket.
+    pub fn tcp(&self) -> &TcpStream {
+        match self {
             Stream::Plain(tcp) => tcp,
             Stream::Asking(io) => io.tcp(),
             Stream::Tls(tls) => tls.get_ref().0.tcp(),
-        };
-        reset_on_close(tcp);
+        }
     }
 
     /// Ready when bytes or an end have arrived, or may have. What TLS has read already does not count: only for a stream
     /// whose last read found nothing.
     pub fn poll_arrived(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let tcp = match self {
-            Stream::Plain(tcp) => tcp,
-            Stream::Asking(io) => io.tcp(),
-            Stream::Tls(tls) => tls.get_ref().0.tcp(),
-        };
         // An error is for whoever reads.
-        tcp.poll_read_ready(cx).map(drop)
+        self.tcp().poll_read_ready(cx).map(drop)
     }
 
     /// Settles what was read from a server: whether that ends an answer ([`Piggyback::settle`]).
@@ -135,7 +134,11 @@ impl AsyncRead for Stream {
 
 impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        delegate!(self, poll_write, cx, buf)
+        match self.get_mut() {
+            Stream::Plain(io) => Pin::new(io).poll_write(cx, buf),
+            Stream::Asking(io) => Pin::new(io).poll_write(cx, buf),
+            Stream::Tls(io) => records::poll_write(io, cx, &[io::IoSlice::new(buf)]),
+        }
     }
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         delegate!(self, poll_flush, cx)
@@ -154,7 +157,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Stream::Plain(io) => send::poll_send(Pin::new(io), cx, bufs),
             Stream::Asking(io) => Pin::new(io).poll_write_vectored(cx, bufs),
-            Stream::Tls(io) => Pin::new(io.as_mut()).poll_write_vectored(cx, bufs),
+            Stream::Tls(io) => records::poll_write(io, cx, bufs),
         }
     }
     fn is_write_vectored(&self) -> bool {
@@ -277,6 +280,11 @@ impl Progress {
         };
         progress.arm();
         progress
+    }
+
+    /// A timer for something else about this connection.
+    pub fn timer(&self) -> Timer {
+        self.timer.another()
     }
 
     /// Enters a phase and starts its deadline.

@@ -125,6 +125,11 @@ pub struct Timer {
 }
 
 impl Timer {
+    /// Another one of its wheel, without a deadline.
+    pub fn another(&self) -> Timer {
+        self.wheel.timer()
+    }
+
     /// The time of its wheel.
     pub fn now(&self) -> Millis {
         self.wheel.now()

@@ -2,7 +2,7 @@
 //!
 //! A worker that is faster than a client reads what there is whenever there is something, and each send of it costs a
 //! packet, an acknowledgement and a wake of the backend, whatever its size. So where a body with a known length comes
-//! quickly, its pieces wait for each other until they fill a packet. Nobody is slowed down: the client is read as before,
+//! quickly, its pieces wait for each other until they fill a packet. Nobody is slowed down: the client sends on,
 //! the last piece waits for nothing, and where no more comes, what is here goes on with the second [`TICK`] at the latest.
 //! A body without a length may be a conversation: nothing of it waits.
 
@@ -12,7 +12,7 @@ use std::task::Context as Task;
 use bytes::Bytes;
 use hyper::body::Frame;
 
-use crate::base::clock::Millis;
+use crate::net::low_water::Quick;
 use crate::net::timer::{TICK, Timer, Wheel};
 use crate::proxy::upload::size_of;
 
@@ -31,19 +31,16 @@ pub struct Gather {
     wheel: Wheel,
     /// Goes off when what is held waited long enough; most bodies never need it.
     late: Option<Timer>,
-    /// The tick in which the last piece came, and the bytes that came in it.
-    tick: Millis,
-    brought: u64,
-    /// A packet was filled within a tick.
-    quick: bool,
+    /// Whether a packet was filled within a tick.
+    quick: Quick,
 }
 
 impl Gather {
     /// Begins with what was read already, which waits for nothing.
     pub fn new(wheel: &Wheel, held: VecDeque<Frame<Bytes>>) -> Gather {
         let size = held.iter().map(size_of).sum();
-        let (wheel, tick) = (wheel.clone(), wheel.now());
-        Gather { held, size, free: u64::MAX, wheel, late: None, tick, brought: 0, quick: false }
+        let quick = Quick::new(wheel.now(), PACKET);
+        Gather { held, size, free: u64::MAX, wheel: wheel.clone(), late: None, quick }
     }
 
     /// Bytes that are held.
@@ -93,8 +90,8 @@ impl Gather {
     /// A piece came, and `rest` bytes are to come, if that is known. Given back is what waits for nothing.
     pub fn add(&mut self, frame: Frame<Bytes>, rest: Option<u64>) -> Option<Frame<Bytes>> {
         let size = size_of(&frame);
-        self.note(size);
-        let waits = self.quick && frame.is_data() && rest.is_some_and(|rest| rest > 0);
+        self.quick.note(self.wheel.now(), size);
+        let waits = self.quick.is_quick() && frame.is_data() && rest.is_some_and(|rest| rest > 0);
         if self.held.is_empty() {
             if !waits {
                 return Some(frame);
@@ -113,17 +110,6 @@ impl Gather {
         self.late.get_or_insert_with(|| self.wheel.timer()).set(TICK);
     }
 
-    fn note(&mut self, size: u64) {
-        let now = self.wheel.now();
-        if now != self.tick {
-            let next = now.0.saturating_sub(self.tick.0) < 2 * TICK.as_millis() as u64;
-            self.quick = next && self.brought >= PACKET;
-            (self.tick, self.brought) = (now, 0);
-        }
-        self.brought = self.brought.saturating_add(size);
-        self.quick |= self.brought >= PACKET;
-    }
-
     /// Nothing came: whether what is held waited long enough. Wakes the task when it has.
     pub fn is_late(&mut self, cx: &mut Task<'_>) -> bool {
         let Some(late) = self.late.as_ref().filter(|_| !self.held.is_empty()) else { return false };
@@ -131,7 +117,8 @@ impl Gather {
             return false;
         }
         late.clear();
-        (self.free, self.quick, self.brought) = (u64::MAX, false, 0);
+        self.free = u64::MAX;
+        self.quick.forget();
         true
     }
 }
@@ -141,6 +128,7 @@ mod tests {
     use std::task::Waker;
 
     use super::*;
+    use crate::base::clock::Millis;
 
     struct Bench {
         wheel: Wheel,

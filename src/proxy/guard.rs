@@ -18,6 +18,7 @@ pub use crate::net::http1::Step;
 use crate::net::http1::{
     Chunks, Framing, Held, Length, Lines, READ, Scan, field_of_text, is_text_in_lines, is_token, mentions,
 };
+use crate::net::low_water::{LEAST, LowWater};
 use crate::net::stream::Phase;
 use crate::proxy::context::Watched;
 
@@ -228,6 +229,10 @@ pub struct Guard {
     wasted: bool,
     /// The client closed its side.
     ended: bool,
+    /// The last read left room: nothing that was read is on its way.
+    drained: bool,
+    /// When bodies are read that come quickly; of whoever sent a long one.
+    water: Option<Box<LowWater>>,
 }
 
 impl Guard {
@@ -241,6 +246,8 @@ impl Guard {
             broken: false,
             wasted: false,
             ended: false,
+            drained: false,
+            water: None,
         }
     }
 
@@ -341,6 +348,28 @@ impl Guard {
         Poll::Ready(Ok(()))
     }
 
+    /// Reads what the client sent; within a long body that comes quickly not before there is much of it.
+    fn poll_io(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let body = match self.framer.state {
+            State::Body(due) if due >= LEAST => Some(due),
+            _ => None,
+        };
+        if let (Some(due), true, Some(water)) = (body, self.drained, &mut self.water) {
+            ready!(water.poll(cx, self.io.stream().tcp(), due));
+        }
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.io).poll_read(cx, buf);
+        if read.is_ready() {
+            self.drained = buf.remaining() > 0;
+        }
+        let count = buf.filled().len() - before;
+        if body.is_some() && count > 0 {
+            let progress = self.io.progress();
+            self.water.get_or_insert_with(|| Box::new(LowWater::new(progress.timer()))).read(count);
+        }
+        read
+    }
+
     /// While it is open whether the protocol will be switched, bytes are only kept, few of them. Ready when the client
     /// is gone.
     fn poll_switching(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -390,7 +419,7 @@ impl AsyncRead for Guard {
             }
             let before = buf.filled().len();
             if this.held.is_empty() {
-                let read = Pin::new(&mut this.io).poll_read(cx, buf);
+                let read = this.poll_io(cx, buf);
                 this.progress().quiet(read.is_pending() && this.framer.state == State::Head);
                 if read.is_pending() {
                     this.release(cx);
@@ -409,6 +438,7 @@ impl AsyncRead for Guard {
                 continue;
             }
             // The rest of a head: gathered until it is whole. Bounded by the framer's limit on heads.
+            this.drained = false;
             let more = this.held.poll_more(cx, &mut this.io);
             if more.is_pending() {
                 this.release(cx);

@@ -19,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::base::outcome::Outcome;
 use crate::net::http1::{Chunks, Framing, Held, Length, Lines, Scan, Step, field_of_text, is_text_in_lines};
+use crate::net::records;
 use crate::net::stream::Stream;
 
 /// Interim answers (RFC 9110 section 15.2) before a final one. Real backends send one or two; each costs a parse.
@@ -262,12 +263,14 @@ pub struct Checked<S> {
     framer: Framer,
     held: Held,
     fault: Option<Fault>,
+    /// The last read took a piece or more: it will not be the last.
+    much: bool,
 }
 
 impl<S> Checked<S> {
     /// Checks a stream.
     pub fn new(io: S, asked: Rc<Asked>, head_max: usize) -> Checked<S> {
-        Checked { io, framer: Framer::new(asked, head_max), held: Held::default(), fault: None }
+        Checked { io, framer: Framer::new(asked, head_max), held: Held::default(), fault: None, much: false }
     }
 
     /// The stream without the check, for another protocol, and what was read of that already.
@@ -289,8 +292,14 @@ impl<S: AsyncRead + AsMut<Stream> + Unpin> AsyncRead for Checked<S> {
             }
             let before = buf.filled().len();
             let judged = if this.held.is_empty() {
-                ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
-                if buf.filled().len() == before {
+                ready!(if this.much {
+                    records::poll_read(&mut this.io, cx, buf)
+                } else {
+                    Pin::new(&mut this.io).poll_read(cx, buf)
+                })?;
+                let read = buf.filled().len() - before;
+                this.much = read >= records::PIECE;
+                if read == 0 {
                     return Poll::Ready(Ok(()));
                 }
                 this.held.judge_in_place(buf, before, |bytes| this.framer.step(bytes))
