@@ -152,8 +152,14 @@ class Proxy:
             if self.process.poll() is not None:
                 break
             try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
+                with socket.create_connection(("127.0.0.1", port), 1) as taken:
+                    # The kernel takes connections before the program does. Also a TLS port answers this, if only by its end.
+                    taken.sendall(b"GET /small HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                    taken.settimeout(1)
+                    taken.recv(1)
                 return
+            except ConnectionResetError:
+                return  # an answer too
             except OSError:
                 time.sleep(0.02)
         self.stop()

@@ -133,7 +133,7 @@ def others(figures):
         for shape, told in run["shapes"].items():
             lines.append(row([told["title"], *(f"{told['started'][n]:.1f} s, {told['kib'][n] / 1024:,.0f} MiB" if n in told["kib"] else "–"
                                                for n in figures.names)]))
-        parts.append("## Start and memory\n\nFrom the start to the first connection taken; memory before any load.\n\n" + "\n".join(lines))
+        parts.append("## Start and memory\n\nFrom the start to the first answer; memory before any load.\n\n" + "\n".join(lines))
     return "\n\n".join(parts)
 
 

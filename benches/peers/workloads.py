@@ -14,7 +14,7 @@ from proxies import HERE, Missing, cpu_seconds, memory_kib
 
 @dataclasses.dataclass
 class Workload:
-    """`kind` says how: wrk, h2load, connect, websocket (closed loops), rate, reload (steady rates), idle (memory)."""
+    """`kind` says how: wrk, h2load, ask, connect, websocket (closed loops), rate, reload (steady rates), idle (memory)."""
 
     key: str
     title: str
@@ -44,6 +44,7 @@ WORKLOADS = [
     Workload("h2-1m", "1 MiB TLS h2", "h2load", path="/1m", extra=("-c16", "-m1")),
     Workload("plain-up", "1 MiB upload plain h1", "wrk", "http", "/sink/up", ("-c16", "-s", str(HERE / "upload.lua"))),
     Workload("tls-up", "1 MiB upload TLS h1", "wrk", path="/sink/up", extra=("-c16", "-s", str(HERE / "upload.lua"))),
+    Workload("tls-up-64k", "1 MiB upload TLS h1, 64 KiB a write", "ask", path="/sink/up", extra=("body=1048576",)),
     Workload("h2-up", "1 MiB upload TLS h2", "h2load", path="/sink/up", extra=("-c16", "-m1", "-d", "@FOLDER@/www/1m")),
     Workload("full", "full TLS handshake + request", "connect"),
     Workload("resumed", "resumed TLS handshake + request", "connect", extra=("resume=1",)),
@@ -59,6 +60,8 @@ WORKLOADS = [
 IDLE = 10_000
 # Full handshakes, new connections: so many at once.
 CLIENTS = 16
+# After a reload: how long is looked whether more than so much of a core is taken, and for how long that may go on, in seconds.
+REST, RESTING, REST_MAX = 1, 0.05, 60
 
 
 class Failed(Exception):
@@ -99,8 +102,8 @@ def closed(bench, work, proxy, seconds):
         if not done or not int(done[2]):
             raise Failed(" ".join(text.split())[-200:])
         return {"done": int(done[2]), "seconds": seconds, "failed": int(done[3])}
-    command = {"connect": ["connect", f"connections={CLIENTS}"], "websocket": ["websocket", "connections=64"]}[work.kind]
-    return line(run(bench, [bench.load, *command, f"url={url}", f"seconds={seconds}", *extra], seconds))
+    connections = {"connect": CLIENTS, "websocket": 64, "ask": 16}[work.kind]
+    return line(run(bench, [bench.load, work.kind, f"connections={connections}", f"url={url}", f"seconds={seconds}", *extra], seconds))
 
 
 def steady(bench, proxy, rate, seconds):
@@ -139,6 +142,18 @@ def idle(bench, proxy, seconds):
             "kib_each": (after - before) / held["done"]}
 
 
+def rest(proxy):
+    """Waits until a proxy has nothing more to do: one that still reloads would take the core from the next, whose turn it is."""
+    deadline, before = time.monotonic() + REST_MAX, cpu_seconds(proxy.process.pid)
+    while time.monotonic() < deadline:
+        time.sleep(REST)
+        now = cpu_seconds(proxy.process.pid)
+        if now - before < REST * RESTING:
+            return
+        before = now
+    print(f"  {proxy.name}: not at rest {REST_MAX} s after its load", file=sys.stderr)
+
+
 def reload(bench, proxy, rate, seconds):
     """The same steady load twice: quiet, and with a reload when a quarter of it is over."""
     quiet = steady(bench, proxy, rate, seconds)
@@ -154,6 +169,7 @@ def reload(bench, proxy, rate, seconds):
         load.kill()
         raise Failed("no end within its time")
     during = line(text)
+    rest(proxy)
     return during | {"quiet_p99": quiet["p99"], "quiet_p999": quiet["p999"], "rate": rate}
 
 
@@ -181,7 +197,7 @@ def one(bench, work, proxy, seconds):
 
 def seconds_of(work, options, proxies):
     """How long a workload takes, about, in seconds."""
-    each = {"idle": 20, "reload": 2 * max(options.seconds, 6) + 3}.get(work.kind, options.seconds + 0.6)
+    each = {"idle": 20, "reload": 2 * max(options.seconds, 6) + 3 + REST}.get(work.kind, options.seconds + 0.6)
     return each * proxies * work.rounds(options)
 
 

@@ -26,6 +26,8 @@ pub struct Target {
     host: String,
     path: String,
     names: usize,
+    /// Bytes that every request uploads; none for a GET.
+    body: usize,
 }
 
 impl Target {
@@ -45,7 +47,8 @@ impl Target {
             TlsConnector::from(Arc::new(config))
         });
         let names = options.number("names", 0)?;
-        Ok(Target { tls, port: port.parse()?, host: host.into(), path: format!("/{path}"), names })
+        let body = options.number("body", 0)?;
+        Ok(Target { tls, port: port.parse()?, host: host.into(), path: format!("/{path}"), names, body })
     }
 
     fn host(&self, turn: usize) -> String {
@@ -54,7 +57,15 @@ impl Target {
 
     pub fn request(&self, turn: usize, keep: bool) -> Vec<u8> {
         let close = if keep { "" } else { "Connection: close\r\n" };
-        format!("GET {} HTTP/1.1\r\nHost: {}\r\n{close}\r\n", self.path, self.host(turn)).into_bytes()
+        let (method, length) = match self.body {
+            0 => ("GET", String::new()),
+            bytes => ("POST", format!("Content-Length: {bytes}\r\n")),
+        };
+        let head =
+            format!("{method} {} HTTP/1.1\r\nHost: {}\r\n{length}{close}\r\n", self.path, self.host(turn));
+        let mut request = head.into_bytes();
+        request.resize(request.len() + self.body, b'u');
+        request
     }
 
     pub async fn connect(&self, turn: usize) -> Result<Connection> {

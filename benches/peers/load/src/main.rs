@@ -3,6 +3,7 @@
 //!
 //!     peer-load rate       url=https://localhost:8443/small rate=20000 seconds=3 connections=64
 //!     peer-load connect    url=https://localhost:8443/small seconds=3 connections=16 [resume=1] [names=10000]
+//!     peer-load ask        url=https://localhost:8443/sink/up seconds=3 connections=16 [body=1048576]
 //!     peer-load idle       url=https://localhost:8443/small connections=10000
 //!     peer-load websocket  url=http://localhost:8080/echo seconds=3 connections=64
 //!     peer-load backend    port=9001
@@ -53,12 +54,13 @@ fn main() -> Outcome<()> {
         match command.as_str() {
             "rate" => rate::run(&options).await,
             "connect" => connect(&options).await,
+            "ask" => ask(&options).await,
             "idle" => idle(&options).await,
             "websocket" => websocket(&options).await,
             "backend" => backend::serve(options.number("port", 0)?.try_into()?).await,
             "certs" => certificates(options.text("folder")?, options.number("names", 10_000)?),
             other => {
-                Err(format!("unknown: {other:?}; rate, connect, idle, websocket, backend, certs").into())
+                Err(format!("unknown: {other:?}; rate, connect, ask, idle, websocket, backend, certs").into())
             }
         }
     }))
@@ -107,6 +109,43 @@ async fn connect(options: &Options) -> Outcome<()> {
         let (more, bad) = client.await?;
         micros.extend(more);
         failed += bad;
+    }
+    report(micros, failed, begin.elapsed());
+    Ok(())
+}
+
+/// Request after request on each of so many connections, with a body where one is wanted. A body is written as rustls takes it,
+/// 64 KiB at a time: wrk makes a system call for each record of 16 KiB.
+async fn ask(options: &Options) -> Outcome<()> {
+    let target = client::Target::new(options, false)?;
+    let lasts = options.seconds()?;
+    let mut open = Vec::new();
+    for turn in 0..options.number("connections", 16)? {
+        open.push((target.connect(turn).await?, target.request(turn, true)));
+    }
+    let begin = Instant::now();
+    let clients: Vec<_> = open
+        .into_iter()
+        .map(|(mut connection, request)| {
+            tokio::task::spawn_local(async move {
+                let mut micros = Vec::new();
+                while begin.elapsed() < lasts {
+                    let since = Instant::now();
+                    connection.ask(&request).await.ok()?;
+                    micros.push(since.elapsed().as_micros() as u32);
+                }
+                Some(micros)
+            })
+        })
+        .collect();
+    gather(clients, begin).await
+}
+
+/// The report of clients that each end with the times of their answers, or with nothing when something failed.
+async fn gather(clients: Vec<tokio::task::JoinHandle<Option<Vec<u32>>>>, begin: Instant) -> Outcome<()> {
+    let (mut micros, mut failed) = (Vec::new(), 0);
+    for client in clients {
+        client.await?.map_or_else(|| failed += 1, |more| micros.extend(more));
     }
     report(micros, failed, begin.elapsed());
     Ok(())
@@ -164,12 +203,7 @@ async fn websocket(options: &Options) -> Outcome<()> {
             })
         })
         .collect();
-    let (mut micros, mut failed) = (Vec::new(), 0);
-    for client in clients {
-        client.await?.map_or_else(|| failed += 1, |more| micros.extend(more));
-    }
-    report(micros, failed, begin.elapsed());
-    Ok(())
+    gather(clients, begin).await
 }
 
 /// A certificate of its own for every site: ECDSA P-256, as nearly everybody's are. HAProxy wants both parts in one file.
