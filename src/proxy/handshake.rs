@@ -229,7 +229,7 @@ async fn owned(
     }
     let (share, counted) = (Share::of(tenant), Counted::one(&tenant.connections));
     let lend = if enforced { shares.lend } else { 100 };
-    match ticket.turn(share, lend).await {
+    match ticket.turn(share, lend, worker.shares.levels.kept()).await {
         Ok(()) => Ok((share, counted)),
         Err(Refused::Share) => shed(Shed::ShareHandshakes),
         Err(Refused::Full) => {

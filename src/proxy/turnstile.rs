@@ -201,10 +201,10 @@ impl Turnstile {
         }
     }
 
-    /// Whether as many wait of a tenant as is its part of `max`.
-    fn has_its_part(&self, share: Share, max: usize) -> bool {
+    /// Whether as many wait of a tenant as is its part of `max`, with `kept` among the weights for whoever comes next.
+    fn has_its_part(&self, share: Share, max: usize, kept: u32) -> bool {
         let queue = self.queue.borrow();
-        queue.waiting(share.slot) >= queue.part(share.slot, share.weight, max)
+        queue.waiting(share.slot) >= queue.part(share.slot, share.weight, max, kept)
     }
 
     fn is_over(&self, tenant: share::Slot) -> bool {
@@ -267,18 +267,19 @@ impl Ticket {
 
     /// Waits for a turn. To be called by what [`Ticket::drive`] drives: it wakes the handshake as a whole.
     ///
-    /// `share`: whose it is. Of more than `lent` percent of what may wait, its tenant may have its share.
+    /// `share`: whose it is. Of more than `lent` percent of what may wait, its tenant may have its share, beside a tenant of
+    /// the weight `kept` of which nobody waits yet: a queue that is full is full for everybody, at accept.
     ///
     /// # Errors
     /// Why it has none.
-    pub async fn turn(&self, share: Share, lent: u32) -> Result<(), Refused> {
+    pub async fn turn(&self, share: Share, lent: u32, kept: u32) -> Result<(), Refused> {
         let turnstile = &self.turnstile;
         let (queued, max) = (turnstile.queued.get(), turnstile.max.get());
         if queued >= max {
             return Err(Refused::Full);
         }
         if queued.saturating_mul(100) >= max.saturating_mul(lent as usize)
-            && turnstile.has_its_part(share, max)
+            && turnstile.has_its_part(share, max, kept)
         {
             return Err(Refused::Share);
         }
@@ -382,7 +383,7 @@ mod tests {
             for _ in 0..3 {
                 let ticket = turnstile.enter(3).unwrap();
                 tasks.push(tokio::task::spawn_local(async move {
-                    ticket.drive(ticket.turn(Share::default(), 100)).await
+                    ticket.drive(ticket.turn(Share::default(), 100, 0)).await
                 }));
                 tokio::task::yield_now().await;
             }
@@ -403,14 +404,40 @@ mod tests {
             let turnstile = Rc::new(Turnstile::default());
             let gone = turnstile.enter(8).unwrap();
             let task =
-                tokio::task::spawn_local(async move { gone.drive(gone.turn(Share::default(), 100)).await });
+                tokio::task::spawn_local(
+                    async move { gone.drive(gone.turn(Share::default(), 100, 0)).await },
+                );
             tokio::task::yield_now().await;
             task.abort();
             let _ = task.await;
             assert_eq!(turnstile.in_flight(), (0, 0));
             tokio::task::spawn_local(turnstile.clone().run());
             let next = turnstile.enter(8).unwrap();
-            assert_eq!(next.drive(next.turn(Share::default(), 100)).await, Ok(Ok(())));
+            assert_eq!(next.drive(next.turn(Share::default(), 100, 0)).await, Ok(Ok(())));
+        });
+    }
+
+    #[test]
+    fn one_tenant_alone_leaves_room_in_the_queue_for_the_first_of_another() {
+        local(async {
+            let turnstile = Rc::new(Turnstile::default());
+            let wait = |slot| {
+                let (ticket, share) =
+                    (turnstile.enter(8).unwrap(), Share { slot: share::Slot(slot), weight: 1 });
+                tokio::task::spawn_local(async move { ticket.drive(ticket.turn(share, 50, 1)).await })
+            };
+            let crowd: Vec<_> = (0..4).map(|_| wait(1)).collect();
+            tokio::task::yield_now().await;
+            for _ in 0..9 {
+                assert_eq!(wait(1).await.unwrap(), Ok(Err(Refused::Share)), "it has its half");
+            }
+            let other = wait(2);
+            tokio::task::yield_now().await;
+            assert_eq!(turnstile.in_flight(), (0, 5));
+            tokio::task::spawn_local(turnstile.clone().run());
+            for task in crowd.into_iter().chain([other]) {
+                assert_eq!(task.await.unwrap(), Ok(Ok(())));
+            }
         });
     }
 
@@ -423,7 +450,7 @@ mod tests {
             for _ in 0..4 {
                 let (ticket, log) = (turnstile.enter(8).unwrap(), log.clone());
                 tasks.push(tokio::task::spawn_local(async move {
-                    let _ = ticket.drive(ticket.turn(Share::default(), 100)).await;
+                    let _ = ticket.drive(ticket.turn(Share::default(), 100, 0)).await;
                     ticket.compute(async { log.borrow_mut().push('h') }).await;
                 }));
             }
@@ -453,7 +480,7 @@ mod tests {
             let ticket = turnstile.enter(1).unwrap();
             let task = tokio::task::spawn_local(async move {
                 let handshake = async {
-                    ticket.turn(Share::default(), 100).await.unwrap();
+                    ticket.turn(Share::default(), 100, 0).await.unwrap();
                     ticket.compute(pending::<()>()).await;
                 };
                 ticket.drive(handshake).await

@@ -9,12 +9,11 @@ use std::task::{Context, Poll};
 
 use rustls::pki_types::ServerName;
 use rustls::version::{TLS12, TLS13};
-use rustls::{ClientConfig, ClientConnection};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::harness::tls::{Ca, Pair, client_config, connect};
+use crate::harness::tls::{Ca, Pair, client_config, connect, hello};
 use crate::harness::{H2, Origin, Proxy, ProxyBuilder, Wire, tool, wait_for, within};
 
 const SITE: &str = "shop.test";
@@ -24,14 +23,6 @@ async fn shop() -> (Origin, Proxy) {
     let origin = Origin::saying("ok").await;
     let proxy = Proxy::with_site(SITE, &origin.backends()).await;
     (origin, proxy)
-}
-
-/// The bytes of a real client's hello.
-fn hello(config: &Arc<ClientConfig>, name: &str) -> Vec<u8> {
-    let name = ServerName::try_from(name.to_string()).unwrap();
-    let mut bytes = Vec::new();
-    ClientConnection::new(config.clone(), name).unwrap().write_tls(&mut bytes).unwrap();
-    bytes
 }
 
 /// A handshake message in records of at most so many bytes.

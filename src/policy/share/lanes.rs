@@ -121,12 +121,12 @@ impl<T> Lanes<T> {
         self.lanes.get(slot.index()).map_or(0, Lane::len)
     }
 
-    /// A lane's part of `whole`, by its weight among those in which somebody waits; it is counted among them.
-    pub fn part(&self, slot: Slot, weight: u32, whole: usize) -> usize {
+    /// A lane's part of `whole`, by its weight among those in which somebody waits, and `kept`; it is counted among them.
+    pub fn part(&self, slot: Slot, weight: u32, whole: usize, kept: u32) -> usize {
         let own = u64::from(weight.max(1));
         let counted = if self.waiting(slot) > 0 { 0 } else { own };
         let whole = u64::try_from(whole).unwrap_or(u64::MAX);
-        let part = whole.saturating_mul(own) / (self.weights + counted).max(1);
+        let part = whole.saturating_mul(own) / (self.weights + counted + u64::from(kept)).max(1);
         usize::try_from(part).unwrap_or(usize::MAX)
     }
 
@@ -253,15 +253,16 @@ mod tests {
     #[test]
     fn parts_follow_the_weights_of_those_that_wait() {
         let mut lanes = Lanes::default();
-        assert_eq!(lanes.part(Slot(1), 1, 1024), 1024);
+        assert_eq!(lanes.part(Slot(1), 1, 1024, 0), 1024);
+        assert_eq!(lanes.part(Slot(1), 1, 1024, 1), 512);
         lanes.push(Slot(1), 1, 'a', false);
-        assert_eq!(lanes.part(Slot(1), 1, 1024), 1024);
-        assert_eq!(lanes.part(Slot(2), 3, 1024), 768);
+        assert_eq!(lanes.part(Slot(1), 1, 1024, 0), 1024);
+        assert_eq!(lanes.part(Slot(2), 3, 1024, 0), 768);
         lanes.push(Slot(2), 3, 'b', false);
-        assert_eq!((lanes.part(Slot(1), 1, 1024), lanes.part(Slot(2), 3, 1024)), (256, 768));
+        assert_eq!((lanes.part(Slot(1), 1, 1024, 0), lanes.part(Slot(2), 3, 1024, 0)), (256, 768));
         assert_eq!((lanes.waiting(Slot(1)), lanes.waiting(Slot(2)), lanes.waiting(Slot(9))), (1, 1, 0));
         lanes.retain(|item| *item != 'a');
-        assert_eq!((lanes.len(), lanes.part(Slot(2), 3, 8)), (1, 8));
+        assert_eq!((lanes.len(), lanes.part(Slot(2), 3, 8, 0)), (1, 8));
         assert_eq!(lanes.turn(), Some((Slot(2), 'b')));
         assert_eq!(lanes.turn(), None);
     }

@@ -186,8 +186,12 @@ impl Levels {
             Thing::Buffered => &self.buffered,
         };
         let own = tenant.weight();
-        let least = if self.tenants.load(Relaxed) > 1 { own.saturating_add(1) } else { own };
-        (own, sum.load(Relaxed).max(least))
+        (own, sum.load(Relaxed).max(own.saturating_add(self.kept())))
+    }
+
+    /// The weight for which room is left, of a tenant that has nothing yet: the usual one, where there are others at all.
+    pub fn kept(&self) -> u32 {
+        u32::from(self.tenants.load(Relaxed) > 1)
     }
 }
 

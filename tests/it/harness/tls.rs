@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, SupportedProtocolVersion};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
@@ -167,6 +167,14 @@ pub fn client_config(
     let mut config = builder.with_root_certificates(roots(roots_pem)).with_no_client_auth();
     config.alpn_protocols = alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
     Arc::new(config)
+}
+
+/// The bytes of a real client's hello.
+pub fn hello(config: &Arc<ClientConfig>, name: &str) -> Vec<u8> {
+    let name = ServerName::try_from(name.to_string()).unwrap();
+    let mut bytes = Vec::new();
+    ClientConnection::new(config.clone(), name).unwrap().write_tls(&mut bytes).unwrap();
+    bytes
 }
 
 /// Connects with TLS; the error is the handshake's.
