@@ -19,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::net::send;
+use crate::net::unheard::Unheard;
 
 /// Bytes of one read ahead: four TLS records.
 pub const SIZE: usize = 64 * 1024;
@@ -42,6 +43,7 @@ thread_local! {
 /// A TCP connection under TLS.
 pub struct Ahead {
     tcp: TcpStream,
+    unheard: Unheard,
     /// What was read and not yet handed on.
     left: Option<Left>,
     /// The last read took all it had room for, or much: there is more, or will be.
@@ -74,7 +76,8 @@ struct Left {
 impl Ahead {
     /// Nothing is read ahead before a read comes back full.
     pub fn new(tcp: TcpStream) -> Ahead {
-        Ahead { tcp, left: None, full: false, greeting: None, held: Vec::new(), ends: false }
+        let unheard = Unheard::default();
+        Ahead { tcp, unheard, left: None, full: false, greeting: None, held: Vec::new(), ends: false }
     }
 
     /// For the server's side: until [`Ahead::greeted`], session tickets are held back.
@@ -164,6 +167,11 @@ impl Ahead {
         self.ends = true;
     }
 
+    /// See [`Unheard::set`].
+    pub fn unheard(&mut self) {
+        self.unheard.set();
+    }
+
     /// The socket.
     pub fn tcp(&self) -> &TcpStream {
         &self.tcp
@@ -192,7 +200,7 @@ impl Ahead {
     fn poll_ahead(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<io::Result<()>> {
         let mut bytes = SPARE.with_borrow_mut(Vec::pop).unwrap_or_else(|| vec![0; SIZE].into_boxed_slice());
         let mut into = ReadBuf::new(bytes.get_mut(..most).unwrap_or_default());
-        let read = Pin::new(&mut self.tcp).poll_read(cx, &mut into);
+        let read = self.unheard.poll_read(&mut self.tcp, cx, &mut into);
         let end = into.filled().len();
         if read.is_ready() {
             self.full = end > TELLING;
@@ -211,7 +219,7 @@ impl Ahead {
             ready!(self.poll_ahead(cx, SIZE))?;
         } else if self.left.is_none() {
             let room = buf.remaining();
-            ready!(Pin::new(&mut self.tcp).poll_read(cx, buf))?;
+            ready!(self.unheard.poll_read(&mut self.tcp, cx, buf))?;
             self.full = room >= TELLING && buf.remaining() == 0;
             return Poll::Ready(Ok(()));
         }

@@ -91,7 +91,8 @@ impl LowWater {
         self.quick.note(self.late.now(), size as u64);
     }
 
-    /// Ready when the socket is to be read: `due` bytes are certain to come, but for what was read of them and is not told
+    /// Ready when the socket is to be read; until then the runtime may have forgotten what is there, so that it is
+    /// [`Unheard`](crate::net::unheard::Unheard). `due` bytes are certain to come, but for what was read of them and is not told
     /// yet, at most a part of a TLS record.
     pub fn poll(&mut self, cx: &mut Context<'_>, tcp: &TcpStream, due: u64) -> Poll<()> {
         let least = self.least(tcp, due);
@@ -152,11 +153,12 @@ mod tests {
     use std::future::poll_fn;
     use std::time::Duration;
 
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadBuf};
     use tokio::net::TcpListener;
 
     use super::*;
     use crate::net::timer::Wheel;
+    use crate::net::unheard::Unheard;
 
     const MUCH: u64 = 1 << 20;
     const KIB: usize = 1024;
@@ -246,6 +248,13 @@ mod tests {
         assert!(!bench.is_ready(MUCH).await);
         bench.wheel.advance(Millis(2 * TICK.as_millis() as u64));
         assert!(bench.poll(MUCH).is_ready());
+        // The runtime has forgotten it.
+        let (mut unheard, mut room) = (Unheard::default(), [0; 2 * KIB]);
+        unheard.set();
+        let mut buf = ReadBuf::new(&mut room);
+        let read = poll_fn(|cx| unheard.poll_read(&mut bench.ours, cx, &mut buf));
+        tokio::time::timeout(PATIENCE, read).await.expect("it is read").unwrap();
+        assert_eq!(buf.filled().len(), KIB);
         bench.water.read(64 * KIB);
         assert!(bench.poll(MUCH).is_ready());
     }

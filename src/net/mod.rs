@@ -13,3 +13,4 @@ pub mod records;
 pub mod send;
 pub mod stream;
 pub mod timer;
+pub mod unheard;

@@ -19,12 +19,13 @@ use crate::net::ahead::Ahead;
 use crate::net::pace::Pace;
 use crate::net::piggyback::Piggyback;
 use crate::net::timer::{Timer, Wheel};
+use crate::net::unheard::Unheard;
 use crate::net::{records, send};
 
 /// A TCP connection, in the clear or under TLS.
 pub enum Stream {
     /// In the clear.
-    Plain(TcpStream),
+    Plain(TcpStream, Unheard),
     /// In the clear, to a server.
     Asking(Piggyback),
     /// Under TLS, either side.
@@ -40,7 +41,7 @@ impl Stream {
     /// The socket.
     pub fn tcp(&self) -> &TcpStream {
         match self {
-            Stream::Plain(tcp) => tcp,
+            Stream::Plain(tcp, _) => tcp,
             Stream::Asking(io) => io.tcp(),
             Stream::Tls(tls) => tls.get_ref().0.tcp(),
         }
@@ -51,6 +52,19 @@ impl Stream {
     pub fn poll_arrived(&self, cx: &mut Context<'_>) -> Poll<()> {
         // An error is for whoever reads.
         self.tcp().poll_read_ready(cx).map(drop)
+    }
+
+    /// The next read asks the kernel, also where the runtime knows of nothing.
+    pub fn unheard(&mut self) {
+        match self {
+            Stream::Plain(_, unheard) => unheard.set(),
+            Stream::Asking(_) => {}
+            Stream::Tls(_) => {
+                if let Some(ahead) = self.ahead() {
+                    ahead.unheard();
+                }
+            }
+        }
     }
 
     /// Settles what was read from a server: whether that ends an answer ([`Piggyback::settle`]).
@@ -78,7 +92,7 @@ impl Stream {
 
     fn ahead(&mut self) -> Option<&mut Ahead> {
         match self {
-            Stream::Plain(_) | Stream::Asking(_) => None,
+            Stream::Plain(..) | Stream::Asking(_) => None,
             Stream::Tls(tls) => Some(match tls.as_mut() {
                 TlsStream::Client(tls) => tls.get_mut().0,
                 TlsStream::Server(tls) => tls.get_mut().0,
@@ -89,7 +103,7 @@ impl Stream {
     /// Whether HTTP/2 was agreed on in the TLS handshake (ALPN).
     pub fn speaks_h2(&self) -> bool {
         match self {
-            Stream::Plain(_) | Stream::Asking(_) => false,
+            Stream::Plain(..) | Stream::Asking(_) => false,
             Stream::Tls(io) => io.get_ref().1.alpn_protocol() == Some(b"h2"),
         }
     }
@@ -104,7 +118,7 @@ pub fn reset_on_close(tcp: &TcpStream) {
 macro_rules! delegate {
     ($self:ident, $method:ident, $($arg:expr),*) => {
         match $self.get_mut() {
-            Stream::Plain(io) => Pin::new(io).$method($($arg),*),
+            Stream::Plain(io, _) => Pin::new(io).$method($($arg),*),
             Stream::Asking(io) => Pin::new(io).$method($($arg),*),
             Stream::Tls(io) => Pin::new(io.as_mut()).$method($($arg),*),
         }
@@ -114,7 +128,7 @@ macro_rules! delegate {
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let tls = match self.get_mut() {
-            Stream::Plain(io) => return Pin::new(io).poll_read(cx, buf),
+            Stream::Plain(tcp, unheard) => return unheard.poll_read(tcp, cx, buf),
             Stream::Asking(io) => return Pin::new(io).poll_read(cx, buf),
             Stream::Tls(io) => io.as_mut(),
         };
@@ -135,7 +149,7 @@ impl AsyncRead for Stream {
 impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Stream::Plain(io) => Pin::new(io).poll_write(cx, buf),
+            Stream::Plain(io, _) => Pin::new(io).poll_write(cx, buf),
             Stream::Asking(io) => Pin::new(io).poll_write(cx, buf),
             Stream::Tls(io) => records::poll_write(io, cx, &[io::IoSlice::new(buf)]),
         }
@@ -155,14 +169,14 @@ impl AsyncWrite for Stream {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Stream::Plain(io) => send::poll_send(Pin::new(io), cx, bufs),
+            Stream::Plain(io, _) => send::poll_send(Pin::new(io), cx, bufs),
             Stream::Asking(io) => Pin::new(io).poll_write_vectored(cx, bufs),
             Stream::Tls(io) => records::poll_write(io, cx, bufs),
         }
     }
     fn is_write_vectored(&self) -> bool {
         match self {
-            Stream::Plain(io) => io.is_write_vectored(),
+            Stream::Plain(io, _) => io.is_write_vectored(),
             Stream::Asking(io) => io.is_write_vectored(),
             Stream::Tls(io) => io.is_write_vectored(),
         }

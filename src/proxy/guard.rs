@@ -354,8 +354,11 @@ impl Guard {
             State::Body(due) if due >= LEAST => Some(due),
             _ => None,
         };
-        if let (Some(due), true, Some(water)) = (body, self.drained, &mut self.water) {
-            ready!(water.poll(cx, self.io.stream().tcp(), due));
+        if let (Some(due), true, Some(water)) = (body, self.drained, &mut self.water)
+            && water.poll(cx, self.io.stream().tcp(), due).is_pending()
+        {
+            self.io.stream_mut().unheard();
+            return Poll::Pending;
         }
         let before = buf.filled().len();
         let read = Pin::new(&mut self.io).poll_read(cx, buf);

@@ -17,6 +17,7 @@ use tokio::io::AsyncWriteExt;
 use crate::base::outcome::Outcome;
 use crate::config::model::Server;
 use crate::net::stream::{Allowance, Guarded, Overdue, Phase, Stream};
+use crate::net::unheard::Unheard;
 use crate::proxy::accept::Accepted;
 use crate::proxy::body::ResponseBody;
 use crate::proxy::context::{Connection, Introduction, Watch, Watched};
@@ -49,7 +50,7 @@ pub fn plain(worker: &Rc<Worker>, accepted: Accepted) -> Served {
     let Accepted { tcp, client, trusted, port, local, permit } = accepted;
     let permit = Some(permit);
     let intro = Introduction { client, trusted, http2: false, port, local, handshake: None, permit };
-    run(worker, Stream::Plain(tcp), intro)
+    run(worker, Stream::Plain(tcp, Unheard::default()), intro)
 }
 
 /// Serves a connection whose protocol is known.

@@ -629,6 +629,45 @@ async fn what_came_of_a_long_body_reaches_the_backend_though_its_client_pauses()
     assert!(reply.body == body, "{} bytes came back, or others", reply.body.len());
 }
 
+/// What lay in the kernel when its client stopped was not read before there was more, and never where the window was full.
+#[tokio::test]
+async fn what_lies_in_the_kernel_when_a_client_pauses_is_read() {
+    const TOTAL: usize = 4_000_000;
+    const FIRST: usize = 1_000_000;
+    const LAST: usize = 5_000;
+    /// More than is held back to fill a packet.
+    const HELD: usize = 64 * 1024;
+    let (told, mut came) = tokio::sync::watch::channel(0);
+    let origin = Origin::scripted(move |mut x| {
+        let told = told.clone();
+        async move {
+            let mut known = 0;
+            loop {
+                told.send_modify(|count| *count += x.wire.ahead.len() - known);
+                known = x.wire.ahead.len();
+                x.wire.fill().await.ok().filter(|n| *n > 0)?;
+            }
+        }
+    })
+    .await;
+    let site = format!("{}\nplain_http = true", origin.backends());
+    let proxy = Proxy::with_site(SITE, &site).await;
+    let head = format!("POST / HTTP/1.1\r\nHost: {SITE}\r\nContent-Length: {TOTAL}\r\n\r\n");
+    for turn in 1..=4 {
+        let mut wire = if turn % 2 == 0 { proxy.plain().await } else { proxy.wire(SITE).await };
+        wire.send(&head).await;
+        for piece in [b'x'; FIRST].chunks(16 * 1024 - turn) {
+            wire.send(piece).await;
+        }
+        // The worker has read all of it, and waits for a packet.
+        let sent = turn * (FIRST + LAST);
+        let nearly = came.wait_for(|count| *count + LAST + HELD >= sent);
+        within("the backend has nearly all that was sent", nearly).await.unwrap();
+        wire.send([b'x'; LAST]).await;
+        within("it has all", came.wait_for(|count| *count == sent)).await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn a_download_is_not_read_ahead_of_a_client_that_does_not_read() {
     const TOTAL: usize = 200 << 20;
