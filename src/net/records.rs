@@ -20,7 +20,7 @@ use crate::net::send;
 /// Bytes of a record's header (RFC 8446 section 5.1), which stands before what is copied.
 const HEADER: usize = 5;
 /// Bytes that a record has besides its plaintext: its header, the inner type, the tag (RFC 8446 section 5.2).
-const ADDED: usize = HEADER + 1 + 16;
+pub const ADDED: usize = HEADER + 1 + 16;
 /// The most plaintext of a record (RFC 8446 section 5.1).
 const RECORD: usize = 16 * 1024;
 /// What offsets are within.
@@ -34,9 +34,12 @@ const SLICES: usize = 16;
 /// Plaintext of the first record where others follow it: a quarter of a page short of a whole one, so that those begin elsewhere.
 /// With three whole ones behind it that is [`PIECE`].
 const FIRST: usize = RECORD - PAGE / 4;
-/// Plaintext that goes into four records and, with those, into one packet: the kernel hands 64 KiB with all headers to the
-/// network card, which cuts it.
-const PACKET: usize = 65_483 - 4 * ADDED;
+/// Bytes of one packet: the kernel hands 64 KiB with all headers to the network card, which cuts it.
+pub const PACKET: usize = 65_483;
+/// Plaintext that goes into four records and, with those, into one packet.
+const FOUR: usize = PACKET - 4 * ADDED;
+/// Plaintext of one of them.
+pub const QUARTER: usize = FOUR / 4;
 
 /// Bytes that are best read at once to be sent on, from a sender who sends much: four records and one packet hold them, where
 /// 64 KiB would begin a second packet.
@@ -78,11 +81,29 @@ pub fn poll_write(
     }
 }
 
+/// Encrypts `bufs`, one record at most, and has them wait for what is written next or flushed. `None` where something waits for
+/// room in the socket.
+///
+/// # Errors
+/// rustls's.
+pub fn queue(tls: &mut TlsStream<Ahead>, bufs: &[IoSlice<'_>], alone: bool) -> io::Result<Option<usize>> {
+    if alone && tls.get_ref().1.wants_write() {
+        return Ok(None);
+    }
+    let mut slices = [IoSlice::new(&[]); SLICES];
+    let bufs = if is_slow(bufs) { cut(bufs, RECORD, &mut slices) } else { bufs };
+    let mut writer = match tls {
+        TlsStream::Client(tls) => tls.get_mut().1.writer(),
+        TlsStream::Server(tls) => tls.get_mut().1.writer(),
+    };
+    writer.write_vectored(bufs).map(Some)
+}
+
 /// How many bytes are written at once: what fills a packet, where possible to the end of a buffer.
 fn portion(bufs: &[IoSlice<'_>]) -> usize {
     let mut end = 0;
     for buf in bufs {
-        if end + buf.len() > PACKET {
+        if end + buf.len() > FOUR {
             return if end > PIECE / 2 { end } else { PIECE };
         }
         end += buf.len();
@@ -149,6 +170,9 @@ pub fn poll_read<S: AsyncRead + Unpin>(
 }
 
 #[cfg(test)]
+pub(crate) use tests::{pair, some};
+
+#[cfg(test)]
 mod tests {
     use std::io::Read;
     use std::sync::Arc;
@@ -179,7 +203,7 @@ mod tests {
     }
 
     /// A server's side, and a client who reads to the end: gives what it was told, and the plaintext in each record.
-    async fn pair() -> (TlsStream<Ahead>, JoinHandle<(Vec<u8>, Vec<usize>)>) {
+    pub(crate) async fn pair() -> (TlsStream<Ahead>, JoinHandle<(Vec<u8>, Vec<usize>)>) {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let own = rcgen::generate_simple_self_signed(["a.test".to_owned()]).unwrap();
         let mut roots = RootCertStore::empty();
@@ -221,7 +245,7 @@ mod tests {
     }
 
     /// Bytes of which none is as the one a page before it.
-    fn some(size: usize) -> Vec<u8> {
+    pub(crate) fn some(size: usize) -> Vec<u8> {
         (0..size).map(|n| (n / 251 + n) as u8).collect()
     }
 
@@ -241,7 +265,7 @@ mod tests {
     async fn every_byte_comes_once_and_in_order_wherever_its_buffer_lies() {
         let (mut tls, client) = pair().await;
         let mut sent = Vec::new();
-        for size in [1, SMALL, SMALL + 1, RECORD, RECORD + 1, PIECE, PACKET + 1, 300_000] {
+        for size in [1, SMALL, SMALL + 1, RECORD, RECORD + 1, PIECE, FOUR + 1, 300_000] {
             for offset in [0, 1, 5, 300, PAGE - 9] {
                 let buffer = some(size + 2 * PAGE);
                 let begin = buffer.as_ptr().align_offset(PAGE) + offset;
@@ -287,8 +311,8 @@ mod tests {
         assert_eq!(portion_of(&[]), 0);
         assert_eq!(portion_of(&[9, 100]), 109);
         assert_eq!(portion_of(&[300, PIECE, PIECE]), 300 + PIECE, "a head before a piece");
-        assert_eq!(portion_of(&[PACKET]), PACKET);
-        assert_eq!(portion_of(&[PACKET + 1]), PIECE);
+        assert_eq!(portion_of(&[FOUR]), FOUR);
+        assert_eq!(portion_of(&[FOUR + 1]), PIECE);
         assert_eq!(portion_of(&[1000, 65_536]), PIECE, "a small rest does not go alone");
         assert_eq!(portion_of(&[40_000, 40_000]), 40_000);
     }

@@ -100,6 +100,11 @@ impl Stream {
         }
     }
 
+    /// Has `bufs` wait for what is written next or flushed, where that is under TLS ([`records::queue`]).
+    fn queue(&mut self, bufs: &[io::IoSlice<'_>], alone: bool) -> io::Result<Option<usize>> {
+        if let Stream::Tls(tls) = self { records::queue(tls, bufs, alone) } else { Ok(None) }
+    }
+
     /// Whether HTTP/2 was agreed on in the TLS handshake (ALPN).
     pub fn speaks_h2(&self) -> bool {
         match self {
@@ -543,6 +548,19 @@ impl<S, P: AsRef<Progress>> Guarded<S, P> {
             Poll::Pending => self.progress.as_ref().write_blocked(),
         }
         result
+    }
+}
+
+impl<P: AsRef<Progress>> Guarded<Stream, P> {
+    /// As [`AsyncWrite::poll_write_vectored`], where it may wait until more is written or all is flushed: `None` where it may not.
+    /// `alone`: nothing else waits.
+    ///
+    /// # Errors
+    /// The stream's.
+    pub fn queue(&mut self, bufs: &[io::IoSlice<'_>], alone: bool) -> io::Result<Option<usize>> {
+        let Some(count) = self.io.queue(bufs, alone)? else { return Ok(None) };
+        let _ = self.noted(Poll::Ready(Ok(count)));
+        Ok(Some(count))
     }
 }
 

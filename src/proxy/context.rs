@@ -96,6 +96,8 @@ pub struct Connection {
     pub opened: Millis,
     /// It is to end with a reset: a plain end would pass for the end of an answer, or wait behind what nobody reads.
     pub reset: Cell<bool>,
+    /// Frames wait for others to fill a packet with, under HTTP/2.
+    pub held: Rc<Cell<bool>>,
     /// What requests that are cut by the end of the connection ended in.
     pub ending: Cell<Outcome>,
     /// Whose it is: what its last request asked for, or its handshake.
@@ -172,6 +174,7 @@ impl Connection {
             backlog: Backlog::default(),
             opened: worker.wheel.now(),
             reset: Cell::new(false),
+            held: Rc::default(),
             ending: Cell::new(Outcome::ClientGone),
             share: Cell::new(share),
             waited: Cell::new(0),

@@ -8,14 +8,15 @@ use bytes::Bytes;
 use hyper::body::Frame;
 
 use crate::net::pace::Pace;
+use crate::net::records;
 use crate::net::timer::Timer;
 use crate::proxy::context::{Connection, Context};
 use crate::proxy::throttle::Throttle;
 
-/// What one offer of an HTTP/2 stream holds at most: h2 keeps all of it while the client's window lets nothing go. One
-/// frame of the usual size, so that nothing is cut that would not be cut there, which with its head of nine bytes (RFC 9113
-/// section 4.1) is one TLS record. See [`backlog`](crate::proxy::backlog) for what becomes of its last byte.
-const PIECE_MAX: usize = 16 * 1024 - 9;
+/// What one offer of an HTTP/2 stream holds at most: h2 keeps all of it while the client's window lets nothing go. With its
+/// head of nine bytes (RFC 9113 section 4.1) one TLS record, of which four are a packet ([`packets`](crate::proxy::packets)). See
+/// [`backlog`](crate::proxy::backlog) for what becomes of its last byte.
+const PIECE_MAX: usize = records::QUARTER - 9;
 
 /// Under HTTP/2: how long a client may leave a body waiting, with its window shut.
 pub struct Delivery {

@@ -19,7 +19,8 @@ use crate::base::address::ClientKey;
 use crate::base::clock::Millis;
 use crate::base::outcome::Outcome;
 use crate::net::timer::Timer;
-use crate::proxy::context::{Connection, Watched};
+use crate::proxy::context::{self, Connection, Watched};
+use crate::proxy::packets::Packets;
 use crate::proxy::{Worker, enforce, reset};
 use crate::telemetry::metric::Counter;
 
@@ -357,7 +358,7 @@ impl Frames {
 
 /// A client's stream under HTTP/2, with its frames counted.
 pub struct Watch {
-    io: Watched,
+    io: Packets<context::Watch>,
     worker: Rc<Worker>,
     connection: Rc<Connection>,
     frames: Frames,
@@ -387,7 +388,7 @@ impl Watch {
     /// Watches a stream.
     pub fn new(io: Watched, worker: &Rc<Worker>, connection: &Rc<Connection>, resets: Resets) -> Watch {
         Watch {
-            io,
+            io: Packets::new(io, connection.held.clone()),
             frames: Frames::new(worker.wheel.now(), resets),
             written: Place::default(),
             ending: None,

@@ -50,6 +50,7 @@ pub mod keep;
 pub mod multiplexed;
 pub mod normalize;
 pub mod observe;
+pub mod packets;
 pub mod penalty;
 pub mod record;
 pub mod request;

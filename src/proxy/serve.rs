@@ -403,6 +403,10 @@ async fn drive_h2(http: H2, worker: &Worker, connection: &Rc<Connection>) {
             // GOAWAY; hyper finishes the streams that are open and then the connection.
             http.as_mut().graceful_shutdown();
         }
+        if connection.held.get() {
+            // It was not flushed once more: the next turn does it.
+            cx.waker().wake_by_ref();
+        }
         connection.progress.poll_overdue(cx).map(End::Overdue)
     })
     .await;
