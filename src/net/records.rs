@@ -81,8 +81,8 @@ pub fn poll_write(
     }
 }
 
-/// Encrypts `bufs`, one record at most, and has them wait for what is written next or flushed. `None` where something waits for
-/// room in the socket.
+/// Encrypts `bufs`, or their beginning, and has that wait for what is written next or flushed; gives how much that is. `None`
+/// where something else waits for room in the socket, although `alone` says that nothing does.
 ///
 /// # Errors
 /// rustls's.

@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::net::stream::{Guarded, Progress, Stream};
 use crate::net::{records, send};
 
-/// Writes of fewer bytes hold no frame that h2 comes back from: it copies payloads of less than 256 bytes.
+/// Smaller writes do not wait: h2 copies payloads of less than 256 bytes, and does not come back from those.
 const LEAST: usize = 1024;
 
 /// A client's stream under HTTP/2.
@@ -42,9 +42,11 @@ impl<P> Packets<P> {
         self.io.stream()
     }
 
-    /// Whether one more of this size would fit behind this one.
-    fn has_room(&self, size: usize) -> bool {
-        size >= LEAST && self.held + 2 * (size + records::ADDED) <= records::PACKET
+    /// Whether it may wait: a frame of DATA, behind which one more of its size would fit. h2 writes the payload of such a
+    /// frame as it lies, in a piece of its own; what it has copied together, as the heads of answers, is one piece.
+    fn may_wait(&self, bufs: &[IoSlice<'_>]) -> bool {
+        let size = send::size_of(bufs);
+        bufs.len() > 1 && size >= LEAST && self.held + 2 * (size + records::ADDED) <= records::PACKET
     }
 
     /// What waits goes on with what is written now, or is flushed.
@@ -75,8 +77,7 @@ impl<P: AsRef<Progress> + Unpin> AsyncWrite for Packets<P> {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
-        let size = send::size_of(bufs);
-        if this.has_room(size)
+        if this.may_wait(bufs)
             && let Some(queued) = this.io.queue(bufs, this.held == 0)?.filter(|queued| *queued > 0)
         {
             this.held += queued + records::ADDED;
@@ -190,7 +191,13 @@ mod tests {
             assert!(poll.is_pending());
             assert!(!waits.get(), "behind {size} bytes");
         }
-        drop((asks, answer, body));
+        // Heads are no frames that it comes back from, however large and many: they wait for nothing.
+        let many = http::Request::get("https://a.test/").header("x", "y".repeat(3_000)).body(()).unwrap();
+        let others: Vec<_> = (0..3).map(|_| asks.send_request(many.clone(), true).unwrap()).collect();
+        let poll = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut connection).poll(cx))).await;
+        assert!(poll.is_pending());
+        assert!(!waits.get(), "behind heads");
+        drop((asks, answer, body, others));
         connection.await.unwrap();
         let (got, _) = client.join().unwrap();
         assert!(got.len() > 30_000 + 300 + 5_000);

@@ -394,7 +394,7 @@ async fn drive_h2(http: H2, worker: &Worker, connection: &Rc<Connection>) {
     let mut told = false;
     let end = std::future::poll_fn(|cx: &mut Task<'_>| {
         loop {
-            if let Poll::Ready(result) = http.as_mut().poll(cx) {
+            if let Poll::Ready(result) = poll_h2(http.as_mut(), connection, cx) {
                 return Poll::Ready(End::Done(result));
             }
             if !connection.closing.get() || std::mem::replace(&mut told, true) {
@@ -402,10 +402,6 @@ async fn drive_h2(http: H2, worker: &Worker, connection: &Rc<Connection>) {
             }
             // GOAWAY; hyper finishes the streams that are open and then the connection.
             http.as_mut().graceful_shutdown();
-        }
-        if connection.held.get() {
-            // It was not flushed once more: the next turn does it.
-            cx.waker().wake_by_ref();
         }
         connection.progress.poll_overdue(cx).map(End::Overdue)
     })
@@ -423,5 +419,15 @@ async fn drive_h2(http: H2, worker: &Worker, connection: &Rc<Connection>) {
     connection.closing.set(true);
     connection.progress.enter(Phase::Serving);
     http.as_mut().graceful_shutdown();
-    let _ = tokio::time::timeout(FAREWELL, http).await;
+    let rest = std::future::poll_fn(|cx| poll_h2(http.as_mut(), connection, cx));
+    let _ = tokio::time::timeout(FAREWELL, rest).await;
+}
+
+/// One turn. What waits for a packet at its end, because h2 did not flush once more as it is expected to, has another one.
+fn poll_h2(http: Pin<&mut H2>, connection: &Connection, cx: &mut Task<'_>) -> Poll<hyper::Result<()>> {
+    let turn = http.poll(cx);
+    if connection.held.get() {
+        cx.waker().wake_by_ref();
+    }
+    turn
 }
