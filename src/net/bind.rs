@@ -84,7 +84,9 @@ impl std::error::Error for BindError {
 pub fn bind_tcp(address: SocketAddr, reuse_port: bool, backlog: i32) -> Result<TcpListener, BindError> {
     let listen = || {
         let socket = bound(address, reuse_port)?;
-        // Accepted connections inherit it. Where it cannot be set, the kernel's own bound holds.
+        // Accepted connections inherit both. Small writes leave at once, because an answer is written as a whole. Best effort: a
+        // connection without them still works.
+        let _ = socket.set_tcp_nodelay(true);
         let _ = socket.set_tcp_notsent_lowat(UNSENT);
         socket.listen(backlog)?;
         Ok(TcpListener::from(socket))
@@ -110,11 +112,6 @@ pub fn bind_group(address: SocketAddr, count: usize) -> Result<Vec<TcpListener>,
         group.push(bind_tcp(same, true, BACKLOG)?);
     }
     Ok(group)
-}
-
-/// Options for an accepted connection: small writes leave at once, because an answer is written as a whole.
-pub fn tune_accepted(stream: &tokio::net::TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)
 }
 
 /// How many files and sockets this process may have open; `u64::MAX` when unlimited.
@@ -243,7 +240,6 @@ mod tests {
         let client = tokio::net::TcpStream::connect(listener.local_addr().unwrap());
         let (_client, accepted) = tokio::join!(client, listener.accept());
         let (stream, _) = accepted.unwrap();
-        tune_accepted(&stream).unwrap();
         assert!(stream.nodelay().unwrap());
         assert_eq!(socket2::SockRef::from(&stream).tcp_notsent_lowat().unwrap(), UNSENT);
     }

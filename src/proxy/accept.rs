@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::base::address::ClientKey;
 use crate::config::model::Mode;
-use crate::net::{bind, proxy_protocol};
+use crate::net::proxy_protocol;
 use crate::policy::connection_limit::{Permit, Refusal};
 use crate::proxy::shed::Shed;
 use crate::proxy::{Worker, enforce, handshake, observe, serve};
@@ -45,10 +45,10 @@ const REST: Duration = Duration::from_millis(100);
 
 /// Accepts until the worker drains.
 pub async fn run(worker: Rc<Worker>, listener: TcpListener, kind: Kind) {
-    let port = listener.local_addr().map(|address| address.port()).unwrap_or_default();
+    let own = listener.local_addr().unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)));
     while !worker.draining() {
         match listener.accept().await {
-            Ok((tcp, peer)) => admit(&worker, tcp, peer, port, kind),
+            Ok((tcp, peer)) => admit(&worker, tcp, peer, own, kind),
             Err(error) => refused(&worker, &error).await,
         }
     }
@@ -63,20 +63,29 @@ async fn refused(worker: &Worker, error: &io::Error) {
     }
 }
 
-fn admit(worker: &Rc<Worker>, tcp: TcpStream, peer: SocketAddr, port: u16, kind: Kind) {
+fn admit(worker: &Rc<Worker>, tcp: TcpStream, peer: SocketAddr, own: SocketAddr, kind: Kind) {
     let snapshot = worker.snapshot();
     let trusted = snapshot.server.trusted_proxies.contains(peer.ip());
     if snapshot.server.proxy_protocol && trusted {
         // The client is known only after its header: the cap per client is enforced then. Until then it is counted as
         // its proxy's.
         let Some(waiting) = permit(worker, peer, true) else { return };
-        tokio::task::spawn_local(introduced(worker.clone(), tcp, peer, port, kind, waiting));
+        tokio::task::spawn_local(introduced(worker.clone(), tcp, peer, own, kind, waiting));
         return;
     }
     let Some(permit) = permit(worker, peer, trusted) else { return };
-    let local = tcp.local_addr().unwrap_or(SocketAddr::new(peer.ip(), port));
+    let (port, local) = (own.port(), local(&tcp, own, peer));
     let accepted = Box::new(Accepted { tcp, client: peer, trusted, port, local, permit });
     tokio::task::spawn_local(connection(worker.clone(), accepted, kind));
+}
+
+/// What a peer connected to: the listener's own address, where it has only one.
+fn local(tcp: &TcpStream, own: SocketAddr, peer: SocketAddr) -> SocketAddr {
+    if own.ip().is_unspecified() {
+        tcp.local_addr().unwrap_or(SocketAddr::new(peer.ip(), own.port()))
+    } else {
+        own
+    }
 }
 
 /// Takes a place under the caps. The newest is the one refused: whoever is inside stays.
@@ -119,7 +128,7 @@ async fn introduced(
     worker: Rc<Worker>,
     mut tcp: TcpStream,
     peer: SocketAddr,
-    port: u16,
+    own: SocketAddr,
     kind: Kind,
     waiting: Permit,
 ) {
@@ -133,16 +142,14 @@ async fn introduced(
     let trusted = header.source.is_none();
     drop(waiting);
     let Some(permit) = permit(&worker, client, trusted) else { return };
-    let local = header.destination.or_else(|| tcp.local_addr().ok());
-    let local = local.unwrap_or(SocketAddr::new(peer.ip(), port));
+    let port = own.port();
+    let local = header.destination.unwrap_or_else(|| local(&tcp, own, peer));
     let accepted = Box::new(Accepted { tcp, client, trusted, port, local, permit });
     // In a task of its own: what the header needed must not take room in the connection.
     tokio::task::spawn_local(connection(worker, accepted, kind));
 }
 
 async fn connection(worker: Rc<Worker>, accepted: Box<Accepted>, kind: Kind) {
-    // Best effort: a connection that cannot be tuned still works.
-    let _ = bind::tune_accepted(&accepted.tcp);
     let (opened, closed, gauge) = match kind {
         Kind::Http => (Counter::OpenedHttp, Counter::ClosedHttp, Gauge::ActiveHttp),
         Kind::Https => (Counter::OpenedHttps, Counter::ClosedHttps, Gauge::ActiveHttps),
