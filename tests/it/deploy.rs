@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::harness::deploy::{Front, Load, Service, possible};
-use crate::harness::{Proxy, Wire, tool, wait_for, within};
+use crate::harness::{Proxy, Wire, port, tool, wait_for, within};
 
 const SITE: &str = "deploy.test";
 const CONTAINERS: usize = 5;
@@ -262,7 +262,7 @@ impl Drop for Peer {
 impl Peer {
     fn start(kind: &'static str, servers: &[String]) -> Peer {
         let folder = tempfile::tempdir().unwrap();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = port::fixed();
         let config = folder.path().join("config");
         std::fs::write(&config, text(kind, folder.path(), port, servers)).unwrap();
         let mut command = std::process::Command::new(kind);

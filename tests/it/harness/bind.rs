@@ -1,7 +1,7 @@
 //! A real BIND on loopback: zones of its own, keys of its own, nothing of the machine's. It follows aliases from one of
 //! its zones into another, and asks nobody outside.
 
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -10,7 +10,7 @@ use hickory_proto::rr::RecordType;
 use tidegate::net::dns as lookup;
 
 use super::tool::{self, Helper};
-use super::{proxy, wait_for};
+use super::{port, proxy, wait_for};
 
 /// The key that may write TXT records below `shop.test` and `acme.test`.
 pub const KEY: &str = "tidegate";
@@ -38,7 +38,7 @@ impl Bind {
     /// Starts it with these zones: name, records beside SOA and NS, and whether the key may write TXT records.
     pub async fn start(zones: &[(&str, &str, bool)]) -> Bind {
         let folder = tempfile::tempdir().unwrap();
-        let port = free_port();
+        let port = port::fixed();
         let path = |name: &str| folder.path().join(name).display().to_string();
         let mut config = format!(
             "options {{ directory {:?}; listen-on port {port} {{ 127.0.0.1; }}; listen-on-v6 {{ none; }}; \
@@ -94,7 +94,7 @@ impl Bind {
     /// Starts another one that asks this one, keeps nothing, and fails to answer what leads to one of `denied`.
     pub async fn before(&self, denied: &str, zone: &str) -> Bind {
         let folder = tempfile::tempdir().unwrap();
-        let port = free_port();
+        let port = port::fixed();
         std::fs::write(folder.path().join("named.conf"), self.asking(folder.path(), port, denied)).unwrap();
         Bind::run(folder, port, &[zone]).await
     }
@@ -150,15 +150,4 @@ fn zone(name: &str, serial: u32, records: &str) -> String {
     format!(
         "$TTL 60\n@ IN SOA ns.{name}. root.{name}. {serial} 60 60 600 60\n@ IN NS ns.{name}.\nns IN A 127.0.0.1\n{records}\n"
     )
-}
-
-/// A port that is free for TCP and UDP, a moment ago.
-fn free_port() -> u16 {
-    for _ in 0..50 {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        if UdpSocket::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
-    panic!("no port is free for TCP and UDP");
 }

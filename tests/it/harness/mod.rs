@@ -12,6 +12,7 @@ pub mod mmdb;
 pub mod origin;
 pub mod pebble;
 pub mod pipeline;
+pub mod port;
 pub mod proxy;
 pub mod strict;
 pub mod tls;

@@ -3,7 +3,7 @@
 //! Everything Pebble knows (accounts, orders, its root) is in its memory: one that is started again is a new authority
 //! behind the old address.
 
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 
 use super::tls::{Ca, Pair};
 use super::tool::{self, Helper};
-use super::{Wire, proxy, wait_for};
+use super::{Wire, port, proxy, wait_for};
 
 /// An authority that validates on the ports given.
 pub struct Pebble {
@@ -39,13 +39,10 @@ pub struct Ports {
 }
 
 impl Ports {
-    /// Pebble and the proxy must know each other's ports before they start, so port zero will not do. All are held at
-    /// once, so that none comes twice.
+    /// Pebble and the proxy must know each other's ports before they start.
     pub fn free() -> Ports {
-        let held: [TcpListener; 6] = std::array::from_fn(|_| TcpListener::bind("127.0.0.1:0").unwrap());
         let [http, https, directory, management, names, names_management] =
-            held.each_ref().map(|socket| socket.local_addr().unwrap().port());
-        UdpSocket::bind(("127.0.0.1", names)).expect("the UDP port beside the TCP one");
+            std::array::from_fn(|_| port::fixed());
         Ports { http, https, directory, management, names, names_management }
     }
 
