@@ -180,3 +180,22 @@ impl Drop for Counted {
         self.worker.shard.add(self.closed, 1);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_a_peer_connected_to_is_told_whether_the_listener_has_one_address_or_all() {
+        for at in ["127.0.0.1:0", "0.0.0.0:0", "[::]:0"] {
+            let listener = TcpListener::bind(at).await.unwrap();
+            let own = listener.local_addr().unwrap();
+            let client = TcpStream::connect(("127.0.0.1", own.port()));
+            let (client, accepted) = tokio::join!(client, listener.accept());
+            let (tcp, peer) = accepted.unwrap();
+            let told = local(&tcp, own, peer);
+            let told = SocketAddr::new(told.ip().to_canonical(), told.port());
+            assert_eq!(told, client.unwrap().peer_addr().unwrap(), "{at}");
+        }
+    }
+}
