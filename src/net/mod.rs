@@ -8,6 +8,7 @@ pub mod http1;
 pub mod low_water;
 pub mod pace;
 pub mod piggyback;
+pub mod progress;
 pub mod proxy_protocol;
 pub mod records;
 pub mod send;

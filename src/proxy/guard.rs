@@ -19,7 +19,7 @@ use crate::net::http1::{
     Chunks, Framing, Held, Length, Lines, READ, Scan, field_of_text, is_text_in_lines, is_token, mentions,
 };
 use crate::net::low_water::{LEAST, LowWater};
-use crate::net::stream::Phase;
+use crate::net::progress::Phase;
 use crate::proxy::context::Watched;
 
 /// Where in a connection the next byte stands.
@@ -294,7 +294,7 @@ impl Guard {
         self.io.stream().reset_on_close();
     }
 
-    fn progress(&self) -> &crate::net::stream::Progress {
+    fn progress(&self) -> &crate::net::progress::Progress {
         self.io.progress()
     }
 

@@ -13,7 +13,8 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::net::stream::{Guarded, Progress, Stream};
+use crate::net::progress::{Guarded, Progress};
+use crate::net::stream::Stream;
 use crate::net::{records, send};
 
 /// Smaller writes do not wait: h2 copies payloads of less than 256 bytes, and does not come back from those.
@@ -118,8 +119,8 @@ mod tests {
 
     use super::*;
     use crate::base::clock::Millis;
+    use crate::net::progress::Allowance;
     use crate::net::records::{pair, some};
-    use crate::net::stream::Allowance;
     use crate::net::timer::Wheel;
 
     struct Shared(Rc<Progress>);

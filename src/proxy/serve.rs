@@ -16,7 +16,8 @@ use tokio::io::AsyncWriteExt;
 
 use crate::base::outcome::Outcome;
 use crate::config::model::Server;
-use crate::net::stream::{Allowance, Guarded, Overdue, Phase, Stream};
+use crate::net::progress::{Allowance, Guarded, Overdue, Phase};
+use crate::net::stream::Stream;
 use crate::net::unheard::Unheard;
 use crate::proxy::accept::Accepted;
 use crate::proxy::body::ResponseBody;

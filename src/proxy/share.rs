@@ -12,7 +12,7 @@ use crate::base::clock;
 use crate::base::outcome::Outcome;
 use crate::base::policy::PolicyKind;
 use crate::config::model::{self, Mode, Priority};
-use crate::net::stream::Phase;
+use crate::net::progress::Phase;
 use crate::net::timer::TICK;
 use crate::policy::overload::{Pulse, Stage};
 use crate::policy::share::{Counted, Levels, Slot, Tenant, Thing, may_take};

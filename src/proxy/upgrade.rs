@@ -22,7 +22,8 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectional_with_sizes};
 
 use crate::base::outcome::Outcome;
-use crate::net::stream::{Guarded, Phase, Progress, Stream};
+use crate::net::progress::{Guarded, Phase, Progress};
+use crate::net::stream::Stream;
 use crate::proxy::body::ResponseBody;
 use crate::proxy::context::{Connection, Context, Watch};
 use crate::proxy::forward::{Carrier, Forwarded, Lease};
