@@ -54,6 +54,7 @@ pub struct Ahead {
     held: Vec<u8>,
     /// Nothing is written any more but the end.
     ends: bool,
+    sent: u64,
 }
 
 /// How far a server's handshake is, as far as the bytes tell.
@@ -77,7 +78,16 @@ impl Ahead {
     /// Nothing is read ahead before a read comes back full.
     pub fn new(tcp: TcpStream) -> Ahead {
         let unheard = Unheard::default();
-        Ahead { tcp, unheard, left: None, full: false, greeting: None, held: Vec::new(), ends: false }
+        Ahead {
+            tcp,
+            unheard,
+            left: None,
+            full: false,
+            greeting: None,
+            held: Vec::new(),
+            ends: false,
+            sent: 0,
+        }
     }
 
     /// For the server's side: until [`Ahead::greeted`], session tickets are held back.
@@ -175,6 +185,11 @@ impl Ahead {
     /// The socket.
     pub fn tcp(&self) -> &TcpStream {
         &self.tcp
+    }
+
+    /// Bytes sent so far, but for the session tickets and what went with them.
+    pub fn sent(&self) -> u64 {
+        self.sent
     }
 
     /// Whether the next read is from memory.
@@ -291,6 +306,9 @@ impl AsyncWrite for Ahead {
             return this.poll_end(cx, bufs);
         }
         let sent = send::poll_send(Pin::new(&mut this.tcp), cx, bufs);
+        if let Poll::Ready(Ok(count)) = &sent {
+            this.sent += *count as u64;
+        }
         if this.greeting.is_some() {
             let whole = matches!(sent, Poll::Ready(Ok(count)) if count == send::size_of(bufs));
             this.greeting = Some(if whole { Greeting::Said } else { Greeting::Within });

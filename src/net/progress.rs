@@ -301,12 +301,31 @@ impl Progress {
         }
     }
 
-    fn write_blocked(&self) {
+    /// A write waits for the peer. `moves`: it took something meanwhile.
+    fn write_blocked(&self, moves: bool) {
         self.behind.set(true);
-        if !self.blocked.replace(true) {
+        let begins = !self.blocked.replace(true);
+        if begins {
             self.pace.wait(self.timer.now());
+        }
+        if begins || moves {
             self.arm();
         }
+    }
+}
+
+/// A stream under a watch.
+pub trait Sends {
+    /// Bytes that were sent, where the stream takes more in than it can send at once, as TLS does: what is written then says
+    /// nothing of what the peer takes. Otherwise a number that stays.
+    fn sent(&self) -> u64 {
+        0
+    }
+}
+
+impl Sends for Stream {
+    fn sent(&self) -> u64 {
+        Stream::sent(self)
     }
 }
 
@@ -315,12 +334,14 @@ pub struct Guarded<S, P> {
     io: S,
     progress: P,
     written: u64,
+    /// See [`Sends`], as it was when a write last waited.
+    sent: u64,
 }
 
 impl<S, P> Guarded<S, P> {
     /// Puts the watch on a stream.
     pub fn new(io: S, progress: P) -> Guarded<S, P> {
-        Guarded { io, progress, written: 0 }
+        Guarded { io, progress, written: 0, sent: 0 }
     }
 
     /// The stream below.
@@ -365,7 +386,13 @@ impl<S: AsyncRead + Unpin, P: AsRef<Progress> + Unpin> AsyncRead for Guarded<S, 
     }
 }
 
-impl<S, P: AsRef<Progress>> Guarded<S, P> {
+impl<S: Sends, P: AsRef<Progress>> Guarded<S, P> {
+    fn blocked(&mut self) {
+        let sent = self.io.sent();
+        let moves = std::mem::replace(&mut self.sent, sent) != sent;
+        self.progress.as_ref().write_blocked(moves);
+    }
+
     fn noted(&mut self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         self.progress.as_ref().unsent.set(true);
         match &result {
@@ -374,7 +401,7 @@ impl<S, P: AsRef<Progress>> Guarded<S, P> {
                 self.progress.as_ref().wrote(*count);
             }
             Poll::Ready(Err(_)) => {}
-            Poll::Pending => self.progress.as_ref().write_blocked(),
+            Poll::Pending => self.blocked(),
         }
         result
     }
@@ -393,7 +420,7 @@ impl<P: AsRef<Progress>> Guarded<Stream, P> {
     }
 }
 
-impl<S: AsyncWrite + Unpin, P: AsRef<Progress> + Unpin> AsyncWrite for Guarded<S, P> {
+impl<S: AsyncWrite + Sends + Unpin, P: AsRef<Progress> + Unpin> AsyncWrite for Guarded<S, P> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let result = Pin::new(&mut this.io).poll_write(cx, buf);
@@ -413,7 +440,7 @@ impl<S: AsyncWrite + Unpin, P: AsRef<Progress> + Unpin> AsyncWrite for Guarded<S
         let result = Pin::new(&mut this.io).poll_flush(cx);
         match &result {
             // Under TLS the records wait inside the stream: a pending flush is a blocked write.
-            Poll::Pending => this.progress.as_ref().write_blocked(),
+            Poll::Pending => this.blocked(),
             Poll::Ready(Ok(())) => this.progress.as_ref().flushed(),
             Poll::Ready(Err(_)) => {}
         }
@@ -441,6 +468,38 @@ mod tests {
         }
     }
 
+    impl Sends for DuplexStream {}
+
+    /// Takes in whatever is written, as TLS does, and sends what there is room for.
+    struct Piling {
+        io: DuplexStream,
+        piled: Vec<u8>,
+        sent: u64,
+    }
+    impl Sends for Piling {
+        fn sent(&self) -> u64 {
+            self.sent
+        }
+    }
+    impl AsyncWrite for Piling {
+        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            self.piled.extend_from_slice(buf);
+            Poll::Ready(Ok(buf.len()))
+        }
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            let this = &mut *self;
+            while !this.piled.is_empty() {
+                let sent = std::task::ready!(Pin::new(&mut this.io).poll_write(cx, &this.piled))?;
+                this.piled.drain(..sent);
+                this.sent += sent as u64;
+            }
+            Poll::Ready(Ok(()))
+        }
+        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.io).poll_shutdown(cx)
+        }
+    }
+
     fn setup(buffer: usize) -> (Wheel, Rc<Progress>, Guarded<DuplexStream, Shared>, DuplexStream) {
         let wheel = Wheel::new(Millis(0));
         let second = Duration::from_secs;
@@ -461,6 +520,28 @@ mod tests {
             Poll::Ready(what) => Some(what),
             Poll::Pending => None,
         }
+    }
+
+    #[tokio::test]
+    async fn regression_a_client_that_takes_a_little_at_a_time_of_what_is_encrypted_already_is_not_overdue() {
+        let (wheel, progress, io, mut peer) = setup(8);
+        progress.enter(Phase::Serving);
+        let io = Piling { io: io.io, piled: Vec::new(), sent: 0 };
+        let mut io = Guarded::new(io, Shared(progress.clone()));
+        let mut cx = Context::from_waker(Waker::noop());
+        io.write_all(&[0; 64]).await.unwrap();
+        assert!(Pin::new(&mut io).poll_flush(&mut cx).is_pending());
+        for turn in 1..7 {
+            wheel.advance(Millis(turn * 25_000));
+            assert_eq!(overdue(&progress), None);
+            peer.read_exact(&mut [0; 8]).await.unwrap();
+            assert!(Pin::new(&mut io).poll_flush(&mut cx).is_pending());
+        }
+        wheel.advance(Millis(7 * 25_000));
+        assert_eq!(overdue(&progress), None);
+        assert!(Pin::new(&mut io).poll_flush(&mut cx).is_pending(), "nobody took anything");
+        wheel.advance(Millis(6 * 25_000 + 30_000));
+        assert_eq!(overdue(&progress), Some(Overdue::Write));
     }
 
     #[tokio::test]

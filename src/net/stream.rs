@@ -39,6 +39,14 @@ impl Stream {
         }
     }
 
+    /// Bytes that TLS has sent so far; 0 where each write tells.
+    pub fn sent(&self) -> u64 {
+        match self {
+            Stream::Plain(..) | Stream::Asking(_) => 0,
+            Stream::Tls(tls) => tls.get_ref().0.sent(),
+        }
+    }
+
     /// Ready when bytes or an end have arrived, or may have. What TLS has read already does not count: only for a stream
     /// whose last read found nothing.
     pub fn poll_arrived(&self, cx: &mut Context<'_>) -> Poll<()> {

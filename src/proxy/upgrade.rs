@@ -22,7 +22,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectional_with_sizes};
 
 use crate::base::outcome::Outcome;
-use crate::net::progress::{Guarded, Phase, Progress};
+use crate::net::progress::{Guarded, Phase, Progress, Sends};
 use crate::net::stream::Stream;
 use crate::proxy::body::ResponseBody;
 use crate::proxy::context::{Connection, Context, Watch};
@@ -331,6 +331,17 @@ where
     })
     .await;
 }
+
+impl Sends for Far {
+    fn sent(&self) -> u64 {
+        match self {
+            Far::Alone(io) => io.sent(),
+            Far::Shared(_) => 0,
+        }
+    }
+}
+
+impl Sends for TokioIo<Upgraded> {}
 
 impl AsyncRead for Far {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Task<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
