@@ -89,6 +89,8 @@ struct Flow {
     failed: Option<hyper::Error>,
     /// It has none by its nature (HEAD, 204, 304), whatever its length says.
     bare: bool,
+    /// A stream of an HTTP/2 connection.
+    shared: bool,
 }
 
 impl Source {
@@ -147,6 +149,7 @@ impl ResponseBody {
             Source::Piece(first.map(|piece| if delivery.is_some() { compact(piece) } else { piece }))
         } else {
             lease.hand_over();
+            let shared = lease.is_shared();
             let lease = RefCell::new(Some(lease));
             Source::Upstream(Box::new(Flow {
                 first,
@@ -156,6 +159,7 @@ impl ResponseBody {
                 stalled: false,
                 failed: None,
                 bare,
+                shared,
             }))
         };
         let throttle = context.throttles.0.take();
@@ -176,7 +180,7 @@ impl ResponseBody {
 
     /// Ends it in the middle. `why` is for the process log: what the backend did. A client that does not read is not the
     /// backend's fault.
-    fn cut(&mut self, outcome: Outcome, why: &str, error: Option<&hyper::Error>) -> Polled {
+    fn cut(&mut self, outcome: Outcome, why: &str, cut: Cut) -> Polled {
         if let Source::Upstream(flow) = &mut self.source
             && let Some(lease) = flow.lease.get_mut().take()
             && outcome.row().blame == Blame::Upstream
@@ -190,7 +194,6 @@ impl ResponseBody {
             }
             context.end(outcome);
         }
-        let cut = error.map_or_else(|| Cut::new(outcome), |error| Cut::by(outcome, error));
         Poll::Ready(Some(Err(cut)))
     }
 
@@ -227,11 +230,10 @@ impl ResponseBody {
         }
     }
 
-    /// It ended before its announced length: hyper takes an HTTP/2 stream that was reset without an error for a whole
-    /// one, but RFC 9113 section 8.1 allows that reset only behind a whole answer.
-    fn is_short(&self) -> bool {
+    /// The backend reset its HTTP/2 stream without an error, in the middle of the answer; see [`Cut::given_up`].
+    fn is_given_up(&self) -> bool {
         let Source::Upstream(flow) = &self.source else { return false };
-        !flow.bare && flow.incoming.size_hint().exact().is_some_and(|left| left > 0)
+        flow.shared && !flow.bare && !flow.incoming.is_end_stream()
     }
 }
 
@@ -243,7 +245,7 @@ impl Body for ResponseBody {
         let this = self.get_mut();
         // Asked for more: the client took what there was.
         if this.delivery.as_mut().is_some_and(Delivery::taken) {
-            return this.cut(Outcome::ClientStalled, "", None);
+            return this.cut(Outcome::ClientStalled, "", Cut::new(Outcome::ClientStalled));
         }
         ready!(this.poll_room(cx));
         let left = this.source.left();
@@ -272,7 +274,7 @@ impl Body for ResponseBody {
                     }
                     if lease.timer().poll_expired(cx).is_ready() {
                         let why = format!("nothing more of the answer came within {stall_after:?}");
-                        return this.cut(Outcome::UpstreamStalled, &why, None);
+                        return this.cut(Outcome::UpstreamStalled, &why, Cut::new(Outcome::UpstreamStalled));
                     }
                     return Poll::Pending;
                 }
@@ -288,10 +290,11 @@ impl Body for ResponseBody {
             }
             Poll::Ready(Some(Err(error))) => {
                 let (outcome, why) = broke(&error);
-                this.cut(outcome, &why, Some(&error))
+                this.cut(outcome, &why, Cut::by(outcome, &error))
             }
-            Poll::Ready(None) if this.is_short() => {
-                this.cut(Outcome::UpstreamTruncated, "the answer ended before its announced length", None)
+            Poll::Ready(None) if this.is_given_up() => {
+                let why = "it reset the stream in the middle of the answer, without an error";
+                this.cut(Outcome::UpstreamTruncated, why, Cut::given_up(Outcome::UpstreamTruncated))
             }
             Poll::Ready(None) => {
                 this.finish();

@@ -19,6 +19,12 @@ impl Cut {
         Cut { outcome, reset: None }
     }
 
+    /// Given up by the other side without an error: hyper takes an HTTP/2 stream that was reset with `NO_ERROR` for a whole
+    /// one, but RFC 9113 section 8.1 allows that reset only behind a whole message.
+    pub fn given_up(outcome: Outcome) -> Cut {
+        Cut { outcome, reset: Some(h2::Reason::CANCEL.into()) }
+    }
+
     /// Cut by the other side: the code with which it reset its stream is passed on.
     pub fn by(outcome: Outcome, error: &hyper::Error) -> Cut {
         Cut { outcome, reset: reset::passed_on(error).map(h2::Error::from) }

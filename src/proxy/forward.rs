@@ -81,6 +81,11 @@ impl Lease {
         }
     }
 
+    /// Whether it is a stream of an HTTP/2 connection.
+    pub fn is_shared(&self) -> bool {
+        matches!(self.carrier, Carrier::Shared(_))
+    }
+
     /// Whether nothing more will happen on its connection once the answer was read whole, however long the client takes
     /// for it.
     pub fn may_go(&self) -> bool {

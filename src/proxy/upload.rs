@@ -117,7 +117,7 @@ impl Upload {
         if let Some(throttle) = self.throttle.borrow_mut().as_mut() {
             ready!(throttle.poll(cx));
         }
-        match Pin::new(incoming).poll_frame(cx) {
+        match Pin::new(&mut *incoming).poll_frame(cx) {
             Poll::Pending => self.pending(cx),
             Poll::Ready(Some(Ok(frame))) => self.frame(frame),
             // The client went away, or what it sent could not be framed.
@@ -125,6 +125,11 @@ impl Upload {
                 let outcome = self.client.ending.get();
                 self.failure.set(Some(outcome));
                 Poll::Ready(Some(Err(Cut::by(outcome, &error))))
+            }
+            Poll::Ready(None) if self.client.http2 && !incoming.is_end_stream() => {
+                let outcome = self.client.ending.get();
+                self.failure.set(Some(outcome));
+                Poll::Ready(Some(Err(Cut::given_up(outcome))))
             }
             Poll::Ready(None) => {
                 self.moved.set(self.wheel.now());

@@ -504,6 +504,8 @@ async fn a_backend_that_resets_is_heard_by_the_client_with_its_code() {
         (Reason::INTERNAL_ERROR, Reason::INTERNAL_ERROR),
         (Reason::REFUSED_STREAM, Reason::INTERNAL_ERROR),
         (Reason::PROTOCOL_ERROR, Reason::INTERNAL_ERROR),
+        // It would make the beginning look whole.
+        (Reason::NO_ERROR, Reason::CANCEL),
     ];
     for (sent, received) in cases {
         let mut client = proxy.bare_h2(SITE).await;
@@ -527,6 +529,90 @@ async fn a_reset_before_an_answer_is_a_failure_with_a_name() {
     let proxy = Proxy::with_site(SITE, &origin.site()).await;
     proxy.get(SITE, "/").await.expect(502, "UPSTREAM-RESET");
     assert_eq!(origin.count(), 1, "it had its chance");
+}
+
+#[tokio::test]
+async fn regression_an_answer_reset_without_an_error_before_its_end_is_not_taken_for_whole() {
+    let gate = Gate::default();
+    let inner = gate.clone();
+    let origin = H2Origin::scripted(Settings::default(), move |mut stream| {
+        let gate = inner.clone();
+        async move {
+            let mut answer = stream.head(200, &[], false);
+            answer.send_data("short".into(), false).unwrap();
+            gate.pass().await;
+            answer.send_reset(Reason::NO_ERROR);
+        }
+    })
+    .await;
+    let proxy = Proxy::with_site(SITE, &origin.site()).await;
+    let mut wire = proxy.wire(SITE).await;
+    wire.send(format!("GET / HTTP/1.1\r\nHost: {SITE}\r\n\r\n")).await;
+    assert_eq!(within("the head", wire.reply_head()).await.unwrap().status, 200);
+    assert_eq!(within("the beginning", wire.chunk()).await.unwrap().as_deref(), Some(&b"short"[..]));
+    gate.open();
+    assert!(within("the end", wire.chunk()).await.is_err(), "no last chunk: the client sees that it was cut");
+    proxy.record_with("UPSTREAM-TRUNCATED").await;
+}
+
+/// Begins an upload, and gives it up with this code as soon as the backend knows of it.
+async fn give_up(proxy: &Proxy, length: Option<&str>, arrived: impl AsyncFnOnce(), code: Reason) {
+    let mut client = proxy.bare_h2(SITE).await;
+    let mut request = Request::post(format!("https://{SITE}/")).body(()).unwrap();
+    if let Some(length) = length {
+        request.headers_mut().insert("content-length", length.parse().unwrap());
+    }
+    let (response, mut body) = client.send_request(request, false).unwrap();
+    body.send_data("beginning".into(), false).unwrap();
+    arrived().await;
+    body.send_reset(code);
+    assert!(within("no answer", response).await.is_err());
+}
+
+#[tokio::test]
+async fn regression_an_upload_given_up_without_an_error_is_neither_whole_nor_the_backends_fault() {
+    let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    let origin = Origin::scripted(move |mut exchange| {
+        let told = told.clone();
+        async move {
+            if exchange.request.method() == "GET" {
+                let _ = exchange.answer(Answer::ok("well")).await;
+                return Some(exchange);
+            }
+            let _ = told.send(exchange.read_body().await.is_ok());
+            None
+        }
+    })
+    .await;
+    let proxy = Proxy::with_site(SITE, &origin.backends()).await;
+    // More than it takes to eject an endpoint for what it did.
+    for turn in 1..=12 {
+        let length = [None, Some("100")][turn % 2];
+        give_up(&proxy, length, async || origin.arrived(turn).await, Reason::NO_ERROR).await;
+        assert_eq!(within("the end", heard.recv()).await, Some(false), "{length:?}: not taken for whole");
+    }
+    assert_eq!(proxy.get(SITE, "/").await.text(), "well", "the endpoint is in good standing");
+    let records = proxy.records(13).await;
+    let given_up = records.iter().filter(|record| record["outcome"] == "CLIENT-GONE").count();
+    assert_eq!(given_up, 12, "{records:?}");
+}
+
+#[tokio::test]
+async fn regression_an_upload_given_up_without_an_error_is_cut_at_an_http2_backend_too() {
+    let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    let origin = H2Origin::scripted(Settings::default(), move |mut stream| {
+        let told = told.clone();
+        async move {
+            let _ =
+                told.send(stream.read().await.map(|(body, _)| body.len()).map_err(|error| error.reason()));
+        }
+    })
+    .await;
+    let proxy = Proxy::with_site(SITE, &origin.site()).await;
+    for turn in 1..=2 {
+        give_up(&proxy, None, async || origin.arrived(turn).await, Reason::NO_ERROR).await;
+        assert_eq!(within("the reset", heard.recv()).await, Some(Err(Some(Reason::CANCEL))));
+    }
 }
 
 #[tokio::test]
