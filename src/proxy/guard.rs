@@ -373,13 +373,15 @@ impl Guard {
         read
     }
 
-    /// While it is open whether the protocol will be switched, bytes are only kept, few of them. Ready when the client
-    /// is gone.
+    /// While it is open whether the protocol will be switched, bytes are only kept, few of them. That the client closed its
+    /// side is told afterwards, as in [`Guard::end`].
     fn poll_switching(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.progress().park();
         while self.held.len() < READ {
             if ready!(self.held.poll_more(cx, &mut self.io))? == 0 {
-                return Poll::Ready(Ok(()));
+                self.ended = true;
+                self.progress().half_closed();
+                break;
             }
         }
         Poll::Pending
