@@ -49,6 +49,9 @@ const CLIENTS: u8 = 2;
 /// Clients would be banned, if their rule were not in shadow.
 const SHADOWED: u8 = 4;
 
+/// Bans that are listed in one go.
+const LISTED_AT_ONCE: usize = 256;
+
 /// The bans of the process.
 pub struct Bans<C: Clock = MonotonicClock> {
     table: Table<C>,
@@ -265,6 +268,10 @@ impl<C: Clock> Bans<C> {
     /// Takes over what a file says now.
     pub fn take_file(&self, nets: Vec<file::Line>, mode: Mode) {
         let mut book = self.lock();
+        if book.said == nets && book.file_mode == mode {
+            return;
+        }
+        book.said.clone_from(&nets);
         let now = self.table.now_ns();
         let wall = clock::wall().as_secs();
         let lasting = nets.into_iter().filter_map(|line| {
@@ -284,22 +291,35 @@ impl<C: Clock> Bans<C> {
     pub fn sweep(&self) -> bool {
         let mut book = self.lock();
         let now = self.table.now_ns();
-        let over = book.over(now);
-        for key in &over {
-            book.remove(key);
+        let mut of_command = false;
+        for key in &book.over(now) {
+            of_command |= book.remove(key).is_some_and(|entry| entry.by == By::Command);
         }
-        if book.end_of_file(now) || !over.is_empty() {
+        if book.end_of_file(now) || of_command {
             self.refresh(&book);
+        } else {
+            self.activate(&book);
         }
         std::mem::take(&mut book.dirty)
     }
 
     /// Every ban of the book, with how long it lasts.
     pub fn list(&self) -> Vec<(Key, Entry, Duration)> {
-        let (book, now) = (self.lock(), self.table.now_ns());
+        let now = self.table.now_ns();
         let left = |entry: &Entry| Duration::from_nanos(entry.until_ns.saturating_sub(now));
-        let all = book.all().filter(|(_, entry)| entry.until_ns > now);
-        all.map(|(key, entry)| (key.clone(), entry.clone(), left(entry))).collect()
+        let mut all: Vec<(Key, Entry)> = Vec::new();
+        loop {
+            // Some at a time: who offends meanwhile is banned meanwhile.
+            let before = all.len();
+            let book = self.lock();
+            let some: Vec<_> = book.after(all.last().map(|(key, _)| key)).take(LISTED_AT_ONCE).collect();
+            all.extend(some.into_iter().map(|(key, entry)| (key.clone(), entry.clone())));
+            if all.len() == before {
+                break;
+            }
+        }
+        let lasting = all.into_iter().filter(|(_, entry)| entry.until_ns > now);
+        lasting.map(|(key, entry)| (key, entry.clone(), left(&entry))).collect()
     }
 
     /// Networks that the file bans.
@@ -309,7 +329,8 @@ impl<C: Clock> Bans<C> {
 
     /// How many bans the book has.
     pub fn len(&self) -> usize {
-        self.lock().all().count()
+        let book = self.lock();
+        book.count(By::Offences) + book.count(By::Command)
     }
 
     /// Whether it has none.
@@ -319,7 +340,7 @@ impl<C: Clock> Bans<C> {
 
     /// How many bans there are, by what made them.
     pub fn count(&self, by: By) -> usize {
-        self.lock().all().filter(|(_, entry)| entry.by == by).count()
+        self.lock().count(by)
     }
 
     /// How many bans gave way to others because there was no room.

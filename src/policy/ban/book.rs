@@ -1,11 +1,13 @@
-//! Who is banned, why and until when: what a person asks for, and what outlives the process. Bounded; nothing here is
-//! in a request's way.
+//! Who is banned, why and until when: what a person asks for, and what outlives the process. Bounded; only a request that
+//! brings a new ban comes here, so nothing takes long while it is locked.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::file;
 use crate::config::model::Mode;
 
 /// What a ban is known by.
@@ -65,9 +67,13 @@ pub(super) struct Book {
     entries: BTreeMap<Key, Entry>,
     /// Those by offences, the one that ends first at the front.
     ends: BTreeSet<(u64, Key)>,
+    /// Those by a command, likewise.
+    commanded: BTreeSet<(u64, Key)>,
     /// Those of them that are in shadow.
     shadowed: usize,
-    /// What the file says, and until when.
+    /// The lines of the file.
+    pub(super) said: Vec<file::Line>,
+    /// What of them lasts, and until when.
     pub(super) file: Vec<(IpNet, u64)>,
     pub(super) file_mode: Mode,
     /// It was changed since it was last stored.
@@ -80,7 +86,9 @@ impl Book {
             max: max.max(1),
             entries: BTreeMap::new(),
             ends: BTreeSet::new(),
+            commanded: BTreeSet::new(),
             shadowed: 0,
+            said: Vec::new(),
             file: Vec::new(),
             file_mode: Mode::Enforce,
             dirty: false,
@@ -98,9 +106,12 @@ impl Book {
 
     pub(super) fn insert(&mut self, key: Key, entry: Entry) {
         self.dirty = true;
-        if entry.by == By::Offences {
-            self.shadowed += usize::from(key.mode == Mode::Shadow);
-            self.ends.insert((entry.until_ns, key.clone()));
+        match entry.by {
+            By::Offences => {
+                self.shadowed += usize::from(key.mode == Mode::Shadow);
+                self.ends.insert((entry.until_ns, key.clone()));
+            }
+            By::Command => drop(self.commanded.insert((entry.until_ns, key.clone()))),
         }
         self.entries.insert(key, entry);
     }
@@ -108,14 +119,34 @@ impl Book {
     pub(super) fn remove(&mut self, key: &Key) -> Option<Entry> {
         let entry = self.entries.remove(key)?;
         self.dirty = true;
-        if self.ends.remove(&(entry.until_ns, key.clone())) {
-            self.shadowed -= usize::from(key.mode == Mode::Shadow);
+        let end = (entry.until_ns, key.clone());
+        match entry.by {
+            By::Offences if self.ends.remove(&end) => {
+                self.shadowed -= usize::from(key.mode == Mode::Shadow);
+            }
+            By::Offences => {}
+            By::Command => drop(self.commanded.remove(&end)),
         }
         Some(entry)
     }
 
-    pub(super) fn all(&self) -> impl Iterator<Item = (&Key, &Entry)> {
-        self.entries.iter()
+    /// Those by a command, in the order of their ends.
+    pub(super) fn commanded(&self) -> impl Iterator<Item = (&Key, &Entry)> {
+        self.commanded.iter().filter_map(|(_, key)| self.entries.get_key_value(key))
+    }
+
+    /// Those behind this one, in the order of their keys.
+    pub(super) fn after(&self, key: Option<&Key>) -> impl Iterator<Item = (&Key, &Entry)> {
+        let from = key.map_or(Bound::Unbounded, Bound::Excluded);
+        self.entries.range::<Key, _>((from, Bound::Unbounded))
+    }
+
+    /// How many there are, by what made them.
+    pub(super) fn count(&self, by: By) -> usize {
+        match by {
+            By::Offences => self.ends.len(),
+            By::Command => self.commanded.len(),
+        }
     }
 
     pub(super) fn of(&self, net: IpNet) -> impl Iterator<Item = &Key> {
@@ -124,10 +155,9 @@ impl Book {
 
     /// What has ended.
     pub(super) fn over(&self, now: u64) -> Vec<Key> {
-        let by_offences = self.ends.iter().take_while(|(until, _)| *until <= now).map(|(_, key)| key.clone());
-        let by_command =
-            self.entries.iter().filter(|(_, entry)| entry.by == By::Command && entry.until_ns <= now);
-        by_offences.chain(by_command.map(|(key, _)| key.clone())).collect()
+        let both = [&self.ends, &self.commanded];
+        let over = both.into_iter().flat_map(|ends| ends.iter().take_while(|(until, _)| *until <= now));
+        over.map(|(_, key)| key.clone()).collect()
     }
 
     /// Leaves out the networks of the file that have ended; whether there were any.

@@ -7,7 +7,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prefix_trie::PrefixMap;
 
 use super::Hit;
-use super::book::{Book, By};
+use super::book::Book;
 use crate::config::model::Mode;
 
 #[derive(Default)]
@@ -28,7 +28,7 @@ impl Nets {
         for (net, ns) in &book.file {
             nets.add(*net, Until { ns: *ns, mode: book.file_mode });
         }
-        for (key, entry) in book.all().filter(|(_, entry)| entry.by == By::Command) {
+        for (key, entry) in book.commanded() {
             nets.add(key.net, Until { ns: entry.until_ns, mode: Mode::Enforce });
         }
         nets

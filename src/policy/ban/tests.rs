@@ -218,3 +218,26 @@ fn regression_what_a_virtual_patch_refuses_is_an_offence() {
     assert_eq!(super::offence(Outcome::Patched), Some(Offence::Patch));
     assert_eq!(super::offence(Outcome::Served), None);
 }
+
+#[test]
+fn regression_the_end_of_a_clients_ban_leaves_the_networks_alone_and_a_long_list_is_whole() {
+    let (clock, bans, buckets) = fake(2_000);
+    let file = || file::parse("203.0.113.0/24\n198.51.100.0/24 until 2999-12-31").0;
+    bans.take_file(file(), Mode::Enforce);
+    let nets = bans.nets.load_full();
+    let rule = Rule::compile(&said("1 per 1m", 600, Mode::Enforce), None, &buckets);
+    for number in 0..1_000_u32 {
+        let client = IpAddr::from((0x0a00_0000 + number).to_be_bytes());
+        assert!(bans.offend(&rule, client, Offence::RateLimit));
+    }
+    let mut listed: Vec<_> = bans.list().into_iter().map(|(key, ..)| key).collect();
+    listed.dedup();
+    assert_eq!((listed.len(), bans.len(), bans.count(By::Offences)), (1_000, 1_000, 1_000));
+    clock.advance(Duration::from_secs(600));
+    assert!(bans.sweep() && bans.list().is_empty());
+    bans.take_file(file(), Mode::Enforce);
+    assert!(Arc::ptr_eq(&nets, &bans.nets.load_full()), "making them anew would keep workers waiting");
+    assert!(enforced(&bans, "203.0.113.9"));
+    bans.take_file(Vec::new(), Mode::Enforce);
+    assert!(!enforced(&bans, "203.0.113.9"));
+}
