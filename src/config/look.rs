@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use foldhash::fast::RandomState;
 use rustix::fs::{Mode, OFlags, RawDir};
 
+use super::source;
 use crate::base::{clock, gentle};
 
 /// Files and folders that a configuration depends on.
@@ -24,6 +25,8 @@ pub struct Watched {
     pub files: Vec<PathBuf>,
     /// Folders of the files, and those of `include` and of patches even while they are missing.
     pub folders: Vec<PathBuf>,
+    /// Patterns of `include`: files that they mean may come at any time.
+    pub patterns: Vec<PathBuf>,
     /// What they looked like before they were read.
     pub seen: Look,
 }
@@ -101,7 +104,7 @@ impl Watched {
     /// Looks at them again.
     pub fn look(&self) -> Look {
         let mut look = Look::begin(self.seen.files.len());
-        self.folders.iter().for_each(|folder| look.add_folder(folder, None));
+        self.folders.iter().for_each(|folder| look.add_folder(folder, &self.patterns, None));
         self.files.iter().for_each(|file| look.add(file, None));
         look
     }
@@ -116,7 +119,7 @@ impl Watched {
     /// Whether all files are where those of `former` were, new ones beside them: nothing became a link, or leads elsewhere.
     pub fn lies_where(&self, former: &Watched) -> bool {
         let place = |stamp: &Option<Stamp>| stamp.map(|stamp| (stamp.file, stamp.link));
-        self.folders == former.folders
+        (&self.folders, &self.patterns) == (&former.folders, &former.patterns)
             && gentle::often(&self.seen.files).all(|(file, seen)| match former.seen.files.get(file) {
                 Some(former) => place(former) == place(seen),
                 None => seen.is_some_and(|seen| !seen.link),
@@ -127,6 +130,32 @@ impl Watched {
     pub fn new_names(&self, former: &Watched) -> impl Iterator<Item = OsString> {
         let new = gentle::often(&self.files).filter(|file| !former.seen.files.contains_key(file.as_os_str()));
         new.filter_map(|file| file.file_name().map(OsStr::to_os_string))
+    }
+
+    /// Watches these files too, which are read after this.
+    pub fn add(&mut self, files: Vec<PathBuf>) {
+        for file in files {
+            if !self.seen.knows(&file) {
+                self.seen.add(&file, None);
+                let folder = file.parent().unwrap_or(Path::new("/"));
+                if !self.seen.folders.contains_key(folder) {
+                    self.seen.add_folder(folder, &self.patterns, None);
+                    self.folders.push(folder.to_path_buf());
+                }
+                self.files.push(file);
+            }
+        }
+    }
+
+    /// Watches what the other one watches too; of files in both this one's look counts.
+    pub fn join(&mut self, other: Watched) {
+        let Watched { files, folders, mut seen, .. } = other;
+        self.files.extend(files.into_iter().filter(|file| !self.seen.knows(file)));
+        let known: HashSet<PathBuf> = self.folders.iter().cloned().collect();
+        self.folders.extend(folders.into_iter().filter(|folder| !known.contains(folder)));
+        for (file, stamp) in seen.files.drain() {
+            self.seen.files.entry(file).or_insert(stamp);
+        }
     }
 
     /// Drops the lists, not in one go.
@@ -150,8 +179,8 @@ impl Watched {
         resolved.collect()
     }
 
-    /// Names, without folders, of the files and of what they are links to.
-    pub fn names(&self, resolved: &[PathBuf]) -> HashSet<OsString> {
+    /// What may change what a look sees; `resolved` is what the files are links to.
+    pub fn concerns(&self, resolved: &[PathBuf]) -> Concerns {
         // Room for all at once: a table that grows is written anew as a whole.
         let mut names = HashSet::with_capacity(self.files.len());
         for file in gentle::often(self.files.iter().chain(resolved)) {
@@ -159,13 +188,24 @@ impl Watched {
                 names.insert(name.to_os_string());
             }
         }
-        names
+        Concerns { names, patterns: self.patterns.clone() }
     }
+}
 
-    /// Whether new bytes in a file of one of the folders can change what a look sees. An access log may lie beside the
-    /// configuration, and is written to all the time.
-    pub fn concerns(names: &HashSet<OsString>, file: &Path) -> bool {
-        may_be_taken(file) || file.file_name().is_none_or(|name| names.contains(name))
+/// Which files' new bytes can change what a look sees. An access log may lie beside the configuration, and is written to
+/// all the time.
+#[derive(Debug, Default)]
+pub struct Concerns {
+    /// Names of files, without their folders.
+    pub names: HashSet<OsString>,
+    patterns: Vec<PathBuf>,
+}
+
+impl Concerns {
+    /// Whether a file of one of the folders is among them.
+    pub fn has(&self, file: &Path) -> bool {
+        let known = |name| self.names.contains(name) || may_be_taken(name, &self.patterns);
+        file.file_name().is_none_or(known)
     }
 }
 
@@ -216,10 +256,10 @@ impl Look {
     }
 
     /// Looks at what may be taken from a folder.
-    fn add_folder(&mut self, folder: &Path, before: Option<&Look>) {
+    fn add_folder(&mut self, folder: &Path, patterns: &[PathBuf], before: Option<&Look>) {
         // What came since the look before is not missed: it is in the folder at the next one, and was not at that one.
-        let inside =
-            before.and_then(|before| before.folders.get(folder).cloned()).unwrap_or_else(|| list(folder));
+        let known = before.and_then(|before| before.folders.get(folder).cloned());
+        let inside = known.unwrap_or_else(|| list(folder, patterns));
         inside.iter().for_each(|path| self.add(path, before));
         self.folders.insert(folder.to_path_buf(), inside);
     }
@@ -230,7 +270,8 @@ impl Look {
 const NAMES_BYTES: usize = 2 << 10;
 
 /// What may be taken from a folder.
-fn list(folder: &Path) -> Vec<PathBuf> {
+fn list(folder: &Path, patterns: &[PathBuf]) -> Vec<PathBuf> {
+    let patterns: Vec<_> = patterns.iter().filter(|pattern| pattern.parent() == Some(folder)).collect();
     let (mut room, mut inside) = ([MaybeUninit::<u8>::uninit(); NAMES_BYTES], Vec::new());
     // Nothing else is opened: a named pipe would wait for a writer.
     let only_folders = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -238,17 +279,19 @@ fn list(folder: &Path) -> Vec<PathBuf> {
     let mut names = RawDir::new(open, &mut room);
     while let Some(Ok(entry)) = names.next() {
         gentle::breathe();
-        let name = Path::new(OsStr::from_bytes(entry.file_name().to_bytes()));
-        if may_be_taken(name) {
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
+        if may_be_taken(name, patterns.iter().copied()) {
             inside.push(folder.join(name));
         }
     }
     inside
 }
 
-/// Whether a file in a folder may become part of a configuration without being named.
-fn may_be_taken(path: &Path) -> bool {
-    path.extension().is_some_and(|kind| kind == "toml" || kind == "minisig")
+/// Whether a file in a folder may become part of a configuration without being named; `patterns` are the folder's.
+fn may_be_taken<'a>(name: &OsStr, patterns: impl IntoIterator<Item = &'a PathBuf>) -> bool {
+    let kind = Path::new(name).extension();
+    kind.is_some_and(|kind| kind == "toml" || kind == "minisig")
+        || patterns.into_iter().any(|pattern| source::takes(pattern, name))
 }
 
 /// Gathers what is to be watched while it is read.
@@ -258,6 +301,7 @@ pub(super) struct Gathered<'a> {
     before: Option<&'a Look>,
     files: HashSet<OsString, RandomState>,
     folders: BTreeSet<PathBuf>,
+    patterns: Vec<PathBuf>,
     seen: Look,
 }
 
@@ -266,7 +310,7 @@ impl<'a> Gathered<'a> {
         let mut seen = Look::begin(before.map_or(0, |before| before.files.len()));
         seen.began = before.map_or(seen.began, |before| before.began);
         let files = HashSet::with_capacity_and_hasher(seen.files.capacity(), RandomState::default());
-        Gathered { before, files, folders: BTreeSet::new(), seen }
+        Gathered { before, files, folders: BTreeSet::new(), patterns: Vec::new(), seen }
     }
 
     /// A file that is read after this.
@@ -278,8 +322,13 @@ impl<'a> Gathered<'a> {
     /// A folder that is listed after this. Of two looks the first counts: what appeared since may have been missed.
     pub fn folder(&mut self, folder: &Path) {
         if self.folders.insert(folder.to_path_buf()) {
-            self.seen.add_folder(folder, self.before);
+            self.seen.add_folder(folder, &self.patterns, self.before);
         }
+    }
+
+    /// An absolute pattern of `include` whose folder is listed after this, be it there or not. All come before any folder.
+    pub fn pattern(&mut self, pattern: PathBuf) {
+        self.patterns.push(pattern);
     }
 
     pub fn finish(mut self) -> Watched {
@@ -288,8 +337,8 @@ impl<'a> Gathered<'a> {
         let parents: HashSet<&OsStr> =
             gentle::each(&files).filter_map(|file| file.parent().map(Path::as_os_str)).collect();
         parents.into_iter().for_each(|folder| self.folder(Path::new(folder)));
-        let Gathered { folders, seen, .. } = self;
-        Watched { files, folders: folders.into_iter().collect(), seen }
+        let Gathered { folders, patterns, seen, .. } = self;
+        Watched { files, folders: folders.into_iter().collect(), patterns, seen }
     }
 }
 
@@ -334,12 +383,12 @@ mod tests {
             std::fs::write(folder.path().join(format!("{number}-{}.toml", "x".repeat(40))), "").unwrap();
             std::fs::write(folder.path().join(format!("{number}.pem")), "").unwrap();
         }
-        assert_eq!(list(folder.path()).len(), 200);
-        assert!(list(&folder.path().join("1.pem")).is_empty());
-        assert!(list(&folder.path().join("missing")).is_empty());
+        assert_eq!(list(folder.path(), &[]).len(), 200);
+        assert!(list(&folder.path().join("1.pem"), &[]).is_empty());
+        assert!(list(&folder.path().join("missing"), &[]).is_empty());
         let pipe = folder.path().join("pipe");
         rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, Mode::RUSR).unwrap();
-        assert!(list(&pipe).is_empty(), "it waits for nobody");
+        assert!(list(&pipe, &[]).is_empty(), "it waits for nobody");
     }
 
     #[test]

@@ -114,22 +114,33 @@ pub fn load_with(path: &Path, home: Home<'_>, fragments: &[Fragment], former: Fo
 
 /// Reads one site from its canonical text, against the settings of a server. `file` is what origins name.
 pub fn parse_site(name: &str, file: &Path, text: &str, server: &Server) -> (Option<Site>, Vec<Diagnostic>) {
+    let (site, _, diagnostics) = parse_site_and_files(name, file, text, server);
+    (site, diagnostics)
+}
+
+/// Like [`parse_site`], with the files that the site names.
+pub fn parse_site_and_files(
+    name: &str,
+    file: &Path,
+    text: &str,
+    server: &Server,
+) -> (Option<Site>, Vec<PathBuf>, Vec<Diagnostic>) {
     let source = Source::new(file.into(), text.to_owned());
     let root = match document::parse(&source) {
         Ok(root) => root,
-        Err(errors) => return (None, errors),
+        Err(errors) => return (None, Vec::new(), errors),
     };
     let mut found = None;
     each_site(&root, |each, key, value| {
         if *each == *name {
             let mut context = Context::new(&source, Some(each.clone()), false);
             let site = section::site::read(&mut context, &each, key, value, server);
-            found = Some((site, context.diagnostics));
+            found = Some((site, context.files, context.diagnostics));
         }
     });
     found.unwrap_or_else(|| {
         let message = format!("the site `{}` is not in this text", quoted(name));
-        (None, vec![Diagnostic::error("missing", &whole_file(source.path()), message)])
+        (None, Vec::new(), vec![Diagnostic::error("missing", &whole_file(source.path()), message)])
     })
 }
 
@@ -293,8 +304,9 @@ impl<'a> Run<'a> {
         context.files.drain(..).for_each(|file| self.gathered.file(file));
         self.loaded.diagnostics.append(&mut context.diagnostics);
         let mut seen = BTreeSet::from([main.path().to_path_buf()]);
-        for include in &said.include {
-            let pattern = join(main.folder(), include.value.as_ref());
+        let patterns = || said.include.iter().map(|include| join(main.folder(), include.value.as_ref()));
+        patterns().for_each(|pattern| self.gathered.pattern(pattern));
+        for (include, pattern) in said.include.iter().zip(patterns()) {
             // Watched even while it is missing.
             self.gathered.folder(pattern.parent().unwrap_or(Path::new("/")));
             let files = match expand(&pattern) {

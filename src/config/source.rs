@@ -4,6 +4,7 @@
 //! (a FIFO would block for ever), and no environment variable or command is ever expanded.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Read;
 use std::ops::Range;
@@ -194,30 +195,37 @@ pub fn expand(pattern: &Path) -> Result<Vec<PathBuf>, String> {
     if folder.as_os_str().as_encoded_bytes().contains(&b'*') {
         return Err("`*` is legal in the last part of an include only, like \"sites/*.toml\"".into());
     }
-    let last = last.as_encoded_bytes();
-    if !last.contains(&b'*') {
+    if !last.as_encoded_bytes().contains(&b'*') {
         return Ok(vec![pattern.to_path_buf()]);
     }
-    let mut files = Vec::new();
-    match fs::read_dir(folder) {
+    let paths = fs::read_dir(folder).map(|entries| entries.map(|entry| entry.map(|entry| entry.path())));
+    let mut files = match paths {
         // No folder means no sites yet; the folder is watched.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
         Err(error) => return Err(format!("the folder {} cannot be read: {error}", folder.display())),
-        Ok(entries) => {
-            for entry in entries.flatten() {
-                let name = entry.file_name();
-                let matches =
-                    glob(last, name.as_encoded_bytes()) && !name.as_encoded_bytes().starts_with(b".");
-                if matches && !entry.path().is_dir() {
-                    files.push(entry.path());
-                }
-            }
-        }
-    }
+        Ok(paths) => meant(pattern, paths)
+            .map_err(|error| format!("the folder {} cannot be read to its end: {error}", folder.display()))?,
+    };
     files.sort();
     // One more than may be read: the reader then says so.
     files.truncate(FILES_MAX + 1);
     Ok(files)
+}
+
+/// Those of a folder's files that a pattern means. Half a listing is none: it would read as if the sites of the other half
+/// had been removed.
+fn meant(
+    pattern: &Path,
+    paths: impl Iterator<Item = std::io::Result<PathBuf>>,
+) -> std::io::Result<Vec<PathBuf>> {
+    let meant = |path: &PathBuf| path.file_name().is_some_and(|name| takes(pattern, name)) && !path.is_dir();
+    paths.filter(|path| path.as_ref().map_or(true, meant)).collect()
+}
+
+/// Whether an include pattern means a file of this name, where that lies in the pattern's folder.
+pub fn takes(pattern: &Path, name: &OsStr) -> bool {
+    let (Some(last), name) = (pattern.file_name(), name.as_encoded_bytes()) else { return false };
+    glob(last.as_encoded_bytes(), name) && !name.starts_with(b".")
 }
 
 /// Whether `name` matches a pattern with any number of `*`. Linear per star, without backtracking over earlier ones.
@@ -310,6 +318,18 @@ mod tests {
         let names: Vec<_> = found.iter().filter_map(|file| file.file_name()?.to_str()).collect();
         assert_eq!(names, ["a.toml", "b.toml"]);
         assert!(expand(&folder.path().join("missing/*.toml")).unwrap().is_empty());
+    }
+
+    #[test]
+    fn regression_half_a_listing_is_none() {
+        let file = |name: &str| Ok(PathBuf::from(name));
+        let broke = || Err(std::io::Error::from_raw_os_error(rustix::io::Errno::IO.raw_os_error()));
+        let listed = |entries| meant(Path::new("/sites/*.toml"), Vec::into_iter(entries));
+        assert_eq!(
+            listed(vec![file("/sites/a.toml"), file("/sites/b.txt")]).unwrap(),
+            [Path::new("/sites/a.toml")]
+        );
+        assert!(listed(vec![file("/sites/a.toml"), broke()]).is_err());
     }
 
     #[test]

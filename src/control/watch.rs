@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 
 use crate::base::gentle;
 use crate::config::Watched;
-use crate::config::look::Look;
+use crate::config::look::{Concerns, Look};
 use crate::control::Control;
 use crate::control::behind::behind;
 
@@ -116,14 +116,14 @@ struct Folders {
     /// With device, inode and birth: a folder that was removed and made again is another one, whatever its name, and
     /// often has the inode of the old one.
     followed: HashMap<PathBuf, (u64, u64, Option<Duration>)>,
-    /// See [`Watched::names`].
-    names: Arc<Mutex<HashSet<OsString>>>,
+    /// Whose new bytes are a reason to look.
+    concerns: Arc<Mutex<Concerns>>,
 }
 
 impl Folders {
     fn new(changed: Arc<Notify>) -> Folders {
-        let names = Arc::<Mutex<HashSet<OsString>>>::default();
-        let known = names.clone();
+        let concerns = Arc::<Mutex<Concerns>>::default();
+        let known = concerns.clone();
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             // An error (queue overflow, say) is a reason to look.
             if event.map_or(true, |event| is_reason(&event, &known)) {
@@ -136,7 +136,7 @@ impl Folders {
                  to have them at once"
             );
         });
-        Folders { watcher: watcher.ok(), of: None, followed: HashMap::new(), names }
+        Folders { watcher: watcher.ok(), of: None, followed: HashMap::new(), concerns }
     }
 
     /// Wants events of the files from now on. Whether all of them were wanted before, and are given.
@@ -156,12 +156,13 @@ impl Folders {
             if Arc::ptr_eq(&of, watched) {
                 return wanted;
             }
-            let crowded = lock(&self.names).len() > watched.files.len().saturating_mul(2) + NAMES_SPARE;
+            let crowded =
+                lock(&self.concerns).names.len() > watched.files.len().saturating_mul(2) + NAMES_SPARE;
             let same = !crowded && watched.lies_where(&of);
             if same {
                 // Names that are gone stay until there are too many: at worst one look too many.
                 let new: Vec<OsString> = watched.new_names(&of).collect();
-                lock(&self.names).extend(new);
+                lock(&self.concerns).names.extend(new);
             }
             Arc::into_inner(of).into_iter().for_each(Watched::discard);
             if same {
@@ -169,11 +170,10 @@ impl Folders {
             }
         }
         let resolved = watched.resolved();
-        let names = watched.names(&resolved);
-        let names = std::mem::replace(&mut *lock(&self.names), names);
+        let former = std::mem::replace(&mut *lock(&self.concerns), watched.concerns(&resolved));
         let wanted = folders(watched, &resolved);
         gentle::drop_each(resolved);
-        gentle::drop_each(names);
+        gentle::drop_each(former.names);
         wanted
     }
 
@@ -202,19 +202,19 @@ impl Folders {
 }
 
 /// Whether an event may be the news of a change. Reading is none, nor are new bytes in a file of no concern.
-fn is_reason(event: &notify::Event, names: &Mutex<HashSet<OsString>>) -> bool {
+fn is_reason(event: &notify::Event, concerns: &Mutex<Concerns>) -> bool {
     match event.kind {
         EventKind::Access(_) => false,
         EventKind::Modify(ModifyKind::Data(_)) => {
-            let names = lock(names);
-            event.paths.iter().any(|path| Watched::concerns(&names, path))
+            let concerns = lock(concerns);
+            event.paths.iter().any(|path| concerns.has(path))
         }
         _ => true,
     }
 }
 
-fn lock(names: &Mutex<HashSet<OsString>>) -> MutexGuard<'_, HashSet<OsString>> {
-    names.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(concerns: &Mutex<Concerns>) -> MutexGuard<'_, Concerns> {
+    concerns.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Folders of the files, as named and as they resolve: a symbolic link may be replaced at either end.
@@ -298,7 +298,7 @@ mod tests {
             std::fs::write(place.path().join(&list), "192.0.2.0/24\n").unwrap();
             std::fs::write(&main, format!("[networks.a]\nfile = \"{list}\"\n")).unwrap();
             folders.follow(&crate::config::load(&main).watched);
-            let names = lock(&folders.names);
+            let names = &lock(&folders.concerns).names;
             assert!(
                 names.contains(&OsString::from(list)) && names.len() <= NAMES_SPARE + 6,
                 "{}",
@@ -313,12 +313,14 @@ mod tests {
         let path = |name: &str| place.path().join(name);
         std::fs::write(path("list.txt"), "").unwrap();
         std::os::unix::fs::symlink(path("list.txt"), path("link")).unwrap();
-        let watched = Watched { files: vec![path("link")], ..Watched::default() };
-        let names = Mutex::new(watched.names(&watched.resolved()));
-        let is_reason = |kind, name: &str| is_reason(&notify::Event::new(kind).add_path(path(name)), &names);
+        let watched =
+            Watched { files: vec![path("link")], patterns: vec![path("*.site")], ..Watched::default() };
+        let concerns = Mutex::new(watched.concerns(&watched.resolved()));
+        let is_reason =
+            |kind, name: &str| is_reason(&notify::Event::new(kind).add_path(path(name)), &concerns);
         let written = EventKind::Modify(ModifyKind::Data(DataChange::Any));
         assert!(!is_reason(written, "access.log"));
-        for name in ["link", "list.txt", "new.toml", "new.minisig"] {
+        for name in ["link", "list.txt", "new.toml", "new.minisig", "new.site"] {
             assert!(is_reason(written, name), "{name}");
             assert!(!is_reason(EventKind::Access(AccessKind::Read), name), "{name}");
         }
@@ -335,7 +337,8 @@ mod tests {
         let main = place.path().join("tidegate.toml");
         std::fs::create_dir(place.path().join("sites")).unwrap();
         std::fs::write(place.path().join("list.txt"), "192.0.2.0/24\n").unwrap();
-        let text = "include = [\"sites/*.toml\"]\n[networks.a]\nfile = \"list.txt\"\n";
+        let text =
+            "[server]\ninclude = [\"sites/*.toml\", \"sites/*.conf\"]\n[networks.a]\nfile = \"list.txt\"\n";
         std::fs::write(&main, text).unwrap();
         let read = Mutex::new(crate::config::load(&main).watched);
         change(place.path());
@@ -364,5 +367,10 @@ mod tests {
         .await;
         read_again(|place| std::fs::remove_file(place.join("list.txt")).unwrap()).await;
         read_again(|place| std::fs::write(place.join("sites/a.toml"), "").unwrap()).await;
+    }
+
+    #[tokio::test]
+    async fn regression_a_new_file_is_seen_whatever_ending_the_includes_ask_for() {
+        read_again(|place| std::fs::write(place.join("sites/a.conf"), "").unwrap()).await;
     }
 }
