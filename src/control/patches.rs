@@ -219,11 +219,14 @@ impl Control {
     /// What is read about virtual patches at each scrape.
     pub(super) fn patch_readings(&self, snapshot: &Snapshot, readings: &mut Vec<Reading>) {
         if let Some(guard) = &snapshot.patches {
-            let refused = guard.in_force.problems.iter().filter(|problem| problem.refused).count();
+            // A pack that went bad while its former version is in force changes nothing that is in the snapshot.
+            let latest = self.residents.patches.in_force.load_full();
+            let problems = &latest.as_deref().unwrap_or(&guard.in_force).problems;
+            let refused = problems.iter().filter(|problem| problem.refused).count();
             readings.push(Reading::new(Metric::PatchRules, &[], guard.in_force.set.rules.len() as f64));
             readings.push(Reading::new(Metric::PatchPacks, &["in-force"], guard.in_force.packs.len() as f64));
             readings.push(Reading::new(Metric::PatchPacks, &["refused"], refused as f64));
-            let kept = guard.in_force.problems.iter().filter(|problem| problem.kept).count();
+            let kept = problems.iter().filter(|problem| problem.kept).count();
             readings.push(Reading::new(Metric::PatchPacks, &["kept"], kept as f64));
         }
         for (site, rule, mode, count) in self.residents.patches.counts.all() {

@@ -162,6 +162,28 @@ async fn a_signed_pack_is_taken_up_at_once_and_a_bad_one_leaves_the_last_good_in
 }
 
 #[tokio::test]
+async fn regression_a_pack_that_goes_bad_while_its_former_version_is_in_force_is_counted() {
+    let origin = Origin::saying("ok").await;
+    let pair = minisign::KeyPair::generate_unencrypted_keypair().unwrap();
+    let builder = patched("enforce")
+        .set("patches.builtin", "false")
+        .set("patches.keys", &format!("[\"{}\"]", pair.pk.to_base64()))
+        .site(SITE, &origin.backends());
+    let folder = builder.folder().join("patches");
+    sign(&folder, "own.toml", &pack(1, "evil"), &pair);
+    let proxy = builder.start().await;
+    let counted = async |state: &str| proxy.metrics().await.sum("tidegate_patch_packs", &[("state", state)]);
+    assert_eq!((counted("in-force").await, counted("kept").await), (1.0, 0.0));
+    std::fs::write(folder.join("own.toml"), "name = 1").unwrap();
+    proxy.reload().await;
+    assert_eq!((counted("in-force").await, counted("kept").await), (1.0, 1.0));
+    proxy.get(SITE, "/evil").await.expect(403, "PATCHED");
+    sign(&folder, "own.toml", &pack(1, "evil"), &pair);
+    proxy.reload().await;
+    assert_eq!((counted("in-force").await, counted("kept").await), (1.0, 0.0));
+}
+
+#[tokio::test]
 async fn the_last_good_version_of_a_pack_outlives_a_restart() {
     let origin = Origin::saying("ok").await;
     let pair = minisign::KeyPair::generate_unencrypted_keypair().unwrap();
