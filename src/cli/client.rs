@@ -72,7 +72,8 @@ fn unreachable_sentence(socket: &Path, error: &io::Error) -> String {
     let socket = socket.display();
     match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => format!(
-            "no Tidegate is running with socket {socket}: start it with `tidegate run`, or name another with --socket"
+            "no Tidegate is running with socket {socket}, or it is still reading its sites: start it with `tidegate run`, \
+             wait until it says `ready`, or name another with --socket"
         ),
         io::ErrorKind::PermissionDenied => format!(
             "this user may not open the socket {socket}: run the command as the user that runs Tidegate, or with sudo"
