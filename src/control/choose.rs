@@ -3,6 +3,7 @@
 //! Nobody loses a host that they serve because of what others write: a site that falls back keeps its hosts, and new
 //! versions that claim one of them fall back too.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
@@ -12,9 +13,9 @@ use crate::config::model::{self, Certificate, Claim, Origin, Server};
 use crate::config::{self, Diagnostic, Loaded, SiteEntry, Watched};
 use crate::control::last_good::{self, Store};
 use crate::control::{Known, State, bans, client_auth, patches};
-use crate::snapshot::Site;
 use crate::snapshot::compile::{self, Input};
 use crate::snapshot::resident::Residents;
+use crate::snapshot::{Site, amend};
 use crate::tls::pem::{self, Identity};
 
 /// Added to the age of a site that claims what another serves; far above any number of sites.
@@ -30,6 +31,8 @@ pub(super) struct Built {
     pub quarantined: BTreeMap<Arc<str>, String>,
     pub diagnostics: Vec<Diagnostic>,
     pub next_age: u64,
+    /// Files of older versions that serve, beside those that the configuration names.
+    pub beside: Watched,
 }
 
 /// Chooses the version of each site that is to serve.
@@ -40,7 +43,8 @@ pub(super) fn build(
     generation: u64,
     residents: &Residents,
 ) -> Built {
-    let fallback = Fallback { state, server, seen: loaded.watched.clone(), generation, residents };
+    let beside = RefCell::default();
+    let fallback = Fallback { state, server, seen: loaded.watched.clone(), beside, generation, residents };
     let intruders = fallback.intruders(loaded);
     let seniority = |name: &str| match state.age(name) {
         Some(age) if intruders.contains(name) => age.saturating_add(INTRUDER),
@@ -52,6 +56,7 @@ pub(super) fn build(
         quarantined: BTreeMap::new(),
         diagnostics: [loaded.diagnostics.clone(), bans::read_file(server, residents)].concat(),
         next_age: state.next_age,
+        beside: Watched::default(),
     };
     built.diagnostics.extend(residents.lists.refresh(server));
     built.diagnostics.extend(patches::load(server.patches.as_ref(), residents));
@@ -68,6 +73,7 @@ pub(super) fn build(
     let origins =
         gentle::each(&loaded.sites).filter_map(|entry| Some((&*entry.name, &entry.site.as_ref()?.origin)));
     built.settle(&origins.collect(), &fallback);
+    built.beside = fallback.beside.into_inner();
     built
 }
 
@@ -109,6 +115,8 @@ struct Fallback<'a> {
     server: &'a Server,
     /// What the configuration's files looked like before they were read.
     seen: Arc<Watched>,
+    /// The files of older versions, as they looked before they were read.
+    beside: RefCell<Watched>,
     generation: u64,
     residents: &'a Residents,
 }
@@ -156,39 +164,50 @@ impl Fallback<'_> {
 
     fn version(&self, name: &Arc<str>) -> Option<Known> {
         if let Some(known) = self.state.sites.get(name) {
-            // What falls back is not compiled again, and would keep its certificate past its end.
-            let ours = known.site.identity.as_ref().filter(|_| known.site.source.is_internal());
-            if ours.is_some_and(|identity| self.residents.due(identity)) {
-                let fresh = self.compile(name, &known.file, &known.text, None);
-                return Some(fresh.map_or_else(|| known.clone(), |site| Known { site, ..known.clone() }));
-            }
-            return Some(known.clone());
+            return Some(self.renewed(known));
         }
         let kept = self.state.dormant.get(name)?;
+        let model = self.read(name, &kept.file, &kept.text)?;
         let store = Store::new(&self.server.state);
-        let identity = kept.certificate.as_deref().and_then(|print| store.identity(print));
-        let site = self.compile(name, &kept.file, &kept.text, identity)?;
-        Some(Known { site, text: kept.text.as_str().into(), file: kept.file.as_path().into(), age: kept.age })
+        let copy = || kept.certificate.as_deref().and_then(|print| store.identity(print));
+        // Its files may have been renewed since they were copied.
+        let make = |copy| compile::site(&self.input(&model, &kept.text, None, copy), self.residents);
+        let site =
+            make(None).or_else(|problems| copy().map_or(Err(problems), |copy| make(Some(copy)))).ok()?;
+        let (text, file) = (kept.text.as_str().into(), kept.file.as_path().into());
+        Some(Known { site, model: model.into(), text, file, age: kept.age })
     }
 
-    fn compile(
-        &self,
-        name: &Arc<str>,
-        file: &Path,
-        text: &str,
+    /// What serves goes on to, with what its files hold by now: certificates end, and lists of revoked ones grow old,
+    /// while a mistake waits to be mended. Where one of its files is what is wrong, with its certificates alone.
+    fn renewed(&self, known: &Known) -> Known {
+        let (name, text, current) = (&known.site.name, &known.text, Some(&known.site));
+        if let Some(model) = self.read(name, &known.file, text)
+            && let Ok(site) = compile::site(&self.input(&model, text, current, None), self.residents)
+        {
+            return Known { site, model: model.into(), ..known.clone() };
+        }
+        let input = self.input(&known.model, text, current, None);
+        let renewed = amend::with_certificates(&known.site, &input, self.residents);
+        Known { site: renewed.unwrap_or_else(|| known.site.clone()), ..known.clone() }
+    }
+
+    /// Reads an older text; the files that it names are watched, though no file of the configuration may name them now.
+    fn read(&self, name: &str, file: &Path, text: &str) -> Option<model::Site> {
+        let (site, files, _) = config::parse_site_and_files(name, file, text, self.server);
+        self.beside.borrow_mut().add(files);
+        site
+    }
+
+    fn input<'b>(
+        &'b self,
+        site: &'b model::Site,
+        text: &'b str,
+        current: Option<&'b Arc<Site>>,
         kept: Option<Arc<Identity>>,
-    ) -> Option<Arc<Site>> {
-        let (site, _) = config::parse_site(name, file, text, self.server);
-        let input = Input {
-            site: &site?,
-            text,
-            current: None,
-            kept,
-            seen: None,
-            server: self.server,
-            generation: self.generation,
-        };
-        compile::site(&input, self.residents).ok()
+    ) -> Input<'b> {
+        let (server, generation) = (self.server, self.generation);
+        Input { site, text, current, kept, seen: None, server, generation }
     }
 
     /// Names of the sites that last came from each file.
@@ -230,7 +249,8 @@ impl Built {
             Some(Ok((model, site))) => {
                 self.diagnostics.extend(site.identity.iter().flat_map(|identity| worries(model, identity)));
                 self.diagnostics.extend(client_auth::worries(model, &site));
-                let known = Known { site, text: entry.text.clone(), file: entry.file.clone(), age };
+                let (model, text, file) = (model.clone(), entry.text.clone(), entry.file.clone());
+                let known = Known { site, model, text, file, age };
                 self.sites.insert(name.clone(), known);
                 return;
             }

@@ -14,8 +14,7 @@ use serde_json::{Value, json};
 use crate::base::address::EndpointAddress;
 use crate::base::clock;
 use crate::base::unit::print_duration;
-use crate::config;
-use crate::config::model::{Server, Source};
+use crate::config::model::Source;
 use crate::config::section::host;
 use crate::control::{Control, lock, probe};
 use crate::discovery::{MEMBERS_MAX, Member, Sets, Update, deployed, docker};
@@ -231,7 +230,7 @@ impl Control {
             for other in site.sources.iter().filter(|other| **other != source) {
                 trial.learn(other, self.residents.sets.of(other).members.to_vec());
             }
-            for service in self.trial(site, &snapshot.server, &source, &trial)? {
+            for service in self.trial(site, &source, &trial)? {
                 // A site with many routes to the same backends asks each of them once.
                 for (member, known) in members.iter().zip(&mut questions) {
                     let asking = probe::asking(site, &service, member);
@@ -249,17 +248,9 @@ impl Control {
     }
 
     /// The services of a site that go to a source, with the endpoints that they would have.
-    fn trial(
-        &self,
-        site: &Site,
-        server: &Server,
-        source: &Source,
-        sets: &Sets,
-    ) -> Result<Vec<Service>, String> {
-        let known = lock(&self.state).sites.get(&site.name).map(|one| (one.file.clone(), one.text.clone()));
-        let (file, text) = known.ok_or_else(|| format!("the site `{}` has just gone", site.name))?;
-        let (model, _) = config::parse_site(&site.name, &file, &text, server);
-        let model = model.ok_or_else(|| format!("the site `{}` cannot be read any more", site.name))?;
+    fn trial(&self, site: &Site, source: &Source, sets: &Sets) -> Result<Vec<Service>, String> {
+        let model = lock(&self.state).sites.get(&site.name).map(|known| known.model.clone());
+        let model = model.ok_or_else(|| format!("the site `{}` has just gone", site.name))?;
         compile::trial(&model, source, sets, &self.residents).map_err(|problem| problem.message)
     }
 

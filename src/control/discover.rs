@@ -16,13 +16,11 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
 use crate::base::clock;
-use crate::config;
 use crate::config::model::{Resolution, Source};
 use crate::control::containers::{self, Containers};
 use crate::control::{Control, lock};
 use crate::discovery::{self, Member, Update, deployed};
-use crate::snapshot::Source as CertificateSource;
-use crate::snapshot::compile::{self, Input};
+use crate::snapshot::{amend, compile};
 
 /// How often the sources asked are compared with the snapshot.
 const FOLLOW: Duration = Duration::from_millis(500);
@@ -328,27 +326,18 @@ impl Control {
                 continue;
             }
             let Some(known) = state.sites.get_mut(&site.name) else { continue };
-            let (model, _) = config::parse_site(&site.name, &known.file, &known.text, &old.server);
-            let Some(model) = model else { continue };
-            let input = Input {
-                site: &model,
-                text: &known.text,
-                current: Some(&known.site),
-                // Its files are a matter of reloads.
-                kept: site.identity.clone().filter(|_| site.source == CertificateSource::Files),
-                seen: None,
-                server: &old.server,
-                generation,
-            };
-            match compile::site(&input, &self.residents) {
-                Ok(compiled) if Arc::ptr_eq(&compiled, &known.site) => {}
-                Ok(compiled) => {
-                    known.site = compiled.clone();
-                    others.push((position, compiled));
+            match amend::with_endpoints(&known.site, &known.model, generation, &self.residents) {
+                Ok(None) => {}
+                Ok(Some(amended)) => {
+                    known.site = amended.clone();
+                    others.push((position, amended));
                 }
-                Err(problems) => {
-                    let why = problems.first().map(|problem| problem.message.clone()).unwrap_or_default();
-                    tracing::error!(site = &*site.name, "its new endpoints are not in force: {why}");
+                Err(problem) => {
+                    tracing::error!(
+                        site = &*site.name,
+                        "its new endpoints are not in force: {}",
+                        problem.message
+                    );
                 }
             }
         }
@@ -385,6 +374,7 @@ pub(super) fn difference(before: &[Member], after: &[Member]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config;
     use crate::control::{Parts, reload};
     use crate::discovery::docker::News;
     use crate::net::descriptors::Budget;
@@ -394,15 +384,21 @@ mod tests {
     use crate::telemetry::access;
     use crate::telemetry::hub::Hub;
 
-    /// Control as the process has it, with one site whose backends these containers are.
-    fn control(folder: &std::path::Path, source: &Source, found: &[Member]) -> Arc<Control> {
-        crate::tls::install_provider();
+    /// Writes a configuration with one site whose backends are containers.
+    fn write(folder: &std::path::Path, of_server: &str, of_site: &str) -> std::path::PathBuf {
         let path = folder.join("tidegate.toml");
         let text = format!(
-            "[server]\nstate = {:?}\n[docker]\n[log]\naccess = \"off\"\n[site.\"a.test\"]\nbackends = [\"docker://web:80\"]\n",
+            "[server]\nstate = {:?}\n{of_server}\n[docker]\n[log]\naccess = \"off\"\n[site.\"a.test\"]\n\
+             backends = [\"docker://web:80\"]\n{of_site}\n",
             folder.join("state")
         );
         std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// Control as the process has it, with one site whose backends these containers are.
+    fn control(path: std::path::PathBuf, source: &Source, found: &[Member]) -> Arc<Control> {
+        crate::tls::install_provider();
         let loaded = config::load(&path);
         let server = loaded.server.clone().expect("a good server part");
         std::fs::create_dir_all(&server.state).unwrap();
@@ -432,6 +428,16 @@ mod tests {
         all.map(|one| (one.endpoint.name.to_string(), one.endpoint.is_leaving())).collect()
     }
 
+    /// A service's containers.
+    fn three() -> (Source, [Member; 3]) {
+        let source = Source::Docker { project: None, service: "web".into(), port: Some(80) };
+        let member = |name: &str, ip: u8| {
+            let address = crate::base::address::EndpointAddress::Socket(([10, 0, 0, ip], 80).into());
+            Member { name: name.into(), ..Member::at(address) }
+        };
+        (source, [member("a", 1), member("b", 2), member("c", 3)])
+    }
+
     fn told(source: &Source, found: &[&Member]) -> Vec<Update> {
         let members = found.iter().map(|member| (*member).clone()).collect();
         let news = News { sets: vec![(source.clone(), members, None)], ..News::default() };
@@ -441,13 +447,8 @@ mod tests {
     #[test]
     fn who_is_told_to_end_gets_no_more_requests_although_a_reload_runs() {
         let folder = tempfile::tempdir().unwrap();
-        let source = Source::Docker { project: None, service: "web".into(), port: Some(80) };
-        let member = |name: &str, ip: u8| {
-            let address = crate::base::address::EndpointAddress::Socket(([10, 0, 0, ip], 80).into());
-            Member { name: name.into(), ..Member::at(address) }
-        };
-        let (a, b, c) = (member("a", 1), member("b", 2), member("c", 3));
-        let control = control(folder.path(), &source, &[a.clone(), b.clone()]);
+        let (source, [a, b, c]) = three();
+        let control = control(write(folder.path(), "", ""), &source, &[a.clone(), b.clone()]);
         let state = |names: &[(&str, bool)]| -> Vec<(String, bool)> {
             names.iter().map(|(name, leaves)| ((*name).to_owned(), *leaves)).collect()
         };
@@ -466,5 +467,50 @@ mod tests {
         control.learn(told(&source, &[&a, &b]));
         assert_eq!(leaving(&control), state(&[("a", false), ("b", false)]), "back, and as good as before");
         drop(kept);
+    }
+
+    #[test]
+    fn regression_a_container_that_comes_brings_no_other_settings_of_handshakes() {
+        let folder = tempfile::tempdir().unwrap();
+        let (source, [a, b, c]) = three();
+        let authority = || {
+            let ca = rcgen::generate_simple_self_signed(["ca.test".to_owned()]).unwrap().cert.pem();
+            std::fs::write(folder.path().join("ca.pem"), ca).unwrap();
+        };
+        authority();
+        let path = write(folder.path(), "", "tls = { client_auth = { ca_file = \"ca.pem\" } }");
+        let control = control(path, &source, &[a, b.clone()]);
+        let seen = || {
+            let snapshot = control.cell.load();
+            (Arc::as_ptr(&snapshot.handshakes[0]), snapshot.sites[0].policy.key)
+        };
+        let before = seen();
+        authority();
+        control.learn(told(&source, &[&b, &c]));
+        assert_eq!(leaving(&control), [("b".to_owned(), false), ("c".to_owned(), false)]);
+        assert_eq!(
+            seen(),
+            before,
+            "a connection is never taken for one that was checked by what no handshake knows"
+        );
+        let report = control.reload("test", None);
+        assert!(report.changed && seen().0 != before.0 && seen().1 != before.1);
+        assert!(!control.reload("test", None).changed);
+    }
+
+    #[test]
+    fn regression_a_site_in_quarantine_follows_its_containers() {
+        let folder = tempfile::tempdir().unwrap();
+        let (source, [a, b, c]) = three();
+        let control = control(write(folder.path(), "", ""), &source, &[a.clone(), b.clone()]);
+        // The server's settings refuse what serves.
+        write(folder.path(), "require_encrypted_backends = true", "");
+        assert_eq!(control.reload("test", None).quarantined, ["a.test".into()]);
+        control.learn(told(&source, &[&b, &c]));
+        assert_eq!(leaving(&control), [("b".to_owned(), false), ("c".to_owned(), false)]);
+        // And over one more reload.
+        control.reload("test", None);
+        control.learn(told(&source, &[&a]));
+        assert_eq!(leaving(&control), [("a".to_owned(), false)]);
     }
 }

@@ -132,7 +132,9 @@ impl State {
 #[derive(Clone)]
 struct Known {
     site: Arc<Site>,
-    /// What the served version was read from.
+    /// What the served version was compiled from.
+    model: Arc<model::Site>,
+    /// What that was read from.
     text: Arc<str>,
     file: Arc<Path>,
     /// The smaller, the older: decides clashes of hosts.

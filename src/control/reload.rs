@@ -110,8 +110,8 @@ pub fn first(
     let server = Arc::new(server);
     renew::configure(residents, &server);
     residents.tenants.configure(&server.shares.weights);
-    let watched = loaded.watched.clone();
-    let built = build(&mut loaded, &state, &server, 1, residents);
+    let mut built = build(&mut loaded, &state, &server, 1, residents);
+    let watched = built.watched(&loaded);
     let problems = config::render_human(&built.diagnostics, &loaded.sources, false);
     for (name, reason) in &built.quarantined {
         tracing::error!("the site `{name}` is in quarantine: {reason}");
@@ -122,7 +122,7 @@ pub fn first(
     renew::want(residents, &snapshot);
     residents.endpoints.settle();
     residents.save_hsts();
-    keep(&server, &mut state, &view);
+    keep(&server, &mut state);
     residents.hub.set_generation(1);
     Ok(First { snapshot: Some(snapshot), problems, state, view, watched })
 }
@@ -175,9 +175,10 @@ impl Control {
         let server = Arc::new(server);
         renew::configure(&self.residents, &server);
         self.residents.tenants.configure(&server.shares.weights);
-        let built = build(&mut loaded, &state, &server, generation, &self.residents);
-        let patched = patches::changed(&old, &self.residents);
-        let mut report = built.compare(&state, &old, &server, patched);
+        let mut built = build(&mut loaded, &state, &server, generation, &self.residents);
+        *lock(&self.watched) = built.watched(&loaded);
+        let outside = patches::changed(&old, &self.residents) || lists::changed(&old, &self.residents);
+        let mut report = built.compare(&state, &old, &server, outside);
         report.restart_needed = restart_needed;
         report.generation = if report.changed { generation } else { old.generation };
         self.apply(&mut state, built, loaded, &old, &server, &mut report);
@@ -224,7 +225,7 @@ impl Control {
         self.settle();
         // After the swap: a slow or full disk keeps no site from its new version.
         if to_store {
-            keep(server, state, &view);
+            keep(server, state);
         }
         let seen = self.view.swap(Arc::new(view));
         gentle::drop_each(former.sites);
@@ -323,7 +324,19 @@ pub fn connection_cap(server: &Server, budget: &Budget) -> u32 {
 }
 
 impl Built {
-    fn compare(&self, state: &State, old: &Snapshot, new: &Server, patched: bool) -> Report {
+    /// What is to be watched after this load.
+    fn watched(&mut self, loaded: &Loaded) -> Arc<Watched> {
+        let beside = std::mem::take(&mut self.beside);
+        if beside.files.is_empty() {
+            return loaded.watched.clone();
+        }
+        let mut all = (*loaded.watched).clone();
+        all.join(beside);
+        Arc::new(all)
+    }
+
+    /// What differs from what is in force. `outside`: something that is no site's changed.
+    fn compare(&self, state: &State, old: &Snapshot, new: &Server, outside: bool) -> Report {
         let differs = |known: &Known| {
             state.sites.get(&known.site.name).is_none_or(|before| !Arc::ptr_eq(&before.site, &known.site))
         };
@@ -339,7 +352,7 @@ impl Built {
         // Sites without any version are answered otherwise than unknown ones, so they are a change too.
         let down_changed = self.down() != *old.unavailable;
         Report {
-            changed: server_changed || patched || down_changed || !updated.is_empty() || !removed.is_empty(),
+            changed: server_changed || outside || down_changed || !updated.is_empty() || !removed.is_empty(),
             updated,
             removed,
             quarantined: self.quarantined.keys().cloned().collect(),
@@ -399,18 +412,13 @@ fn fixed(new: Server, old: &Server) -> (Server, Vec<&'static str>) {
     (server, waiting)
 }
 
-/// Writes what serves now to disk, for a start with a bad file; what failed is tried again by the upkeep. Sites in
-/// quarantine keep what was stored for them, because what serves for them is just that.
-fn keep(server: &Server, state: &mut State, view: &View) {
+/// Writes what serves now to disk, for a start with a bad file; what failed is tried again by the upkeep.
+fn keep(server: &Server, state: &mut State) {
     let mut pairs: BTreeMap<String, (PathBuf, PathBuf)> = BTreeMap::new();
-    let entries = view.loaded.iter().flat_map(|loaded| &loaded.sites);
-    for entry in gentle::each(entries).filter(|entry| !view.quarantined.contains_key(&entry.name)) {
-        let Some(known) = state.sites.get(&entry.name) else { continue };
+    for known in gentle::each(state.sites.values()) {
         // Only what came from files is copied: the internal CA issues anew, automatic ones have a store of their own.
         let identity = known.site.identity.as_ref().filter(|_| known.site.source == Source::Files);
-        if let (Some(identity), Some(Certificate::Files { cert, key })) =
-            (identity, entry.site.as_ref().map(|site| &site.certificate))
-        {
+        if let (Some(identity), Certificate::Files { cert, key }) = (identity, &known.model.certificate) {
             let print = last_good::hex(&identity.fingerprint);
             pairs.insert(print, (cert.value.clone(), key.value.clone()));
         }

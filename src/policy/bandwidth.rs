@@ -36,7 +36,7 @@ pub struct Lane<C: Clock = MonotonicClock> {
 }
 
 /// The limits of a route, its site's among them.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub struct Lanes {
     /// Of answers.
     pub down: Vec<Arc<Lane>>,

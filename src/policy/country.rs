@@ -40,7 +40,7 @@ impl std::fmt::Debug for Database {
 }
 
 /// One `countries`, compiled.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct CountryList {
     allow: Option<Box<[Country]>>,
     deny: Box<[Country]>,

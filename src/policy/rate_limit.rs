@@ -65,6 +65,7 @@ pub struct Limiter<C: Clock = MonotonicClock> {
 }
 
 /// A limit of a site or route, and whether it refuses.
+#[derive(Clone)]
 pub struct Rule<C: Clock = MonotonicClock> {
     /// Counts.
     pub limiter: Arc<Limiter<C>>,

@@ -13,14 +13,14 @@ use super::{Miss, RequestHead};
 use crate::config::model::{FieldCondition, FieldTest, Route};
 
 /// The compiled conditions of one route.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Conditions {
     methods: Box<[Method]>,
     headers: Box<[(HeaderName, Test)]>,
     query: Box<[(Box<str>, Test)]>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Test {
     Present,
     Absent,

@@ -57,7 +57,7 @@ pub enum Miss {
 }
 
 /// The compiled routes of one site.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Table {
     paths: PathIndex,
     conditions: Box<[Conditions]>,

@@ -17,7 +17,7 @@ use crate::config::model::{PathPattern, Route};
 const REGEX_SET_FROM: usize = 4;
 
 /// The paths of a site's routes.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct PathIndex {
     exact: HashMap<Box<str>, Vec<usize>, RandomState>,
     regexes: Vec<(Regex, Vec<usize>)>,

@@ -3,7 +3,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use rustls::ServerConfig;
 use rustls::sign::CertifiedKey;
@@ -32,7 +31,7 @@ use crate::snapshot::files::{self, Toward};
 use crate::snapshot::members;
 use crate::snapshot::policies;
 use crate::snapshot::resident::Residents;
-use crate::snapshot::{Action, Branch, Route, Service, Site, Snapshot, Source, Split};
+use crate::snapshot::{Action, Branch, Guard, Route, Service, Site, Snapshot, Source, Split};
 use crate::tls;
 use crate::tls::acme::demand::{Rules, Terms};
 use crate::tls::index::CertificateIndex;
@@ -74,69 +73,79 @@ pub fn site(input: &Input<'_>, residents: &Residents) -> Result<Arc<Site>, Vec<D
     let addresses = policies::of_site(model, input.server, residents).map_err(fail)?;
     let sources = members::sources(model);
     let auths = auth::read(model).map_err(fail)?;
-    let fingerprint = fingerprint(input, identity.as_deref(), source, &policy, &toward, &sources, residents);
+    let found = members::prints(&sources, &residents.sets);
+    let fingerprint = fingerprint(input, identity.as_deref(), source, &policy, &toward, residents);
     let fingerprint = auths.mixed_into(fingerprint);
-    if let Some(current) = input.current.filter(|current| current.fingerprint == fingerprint) {
+    let unchanged = |current: &&Arc<Site>| current.fingerprint == fingerprint && current.found == found;
+    if let Some(current) = input.current.filter(unchanged) {
         return Ok(current.clone());
     }
-    let (mut problems, mut routes) = (Vec::new(), Vec::with_capacity(model.routes.len()));
     let auths = auths.compile(model, residents).map_err(fail)?;
-    for ((said, toward), auth) in model.routes.iter().zip(&toward).zip(auths) {
+    let (table, routes) = self::routes(model, &toward, auths, residents)?;
+    let none = Arc::from("");
+    Ok(Arc::new(Site {
+        name: model.name.clone(),
+        fingerprint,
+        generation: input.generation,
+        hosts: model.hosts.iter().map(|host| host.value.clone()).collect(),
+        on_demand: model.on_demand.clone().map(Arc::new),
+        claims: model.claims().map(|(claim, _)| claim).collect(),
+        waits: model.certificate == Certificate::Acme { until_issued: UntilIssued::Wait },
+        tenant: model.tenant.clone(),
+        owner: residents.tenants.get(&model.tenant),
+        priority: model.priority,
+        identity,
+        source,
+        told_waiting: Arc::default(),
+        policy,
+        forward: model.tls.client_auth.as_ref().map(|auth| auth.forward).unwrap_or_default(),
+        places: residents.places(&model.name),
+        max_connections: model.max_connections,
+        plain_http: model.plain_http,
+        hsts: residents.hsts(model),
+        cookies: cookies(model),
+        addresses,
+        countries: model.countries.as_ref().map(CountryList::compile),
+        would_block: residents.would_block(&model.name),
+        patches: model.patches.clone(),
+        ban: model.ban.as_ref().map(|rule| Arc::new(residents.ban_rule(rule, Some(&model.name)))),
+        limits: model.limits.iter().map(|l| residents.limit(model, &none, l)).collect(),
+        table,
+        routes,
+        sources,
+        found,
+    }))
+}
+
+/// A site's routes, and what finds them.
+fn routes(
+    model: &model::Site,
+    toward: &[Toward],
+    auths: Vec<Option<Arc<Guard>>>,
+    residents: &Residents,
+) -> Result<(Table, Vec<Route>), Vec<Diagnostic>> {
+    let (mut problems, mut routes) = (Vec::new(), Vec::with_capacity(model.routes.len()));
+    for ((said, toward), auth) in model.routes.iter().zip(toward).zip(auths) {
         match route(model, said, toward, residents) {
             Ok(route) => routes.push(Route { auth, ..route }),
             Err(diagnostic) => problems.push(diagnostic.for_site(&model.name)),
         }
     }
-    let table = Table::compile(&model.routes).map_err(|(index, why)| {
-        let origin = model.routes.get(index).map_or(&model.origin, |route| &route.origin);
-        fail(Box::new(Diagnostic::error("bad-regex", origin, why)))
-    });
-    match table {
-        Ok(table) if problems.is_empty() => {
-            let none = Arc::from("");
-            Ok(Arc::new(Site {
-                name: model.name.clone(),
-                fingerprint,
-                generation: input.generation,
-                hosts: model.hosts.iter().map(|host| host.value.clone()).collect(),
-                on_demand: model.on_demand.clone().map(Arc::new),
-                claims: model.claims().map(|(claim, _)| claim).collect(),
-                waits: model.certificate == Certificate::Acme { until_issued: UntilIssued::Wait },
-                tenant: model.tenant.clone(),
-                owner: residents.tenants.get(&model.tenant),
-                priority: model.priority,
-                identity,
-                source,
-                told_waiting: AtomicU64::new(0),
-                policy,
-                forward: model.tls.client_auth.as_ref().map(|auth| auth.forward).unwrap_or_default(),
-                places: residents.places(&model.name),
-                max_connections: model.max_connections,
-                plain_http: model.plain_http,
-                hsts: residents.hsts(model),
-                cookies: cookies(model),
-                addresses,
-                countries: model.countries.as_ref().map(CountryList::compile),
-                would_block: residents.would_block(&model.name),
-                patches: model.patches.clone(),
-                ban: model.ban.as_ref().map(|rule| residents.ban_rule(rule, Some(&model.name))),
-                limits: model.limits.iter().map(|l| residents.limit(model, &none, l)).collect(),
-                table,
-                routes,
-                sources,
-            }))
-        }
-        table => {
-            problems.extend(table.err().into_iter().flatten());
-            Err(problems)
+    match Table::compile(&model.routes) {
+        Ok(table) if problems.is_empty() => return Ok((table, routes)),
+        Ok(_) => {}
+        Err((index, why)) => {
+            let origin = model.routes.get(index).map_or(&model.origin, |route| &route.origin);
+            problems.push(Diagnostic::error("bad-regex", origin, why).for_site(&model.name));
         }
     }
+    Err(problems)
 }
 
 /// A site's certificate, and where it comes from.
 type Found = (Option<Arc<Identity>>, Source);
 
-fn identity(input: &Input<'_>, residents: &Residents) -> Result<Found, Box<Diagnostic>> {
+pub(super) fn identity(input: &Input<'_>, residents: &Residents) -> Result<Found, Box<Diagnostic>> {
     let site = input.site;
     if site.hosts.is_empty() {
         // Each name on demand has a certificate of its own.
@@ -184,7 +193,6 @@ fn fingerprint(
     source: Source,
     policy: &Policy,
     toward: &[Toward],
-    sources: &[model::Source],
     residents: &Residents,
 ) -> [u8; 32] {
     let mut hash = Sha256::new();
@@ -197,9 +205,6 @@ fn fingerprint(
     for toward in toward {
         hash.update(toward.ca.as_ref().map(|(_, content)| *content).unwrap_or_default());
         hash.update(toward.identity.as_ref().map(|identity| identity.fingerprint).unwrap_or_default());
-    }
-    for source in sources {
-        hash.update(residents.sets.print(source).to_ne_bytes());
     }
     policies::print(input.site, input.server, residents, &mut hash);
     hash.finalize().into()
@@ -221,7 +226,7 @@ fn route(
                 .as_ref()
                 .map(|split| self::split(site, said, service, split, toward, residents));
             main.split = split.transpose()?;
-            Action::Proxy(Box::new(main))
+            Action::Proxy(Arc::new(main))
         }
         model::Action::Redirect { to, status } => {
             Action::Redirect(Redirect::compile(to, *status, &said.path).map_err(refuse)?)
@@ -319,25 +324,38 @@ fn service(
     residents: &Residents,
     sets: &Sets,
 ) -> Result<Service, Box<Diagnostic>> {
-    let said = &*members::expanded(said, sets);
     let refuse = |(origin, why): (Origin, String)| Box::new(Diagnostic::error("bad-upstream", &origin, why));
+    let mut service = with_members(said, owner, residents, sets)?;
+    // Also where nothing was found yet: what is found later comes without a look at any file.
+    let encrypted = said.backends.iter().any(|backend| backend.value.tls)
+        || said.sources.iter().any(|source| source.value.tls);
+    let identity = toward.identity.as_deref();
+    let config = |upstream: &Upstream| residents.client_config(upstream, toward.ca.clone(), identity);
+    service.tls = encrypted.then(|| config(&said.upstream)).transpose().map_err(refuse)?;
+    let alone = Upstream { http: Http::H1, ..said.upstream.clone() };
+    service.tls_alone =
+        (service.core.http == Http::Auto).then(|| config(&alone)).transpose().map_err(refuse)?;
+    Ok(service)
+}
+
+/// A service with the endpoints that its sources have now, and no means to speak TLS.
+pub(super) fn with_members(
+    said: &model::Service,
+    owner: &Arc<Tenant>,
+    residents: &Residents,
+    sets: &Sets,
+) -> Result<Service, Box<Diagnostic>> {
+    let said = &*members::expanded(said, sets);
     let mut server_names = Vec::with_capacity(said.backends.len());
     for Located { value: backend, origin } in &said.backends {
         let name = backend.tls.then(|| tls::client::server_name(&said.upstream, &backend.address.host()));
-        server_names.push(
-            name.transpose().map_err(|(at, why)| {
-                refuse((if at == Origin::Default { origin.clone() } else { at }, why))
-            })?,
-        );
+        server_names.push(name.transpose().map_err(|(at, why)| {
+            let at = if at == Origin::Default { origin } else { &at };
+            Box::new(Diagnostic::error("bad-upstream", at, why))
+        })?);
     }
-    let encrypted = said.backends.iter().any(|backend| backend.value.tls);
-    let identity = toward.identity.as_deref();
-    let config = |upstream: &Upstream| residents.client_config(upstream, toward.ca.clone(), identity);
-    let tls = encrypted.then(|| config(&said.upstream)).transpose().map_err(refuse)?;
     let core = upstream::Service::compile(said, &residents.endpoints, residents.ledger(&said.name));
-    let alone = Upstream { http: Http::H1, ..said.upstream.clone() };
-    let tls_alone = (core.http == Http::Auto).then(|| config(&alone)).transpose().map_err(refuse)?;
-    Ok(Service { core, owner: owner.clone(), server_names, tls, tls_alone, split: None })
+    Ok(Service { core, owner: owner.clone(), server_names, tls: None, tls_alone: None, split: None })
 }
 
 /// Puts compiled sites together. Hosts are known not to clash.

@@ -12,6 +12,8 @@ use crate::config::Diagnostic;
 use crate::config::model::{Located, NetworkList, Server};
 use crate::policy::address;
 use crate::policy::country::Database;
+use crate::snapshot::Snapshot;
+use crate::snapshot::resident::Residents;
 use crate::tls::file::read_bounded;
 
 /// Bytes of a file of networks.
@@ -83,6 +85,12 @@ impl Lists {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether the database of countries is another one than in this snapshot: fields that name a country are no part of what a
+/// site is known by.
+pub fn changed(old: &Snapshot, residents: &Residents) -> bool {
+    old.database.as_ref().map(Arc::as_ptr) != residents.lists.countries().as_ref().map(Arc::as_ptr)
 }
 
 fn read_list(

@@ -17,6 +17,12 @@ pub(super) fn sources(site: &Site) -> Vec<Source> {
     all.into_iter().cloned().collect()
 }
 
+/// What was found at each of these sources. To be asked before the endpoints are: what comes in between is then found
+/// again, not missed.
+pub(super) fn prints(sources: &[Source], sets: &Sets) -> Vec<u64> {
+    sources.iter().map(|source| sets.print(source)).collect()
+}
+
 /// A service with what its sources found last among its backends. An address that is there twice counts once, as
 /// written before found.
 pub(super) fn expanded<'a>(said: &'a Service, sets: &Sets) -> Cow<'a, Service> {

@@ -3,6 +3,7 @@
 //! Everything a request may need was parsed, resolved and looked up when the snapshot was made: a request follows
 //! references and indices. This folder stays thin: each craft compiles its own part, `compile` calls them.
 
+pub mod amend;
 mod auth;
 pub mod cell;
 pub mod compile;
@@ -140,10 +141,11 @@ impl Snapshot {
 }
 
 /// A site, compiled.
+#[derive(Clone)]
 pub struct Site {
     /// Its name.
     pub name: Arc<str>,
-    /// What it was compiled from; unchanged sites are carried over from one snapshot to the next.
+    /// What it was compiled from besides `found`; unchanged sites are carried over from one snapshot to the next.
     pub fingerprint: [u8; 32],
     /// The generation in which this version came.
     pub generation: u64,
@@ -166,7 +168,7 @@ pub struct Site {
     /// Where the certificate comes from.
     pub source: Source,
     /// When a refused handshake was last told in the log, in seconds of process time plus one; 0 is never.
-    pub told_waiting: AtomicU64,
+    pub told_waiting: Arc<AtomicU64>,
     /// How it speaks TLS with clients.
     pub policy: Arc<Policy>,
     /// What its backends hear about a client's certificate.
@@ -190,7 +192,7 @@ pub struct Site {
     /// What it says about virtual patches.
     pub patches: model::SitePatches,
     /// What bans clients from it.
-    pub ban: Option<ban::Rule>,
+    pub ban: Option<Arc<ban::Rule>>,
     /// Limits over all routes.
     pub limits: Vec<Rule>,
     /// Finds a route.
@@ -199,6 +201,8 @@ pub struct Site {
     pub routes: Vec<Route>,
     /// Where endpoints of its services are found; each once.
     pub sources: Vec<model::Source>,
+    /// What was found at each of them; see [`Sets::print`](crate::discovery::Sets::print).
+    pub found: Vec<u64>,
 }
 
 /// Where a site's certificate comes from.
@@ -259,6 +263,7 @@ impl Site {
 }
 
 /// A route, compiled.
+#[derive(Clone)]
 pub struct Route {
     /// What logs and metrics call it.
     pub label: Arc<str>,
@@ -318,9 +323,10 @@ impl AuthService {
 }
 
 /// Where a route leads.
+#[derive(Clone)]
 pub enum Action {
     /// To backends.
-    Proxy(Box<Service>),
+    Proxy(Arc<Service>),
     /// To another address.
     Redirect(Redirect),
     /// A fixed answer.

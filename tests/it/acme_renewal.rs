@@ -14,7 +14,7 @@ use crate::acme::{all_issued, asking, automatic, certificates, curl, wait_for_lo
 use crate::harness::front::{self, Fault, Front};
 use crate::harness::pebble::Ports;
 use crate::harness::tls::{client_config, connect};
-use crate::harness::{Origin, Pebble, Proxy, wait_for, wait_until};
+use crate::harness::{Origin, Pebble, Proxy, tool, wait_for, wait_until};
 
 /// Lifetime of a certificate in seconds: renewed at half, and time enough left for an order on a busy machine.
 const LIFETIME: u64 = 16;
@@ -208,6 +208,27 @@ async fn an_authority_that_wants_a_certificate_replaced_has_it_replaced_at_once_
     house.proxy.reload().await;
     assert_eq!(house.row().await["state"], "valid");
     assert_eq!(house.front.orders().len(), 2);
+    assert_eq!(curl(&house.proxy, &house.pebble, "shop.test").await, "ok");
+}
+
+#[tokio::test]
+async fn regression_a_site_in_quarantine_is_shown_with_its_renewed_certificate() {
+    let Some(house) = house().await else { return };
+    house.proxy.write_site("shop.test", "backends = [");
+    house.proxy.reload().await;
+    assert_eq!(house.proxy.site("shop.test").await["state"], "quarantined");
+    let output = house.proxy.command(&["certs", "renew", "shop.test"]);
+    assert!(output.status.success(), "{}", tool::text(&output.stderr));
+    house.issued(2).await;
+    let second = house.front.fetched()[1].serial.clone();
+    let shown = wait_for_long("the renewed certificate", || async {
+        let config = client_config(house.pebble.roots(), &[], &[&TLS13]);
+        let leaf = connect(config, house.proxy.https(), "shop.test").await.ok()?.tls.leaf;
+        let (_, leaf) = X509Certificate::from_der(&leaf).unwrap();
+        (leaf.raw_serial_as_string() == second).then_some(())
+    });
+    assert!(shown.await.is_some(), "{:#}\n{}", house.row().await, house.proxy.stderr());
+    assert_eq!(house.proxy.site("shop.test").await["state"], "quarantined");
     assert_eq!(curl(&house.proxy, &house.pebble, "shop.test").await, "ok");
 }
 

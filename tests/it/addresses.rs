@@ -139,6 +139,27 @@ async fn countries_are_known_by_the_database_and_follow_it() {
 }
 
 #[tokio::test]
+async fn regression_a_newer_database_counts_where_a_country_is_only_told_to_backends() {
+    let origin = Origin::saying("ok").await;
+    let site =
+        format!("{}\nrequest_headers = {{ set = {{ X-Country = \"{{country}}\" }} }}", origin.backends());
+    let builder = anywhere().set("server.country_database", "\"countries.mmdb\"").site(SITE, &site);
+    let file = builder.folder().join("countries.mmdb");
+    std::fs::write(&file, mmdb::countries(&[("203.0.113.0/24", "DE")])).unwrap();
+    let proxy = builder.start().await;
+    let told = async || {
+        assert_eq!(from(&proxy, "203.0.113.1", "/").await.status, 200);
+        origin.requests().pop().unwrap().field("x-country").map(ToOwned::to_owned)
+    };
+    assert_eq!(told().await.as_deref(), Some("DE"));
+    let newer = file.with_extension("new");
+    std::fs::write(&newer, mmdb::countries(&[("203.0.113.0/24", "FR")])).unwrap();
+    std::fs::rename(&newer, &file).unwrap();
+    proxy.reload().await;
+    assert_eq!(told().await.as_deref(), Some("FR"));
+}
+
+#[tokio::test]
 async fn a_name_in_trusted_proxies_stands_for_its_networks() {
     let origin = Origin::saying("ok").await;
     let proxy =

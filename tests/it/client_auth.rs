@@ -306,6 +306,20 @@ async fn files_that_cannot_be_used_leave_the_old_ones_in_force() {
 }
 
 #[tokio::test]
+async fn regression_a_revocation_counts_although_the_site_is_in_quarantine() {
+    let ca = Ca::new("clients");
+    let (_origin, proxy) = vault(&ca, Some(&ca.list(&[], 10)), ", crl_file = \"clients.crl\"").await;
+    let (ann, eve) = (ca.client("ann", 1, 10), ca.client("eve", 66, 10));
+    proxy.write_site(SITE, "backends = [");
+    proxy.reload().await;
+    assert_eq!(ask(&proxy, Some(&eve), SITE).await.unwrap().status, 200);
+    put(proxy.path(), &ca.pem, Some(&ca.list(&[66], 10)));
+    wait_for("the revocation", || async { ask(&proxy, Some(&eve), SITE).await.is_err().then_some(()) }).await;
+    assert_eq!(ask(&proxy, Some(&ann), SITE).await.unwrap().status, 200);
+    assert_eq!(proxy.site(SITE).await["state"], "quarantined");
+}
+
+#[tokio::test]
 async fn a_start_without_the_file_of_authorities_serves_nobody_there() {
     let ca = Ca::new("clients");
     let origin = Origin::saying("ok").await;

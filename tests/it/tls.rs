@@ -297,6 +297,39 @@ async fn a_certificate_that_cannot_work_leaves_the_old_one_in_place() {
 }
 
 #[tokio::test]
+async fn regression_a_site_in_quarantine_is_shown_with_its_renewed_certificate() {
+    let origin = Origin::saying("ok").await;
+    let ca = Ca::new("files");
+    let mut proxy = with_files(&ca.leaf(&[SITE]), &origin.backends()).start().await;
+    let shown = async |proxy: &Proxy| {
+        let mut wire = connect(client_config(&ca.pem, &[], &[&TLS13]), proxy.https(), SITE).await.unwrap();
+        assert_eq!(wire.get(SITE, "/").await.text(), "ok");
+        wire.tls.leaf
+    };
+    let first = shown(&proxy).await;
+    proxy.write_site(SITE, "backends = [");
+    proxy.reload().await;
+    assert_eq!(proxy.site(SITE).await["state"], "quarantined");
+    assert_eq!(shown(&proxy).await, first);
+    // Its text names no file any more, and nobody says that they changed.
+    put(proxy.path(), &ca.leaf(&[SITE]));
+    wait_for("the renewed certificate", || async { (shown(&proxy).await != first).then_some(()) }).await;
+    let second = shown(&proxy).await;
+    assert_eq!(proxy.site(SITE).await["state"], "quarantined");
+    // Renewed while nothing runs.
+    proxy.kill();
+    put(proxy.path(), &ca.leaf(&[SITE]));
+    proxy.restart().await;
+    let third = shown(&proxy).await;
+    assert!(third != second && third != first);
+    // And the copy that was kept is that of the last one that served.
+    proxy.kill();
+    std::fs::remove_file(proxy.path().join("sites/shop.pem")).unwrap();
+    proxy.restart().await;
+    assert_eq!(shown(&proxy).await, third);
+}
+
+#[tokio::test]
 async fn the_internal_ca_survives_a_restart() {
     let origin = Origin::saying("ok").await;
     let mut proxy = Proxy::with_site(SITE, &origin.backends()).await;

@@ -58,7 +58,7 @@ pub fn note(worker: &Worker, snapshot: &Snapshot, site: Option<&Site>, client: I
         return;
     }
     let watch = &snapshot.bans;
-    let rules = watch.rule.as_deref().into_iter().chain(site.and_then(|site| site.ban.as_ref()));
+    let rules = watch.rule.as_deref().into_iter().chain(site.and_then(|site| site.ban.as_deref()));
     for rule in rules {
         if !snapshot.server.trusted_proxies.contains(client) && watch.bans.offend(rule, client, offence) {
             worker.shed_client(Shed::Offender, client);
