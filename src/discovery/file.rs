@@ -20,7 +20,7 @@ pub const LOOK: Duration = Duration::from_millis(500);
 const BYTES_MAX: u64 = 1 << 20;
 
 /// What tells one version of the file from another.
-type Version = Option<(u64, u64, i64, i64)>;
+type Version = Option<(u64, u64, [i64; 4])>;
 
 /// Watches one file.
 pub struct FileWatch {
@@ -46,7 +46,9 @@ impl FileWatch {
 
     fn version(path: &Path) -> Version {
         let found = path.metadata().ok()?;
-        Some((found.ino(), found.size(), found.mtime(), found.mtime_nsec()))
+        // When the inode changed, too: a file that could not be read may be readable now.
+        let times = [found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec()];
+        Some((found.ino(), found.size(), times))
     }
 }
 
@@ -168,5 +170,10 @@ mod tests {
         assert!(why.contains("web:1: `10.0.0.1` has no port"), "{why}");
         replace("");
         assert!(matches!(watch.next().await, Some(Update::Members(_, members)) if members.is_empty()));
+        // Who may read it now is a reason to try again, too.
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
+        let again = tokio::time::timeout(Duration::from_secs(20), watch.next()).await;
+        assert!(matches!(again, Ok(Some(Update::Members(..)))), "it is read again");
     }
 }

@@ -73,6 +73,49 @@ async fn labels_make_sites_and_routes_that_follow_their_containers() {
 }
 
 #[tokio::test]
+async fn regression_a_container_that_cannot_be_read_keeps_nobody_from_being_followed() {
+    let (old, new, odd) =
+        (Origin::saying("old").await, Origin::saying("new").await, Origin::saying("odd").await);
+    let (builder, socket) = asking();
+    let engine = FakeDocker::at(&socket);
+    engine.start("web1", old.address(), &[("tidegate.site", SITE)]);
+    engine.start("odd1", odd.address(), &[("tidegate.site", "odd.test")]);
+    let mut proxy = builder.start().await;
+    assert_eq!(proxy.get(SITE, "/").await.text(), "old");
+    engine.spoil("odd1");
+    wait_for("the container to be named", || async {
+        let engine = proxy.status().await["engine"].to_string();
+        (engine.contains("odd1") && engine.contains("cannot be read")).then_some(())
+    })
+    .await;
+    assert_eq!(proxy.get("odd.test", "/").await.text(), "odd", "what is known of it stays");
+    let port = new.address().port().to_string();
+    engine.start("web2", new.address(), &[("tidegate.site", SITE), ("tidegate.port", &port)]);
+    engine.die("web1");
+    says(&proxy, SITE, "/", "new").await;
+    // Nor does it at a start.
+    proxy.restart().await;
+    assert_eq!(proxy.get(SITE, "/").await.text(), "new");
+    assert!(proxy.status().await["engine"].to_string().contains("odd1"));
+}
+
+#[tokio::test]
+async fn regression_a_label_with_tens_of_thousands_of_dots_ends_nothing() {
+    let (web, odd) = (Origin::saying("web").await, Origin::saying("odd").await);
+    let (builder, socket) = asking();
+    let engine = FakeDocker::at(&socket);
+    engine.start("web1", web.address(), &[("tidegate.site", SITE)]);
+    let proxy = builder.start().await;
+    let deep = format!("tidegate.{}b", "a.".repeat(60_000));
+    engine.start("odd1", odd.address(), &[("tidegate.site", "odd.test"), (&deep, "1")]);
+    wait_for("the label to be told", || async {
+        proxy.stderr().contains("more than 64 names").then_some(())
+    })
+    .await;
+    assert_eq!(proxy.get(SITE, "/").await.text(), "web");
+}
+
+#[tokio::test]
 async fn a_bad_label_costs_its_site_the_new_version_and_nobody_else_anything() {
     let (good, bad) = (Origin::saying("good").await, Origin::saying("bad").await);
     let (builder, socket) = asking();

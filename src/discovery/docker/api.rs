@@ -113,8 +113,8 @@ pub struct Config {
     /// A name like `SIGQUIT` or a number; Podman gives a number.
     #[serde(deserialize_with = "text_or_number")]
     pub stop_signal: String,
-    /// Seconds between that signal and the end.
-    pub stop_timeout: Option<u64>,
+    /// Seconds between that signal and the end; below 0: it is waited for without an end.
+    pub stop_timeout: Option<i64>,
 }
 
 /// Where a container is.
@@ -429,8 +429,8 @@ mod tests {
         assert_eq!(found.state.health.unwrap().status, "starting");
         assert_eq!(found.network_settings.networks.unwrap()["bridge"].v4, "172.17.0.2");
         assert!(found.config.labels.is_none() && found.config.stop_timeout.is_none());
-        let podman: Config = serde_json::from_str(r#"{"StopSignal":15}"#).unwrap();
-        assert_eq!(podman.stop_signal, "15");
+        let podman: Config = serde_json::from_str(r#"{"StopSignal":15,"StopTimeout":-1}"#).unwrap();
+        assert_eq!((&*podman.stop_signal, podman.stop_timeout), ("15", Some(-1)));
         assert_eq!(serde_json::from_str::<Inspected>("{}").unwrap(), Inspected::default());
         let event = r#"{"Type":"container","Action":"kill","Actor":{"ID":"ab","Attributes":{"signal":"15"}},"time":1}"#;
         assert_eq!(serde_json::from_str::<Event>(event).unwrap().actor.attributes["signal"], "15");

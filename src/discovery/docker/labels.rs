@@ -22,6 +22,8 @@ const OWN: &[&str] = &["site", "service", "path", "port", "network", "weight"];
 pub const WHOLE_SITE: &str = "/";
 /// Things that one container may be part of.
 const PARTS_MAX: usize = 32;
+/// Names between the dots of a label, behind the part it is of. No setting lies as deep, but a field name may have dots.
+const NAMES_MAX: usize = 64;
 
 /// One thing a container wants to be part of.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -130,6 +132,11 @@ fn part(group: &str, labels: Vec<(&str, &str)>, all: &[(&str, &str)], found: &mu
                 "false" => {}
                 _ => wrong("neither `true` nor `false`"),
             },
+            // Tables within tables are written by recursion: what a customer's image says must not be able to end the process.
+            _ if key.split('.').nth(NAMES_MAX).is_some() => {
+                let message = format!("label `{}` has more than {NAMES_MAX} names", quoted(&label(key)));
+                part.wrong.get_or_insert(message);
+            }
             _ => {
                 let path = key.split('.').map(str::to_owned).collect();
                 part.settings.push((path, label(key), value.to_owned()));
@@ -190,6 +197,17 @@ mod tests {
         assert_eq!(api.site, Some(("shop.example".into(), "/api/".into())));
         let strip = (vec!["strip".to_owned()], "tidegate.api.strip".to_owned(), "true".to_owned());
         assert_eq!((api.weight, api.settings.clone()), (Some(3), vec![strip]));
+    }
+
+    #[test]
+    fn regression_a_label_with_tens_of_thousands_of_dots_is_wrong_and_nothing_worse() {
+        let deep = format!("tidegate.{}b", "a.".repeat(60_000));
+        let (site, value) = (("tidegate.site".to_owned(), "a.test".to_owned()), "1".to_owned());
+        let found = read(&BTreeMap::from([site, (deep, value)]));
+        let [part] = &found.parts[..] else { panic!("{found:?}") };
+        let why = part.wrong.as_deref().unwrap_or_default();
+        assert!(why.contains("more than 64 names") && why.len() < 300, "{why}");
+        assert!(part.settings.is_empty());
     }
 
     #[test]

@@ -12,7 +12,7 @@ pub mod place;
 pub mod state;
 pub mod text;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +34,8 @@ pub const PLACE: &str = "docker:";
 pub const LOOK: Duration = Duration::from_secs(30);
 /// Questions about containers that wait for their answers at once.
 const ASKING_MAX: usize = 16;
+/// How often a container is asked about that cannot be read, before that is told.
+const TRIES: u32 = 3;
 /// Between two tries to reach an engine that is gone: from, to.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
@@ -133,6 +135,8 @@ struct Session<'a> {
     updates: &'a mpsc::Sender<Update>,
     waiting: Line,
     asking: JoinSet<Answer>,
+    /// How often in a row a question about a container failed.
+    tries: HashMap<String, u32>,
     listing: bool,
     /// The whole list was asked about once.
     answered: bool,
@@ -144,8 +148,8 @@ impl<'a> Session<'a> {
         asked: &'a mut watch::Receiver<Asked>,
         updates: &'a mpsc::Sender<Update>,
     ) -> Session<'a> {
-        let (waiting, asking) = Default::default();
-        Session { world, asked, updates, waiting, asking, listing: false, answered: false }
+        let (waiting, asking, tries) = Default::default();
+        Session { world, asked, updates, waiting, asking, tries, listing: false, answered: false }
     }
 
     /// Ends well when nobody listens any more, and with a sentence when the engine is gone.
@@ -215,9 +219,22 @@ impl<'a> Session<'a> {
                 self.waiting.extend(ask);
                 self.finished();
             }
-            Answer::Container(id, version, found) => {
-                if self.world.inspected(&id, version, found?.map(|found| *found)) {
+            Answer::Container(id, version, Ok(found)) => {
+                self.tries.remove(&id);
+                if self.world.inspected(&id, version, found.map(|found| *found)) {
                     self.waiting.extend([id]);
+                }
+                self.finished();
+            }
+            // An engine that is gone ends the list and the events too.
+            Answer::Container(id, _, Err(why)) => {
+                let tries = self.tries.entry(id.clone()).or_default();
+                *tries += 1;
+                if *tries < TRIES {
+                    self.waiting.extend([id]);
+                } else {
+                    self.tries.remove(&id);
+                    self.world.unread(&id, why);
                 }
                 self.finished();
             }

@@ -62,6 +62,8 @@ struct Entry {
     facts: Option<Inspected>,
     parts: Vec<Part>,
     problems: Vec<String>,
+    /// Why the engine's last word on it could not be read.
+    unread: Option<String>,
     leaving: Option<Leaving>,
 }
 
@@ -182,8 +184,9 @@ impl World {
             };
             let over = |leaving: &Leaving| {
                 let wait = entry.facts.as_ref().and_then(|facts| facts.config.stop_timeout);
-                let wait = Duration::from_secs(wait.unwrap_or(STOP_TIMEOUT)).saturating_add(STILL_RUNS);
-                now >= leaving.since.after(wait)
+                let wait = wait.map_or(Ok(STOP_TIMEOUT), u64::try_from);
+                let over = |wait| leaving.since.after(Duration::from_secs(wait).saturating_add(STILL_RUNS));
+                wait.is_ok_and(|wait| now >= over(wait))
             };
             if entry.leaving.as_ref().is_some_and(over) {
                 let id = listed.id.clone();
@@ -213,6 +216,7 @@ impl World {
         if entry.version != version {
             return true;
         }
+        self.dirty_state |= entry.unread.take().is_some();
         match found.filter(|found| found.state.running) {
             None => self.forget(id),
             Some(found) if entry.facts.as_ref() == Some(&found) => {}
@@ -227,6 +231,15 @@ impl World {
             }
         }
         false
+    }
+
+    /// What the engine says of it cannot be read, which concerns nobody else. What is known of it stays; the regular look asks
+    /// again.
+    pub fn unread(&mut self, id: &str, why: String) {
+        if let Some(entry) = self.entries.get_mut(id) {
+            entry.unread = Some(why);
+            self.dirty_state = true;
+        }
     }
 
     /// Everything is to be told again.
@@ -300,9 +313,9 @@ impl World {
         if self.left_out > 0 {
             problems.push(format!("{} more containers than {CONTAINERS_MAX} are left out", self.left_out));
         }
-        let wrong = self.entries.values().filter(|entry| !entry.problems.is_empty());
-        let told = wrong.flat_map(|entry| {
-            entry.problems.iter().map(|problem| format!("container {}: {problem}", entry.name()))
+        let told = self.entries.values().flat_map(|entry| {
+            let problems = entry.problems.iter().chain(&entry.unread);
+            problems.map(|problem| format!("container {}: {problem}", entry.name()))
         });
         problems.extend(told.take(PROBLEMS_MAX));
         problems.sort_unstable();

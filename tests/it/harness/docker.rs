@@ -92,6 +92,12 @@ impl FakeDocker {
         self.tell("start", id, json!(all));
     }
 
+    /// Something happens to a container, and from now on nobody can read what the engine says of it.
+    pub fn spoil(&self, id: &str) {
+        self.containers.lock().unwrap().by_id.get_mut(id).expect("the container")["State"] = json!(7);
+        self.tell("start", id, json!({}));
+    }
+
     /// A Swarm service has these labels now.
     pub fn service(&self, id: &str, labels: &[(&str, &str)]) {
         let labels: BTreeMap<&str, &str> = labels.iter().copied().collect();

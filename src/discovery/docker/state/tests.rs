@@ -173,6 +173,11 @@ fn who_survives_a_signal_takes_part_again_but_not_before_its_time_to_stop() {
     told.event(&event("kill", "one", &[("signal", "15")]), &slow, T0);
     told.look(&slow, T0.after(Duration::from_secs(359)));
     assert!(told.shop().is_empty(), "it may take five minutes to stop");
+    slow[0].config.stop_timeout = Some(-1);
+    let mut told = Told::new(&slow);
+    told.event(&event("kill", "one", &[("signal", "15")]), &slow, T0);
+    told.look(&slow, T0.after(Duration::from_secs(86_400)));
+    assert!(told.shop().is_empty(), "it may take for ever");
 }
 
 #[test]
