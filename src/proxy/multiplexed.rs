@@ -123,6 +123,7 @@ impl Exchange<'_> {
             Ok(Ok(response)) => {
                 stream.timer.clear();
                 self.observe(context, started, response.status());
+                self.endpoint.answered_on_shared(self.worker.wheel.now());
                 let no_slot = Broken::Late(Late::Answer);
                 let slot = self.slot.take().ok_or(no_slot)?;
                 let carrier = Carrier::Shared(stream);

@@ -317,6 +317,14 @@ impl Endpoint {
         }
     }
 
+    /// An answer came on a shared connection. Where no other could be made, and this one lived on, its answers are what shows in a
+    /// trial that the endpoint can be reached: no request would open another one.
+    pub fn answered_on_shared(&self, now: Millis) {
+        if self.out().is_some_and(|out| out.cause == Cause::Connect && out.tried) {
+            self.connect_succeeded(now);
+        }
+    }
+
     /// A connection could not be made. `error` is a sentence for the operator.
     pub fn connect_failed(&self, now: Millis, error: &str) {
         self.note_failure(error);

@@ -218,6 +218,40 @@ async fn with_every_stream_taken_a_request_waits_for_one_and_not_for_ever() {
 }
 
 #[tokio::test]
+async fn regression_an_endpoint_is_back_with_its_trial_although_a_connection_of_before_lives() {
+    let gate = Gate::default();
+    let settings = Settings { max_streams: Some(1), ..Settings::default() };
+    let refuses = settings.refuses.clone();
+    let (full, other) = (
+        held(settings, &gate).await,
+        H2Origin::scripted(Settings::default(), |mut stream| async move {
+            stream.answer(200, "other").await;
+        })
+        .await,
+    );
+    let backends = format!("backends = [\"{}\", \"{}\"]", full.address(), other.address());
+    let site = format!("{backends}\nupstream = {{ http = \"h2\" }}\nbalance = \"round_robin\"");
+    let proxy = Proxy::builder().set("server.workers", "1").site(SITE, &site).start().await;
+    // One of them takes the only stream.
+    let asked = ask(&proxy, SITE, 2).await;
+    full.arrived(1).await;
+    refuses.store(true, Ordering::SeqCst);
+    let state = async || {
+        assert_eq!(proxy.get(SITE, "/").await.status, 200);
+        let status = proxy.status().await;
+        let all = status["endpoints"].as_array().unwrap();
+        let one = all.iter().find(|one| one["address"] == full.address().to_string()).unwrap();
+        one["state"].as_str().unwrap().to_owned()
+    };
+    wait_for("the endpoint to be down", || async { (state().await != "up").then_some(()) }).await;
+    refuses.store(false, Ordering::SeqCst);
+    gate.open();
+    assert_eq!(within("both", asked.join_all()).await, [200, 200]);
+    wait_for("the endpoint to be up", || async { (state().await == "up").then_some(()) }).await;
+    assert_eq!(full.accepted(), 1, "its trial went on the connection that was there");
+}
+
+#[tokio::test]
 async fn two_sites_never_share_a_connection_to_the_same_backend() {
     let origin = H2Origin::echoing(Settings::default()).await;
     let proxy = Proxy::builder().site(SITE, &origin.site()).site("other.test", &origin.site()).start().await;

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -105,6 +105,8 @@ pub struct Settings {
     /// Opened: the first connection says GOAWAY and finishes what it has.
     pub goodbye: Gate,
     pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// Set: connections that come are closed at once; those that are there live on.
+    pub refuses: Arc<AtomicBool>,
 }
 
 /// A running backend; stops with its last handle.
@@ -186,6 +188,9 @@ async fn accept(listener: TcpListener, settings: Settings, script: Script, share
     loop {
         while connections.try_join_next().is_some() {}
         let Ok((stream, _)) = listener.accept().await else { return };
+        if settings.refuses.load(Ordering::SeqCst) {
+            continue;
+        }
         let _ = stream.set_nodelay(true);
         let index = shared.accepted.fetch_add(1, Ordering::SeqCst);
         let (settings, script, shared) = (settings.clone(), script.clone(), shared.clone());
