@@ -39,10 +39,10 @@ fn requests() -> Vec<Request> {
         if let Some((kind, _)) = &made.body {
             headers.insert("content-type", HeaderValue::from_static(kind));
         }
-        let body = made.body.and_then(|(_, text)| {
+        let body = made.body.map(|(_, text)| {
             let mut bytes = text.into_bytes();
             bytes.truncate(8_192);
-            Some((Kind::of(&headers)?, bytes))
+            (Kind::of(&headers), bytes)
         });
         Request { method: made.method, target: made.target.parse().unwrap(), headers, body }
     };

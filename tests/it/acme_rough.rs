@@ -203,6 +203,18 @@ async fn retry_after_is_obeyed_for_the_whole_authority() {
     }
 }
 
+/// The library of the managed engine adds the seconds to the time of day, and panics.
+#[tokio::test]
+async fn regression_a_pause_longer_than_time_itself_ends_one_try_and_not_the_sites_orders() {
+    let Some(house) = House::new().await else { return };
+    house.front.plan("/my-order/", 1, Fault::Refuse(400, "malformed", Some("18446744073709551615")));
+    house.add("odd.test").await;
+    house.failed("odd.test", 1).await;
+    assert!(!house.proxy.stderr().contains("panicked"), "{}", house.proxy.stderr());
+    house.renew("odd.test").await;
+    all_issued(&house.proxy, &["odd.test".to_owned()]).await;
+}
+
 /// A clock that is wrong makes certificates that nobody accepts: nothing is ordered while the two clocks differ.
 #[tokio::test]
 async fn an_authority_with_another_clock_is_asked_for_nothing_until_they_agree() {

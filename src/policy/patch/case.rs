@@ -41,7 +41,7 @@ impl Request {
 
     /// What a proxy finds in it that looks at so many bytes of a body.
     pub fn look(&self, set: &Set, prefix: usize, off: &[u64], scratch: &mut Scratch) -> Look {
-        let kind = self.body.as_ref().and_then(|_| Kind::of(&self.headers));
+        let kind = self.body.as_ref().map(|_| Kind::of(&self.headers));
         let mut facts = Facts {
             method: &self.method,
             path: self.target.path(),

@@ -291,9 +291,9 @@ fn benign_parts(made: &benign::Benign) -> (HeaderMap, http::Uri, Option<(Kind, &
     if let Some((kind, _)) = &made.body {
         headers.insert("content-type", http::HeaderValue::from_static(kind));
     }
-    let body = made.body.as_ref().and_then(|(_, text)| {
+    let body = made.body.as_ref().map(|(_, text)| {
         let text = text.as_bytes();
-        Some((Kind::of(&headers)?, text.get(..8_192).unwrap_or(text)))
+        (Kind::of(&headers), text.get(..8_192).unwrap_or(text))
     });
     (headers, made.target.parse().unwrap(), body)
 }

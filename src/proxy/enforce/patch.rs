@@ -76,7 +76,7 @@ fn body_kind(context: &Context, route: &Route, parts: &Parts) -> Option<Kind> {
     if !looked_at || !context.untouched || !proxied || context.accept == Accept::Grpc {
         return None;
     }
-    Kind::of(&parts.headers)
+    Some(Kind::of(&parts.headers))
 }
 
 /// Asks the rules; whether they want the body.
