@@ -45,6 +45,12 @@ impl Rewrite {
         Ok(Rewrite { part, by: by.into() })
     }
 
+    /// Whether what it makes of a path would lead elsewhere: where a match ends within a segment, a dot segment can arise from
+    /// a path without one (RFC 3986 section 5.2.4).
+    pub fn leads_elsewhere(&self, rewritten: &str) -> bool {
+        matches!(self.part, Part::Match(_)) && rewritten.split('/').any(|part| part == "." || part == "..")
+    }
+
     /// The path to send on. Borrowed where it is a part of the old one or the same for all.
     pub fn apply<'a>(&'a self, path: &'a str) -> Cow<'a, str> {
         let rewritten = match &self.part {
@@ -132,6 +138,23 @@ mod tests {
         assert_eq!(rewritten(Some("//$2"), route(), "/u/7//evil.example"), "/evil.example");
         assert_eq!(rewritten(Some("/x"), route(), "/other"), "/other");
         assert!(Rewrite::compile(&model::Rewrite::StripPrefix, &PathPattern::Regex("(".into())).is_err());
+    }
+
+    #[test]
+    fn regression_a_match_that_ends_within_a_segment_leads_nowhere_else() {
+        let whole = PathPattern::Regex("^/api(.*)".into());
+        let replace = Rewrite::compile(&model::Rewrite::Replace("/public/$1".into()), &whole).unwrap();
+        let strip =
+            Rewrite::compile(&model::Rewrite::StripPrefix, &PathPattern::Regex("^/v[0-9]+".into())).unwrap();
+        for (rewrite, path, leads) in [
+            (&replace, "/api../secret", true),
+            (&replace, "/api./x", true),
+            (&replace, "/api/x..y/...", false),
+            (&strip, "/v1../secret", true),
+            (&strip, "/v1/x", false),
+        ] {
+            assert_eq!(rewrite.leads_elsewhere(&rewrite.apply(path)), leads, "{path}");
+        }
     }
 
     #[test]

@@ -296,7 +296,11 @@ impl Outgoing {
         let Outgoing { mut parts, body, found, .. } = self;
         fields::set_hop(&mut parts.headers, &found, parts.version);
         if let Some(rewrite) = &route.rewrite {
-            parts.uri = rewritten(&parts.uri, &rewrite.apply(parts.uri.path()))?;
+            let path = rewrite.apply(parts.uri.path());
+            if rewrite.leads_elsewhere(&path) {
+                return Err(Outcome::BadPath);
+            }
+            parts.uri = rewritten(&parts.uri, &path)?;
         }
         parts.version = Version::HTTP_11;
         route.request_headers.apply(&mut parts.headers, context);

@@ -212,8 +212,8 @@ fn is_port(text: &str) -> bool {
 pub struct Path<'a> {
     /// Dot segments removed, unreserved characters decoded, escapes in upper case. Forwarded as this.
     pub text: Cow<'a, str>,
-    /// What it becomes where `%2F` and `%5C` are decoded, `//` merged, `;parameters` dropped, or all of that, as far
-    /// as that differs. Each must lead to the same route, or the request would slip past a policy.
+    /// What it becomes where separators and what else may stand in a segment are decoded, `//` merged, `;parameters` dropped, or
+    /// all of that, as far as that differs. Each must lead to the same route, or the request would slip past a policy.
     pub others: Vec<String>,
 }
 
@@ -233,7 +233,7 @@ pub fn path(raw: &str) -> Result<Path<'_>, Outcome> {
     let mut others = Vec::new();
     // Of what the client wrote, and of what the backend gets to see.
     for shape in [&decoded, &text] {
-        if !(shape.contains("//") || shape.contains(';') || shape.contains("%2F") || shape.contains("%5C")) {
+        if !(shape.contains("//") || shape.contains(';') || undone(shape).is_some()) {
             continue;
         }
         for laxity in LAXITIES {
@@ -336,7 +336,7 @@ fn remove_dot_segments(path: &str) -> String {
 /// Liberties that backends are known to take with a path.
 #[derive(Clone, Copy)]
 struct Laxity {
-    /// Escaped separators become separators.
+    /// Escapes of separators become separators, those of characters that may stand in a segment as they are become these.
     decodes: bool,
     /// Empty segments vanish.
     merges: bool,
@@ -357,12 +357,33 @@ const LAXITIES: [Laxity; 7] = {
     all
 };
 
+/// Characters whose escapes nearly every backend undoes before it looks where a path leads: separators, and those of
+/// `pchar` that are not unreserved (RFC 3986 section 3.3).
+const UNDONE: &[u8] = b"/\\!$&'()*+,;=:@";
+
+/// A path without those escapes; `None` where there are none. Its escapes are in upper case, and whole.
+fn undone(path: &str) -> Option<String> {
+    let (mut out, mut rest) = (String::with_capacity(path.len()), path);
+    while let Some((before, escape)) =
+        memchr::memchr(b'%', rest.as_bytes()).and_then(|at| rest.split_at_checked(at))
+    {
+        let (escape, behind) = escape.split_at_checked(3)?;
+        out.push_str(before);
+        match u8::from_str_radix(escape.get(1..)?, 16) {
+            Ok(b'\\') => out.push('/'),
+            Ok(byte) if UNDONE.contains(&byte) => out.push(char::from(byte)),
+            _ => out.push_str(escape),
+        }
+        rest = behind;
+    }
+    out.push_str(rest);
+    (out != path).then_some(out)
+}
+
 /// How a backend with these laxities reads a path.
 fn careless(path: &str, laxity: Laxity) -> String {
-    let decoded = match laxity.decodes {
-        true => Cow::Owned(path.replace("%2F", "/").replace("%5C", "/")),
-        false => Cow::Borrowed(path),
-    };
+    let decoded = if laxity.decodes { undone(path) } else { None };
+    let decoded = decoded.map_or(Cow::Borrowed(path), Cow::Owned);
     let mut out = String::with_capacity(decoded.len());
     for segment in decoded.split('/').skip(1) {
         let name = if laxity.drops { segment.split(';').next().unwrap_or(segment) } else { segment };
@@ -491,6 +512,10 @@ mod tests {
         ] {
             assert!(path(raw).unwrap().others.contains(&"/admin".to_owned()), "{raw}: {:?}", path(raw));
         }
+        for raw in ["/%40dmin/x", "/wiki/%3a", "/a%2Bb"] {
+            assert_eq!(path(raw).unwrap().others.len(), 1, "regression: {raw} reads otherwise at a backend");
+        }
+        assert_eq!(path("/%40admin/x%20y").unwrap().others, ["/@admin/x%20y"]);
         assert_eq!(path("/a%2Fb").unwrap().others, ["/a/b"]);
         assert_eq!(path("/a;v=1").unwrap().others, ["/a"]);
         assert!(path("/a/%20b").unwrap().others.is_empty());

@@ -15,6 +15,31 @@ fn route(lines: &str) -> String {
     format!("\n[[site.\"{SITE}\".route]]\n{lines}\n")
 }
 
+#[tokio::test]
+async fn regression_a_route_with_reserved_characters_is_not_passed_by_with_their_escapes() {
+    let origin = named("shop").await;
+    let site = origin.backends() + &route("path = \"/@admin/\"\nrespond = { status = 403 }");
+    let proxy = Proxy::with_site(SITE, &site).await;
+    assert_eq!(proxy.get(SITE, "/@admin/x").await.status, 403);
+    for target in ["/%40admin/x", "/a/../%40admin/x", "//%40admin/x"] {
+        proxy.get(SITE, target).await.expect(400, "BAD-PATH");
+    }
+    assert_eq!(origin.count(), 0);
+    // What leads to the same route either way stays as it was written.
+    assert_eq!(proxy.get(SITE, "/users/a%40b%3Ac").await.text(), "shop /users/a%40b%3Ac");
+}
+
+#[tokio::test]
+async fn regression_a_rewrite_leads_out_of_no_folder() {
+    let origin = named("shop").await;
+    let site = origin.backends()
+        + &route(&format!("path = \"~^/api(.*)\"\nrewrite = \"/public/$1\"\n{}", origin.backends()));
+    let proxy = Proxy::with_site(SITE, &site).await;
+    proxy.get(SITE, "/api../secret").await.expect(400, "BAD-PATH");
+    assert_eq!(origin.count(), 0);
+    assert_eq!(proxy.get(SITE, "/api/x").await.text(), "shop /public//x");
+}
+
 // ---- names
 
 #[tokio::test]
