@@ -34,7 +34,7 @@ pub struct Record<'a> {
     pub method: &'a str,
     /// Host asked for, without port.
     pub host: &'a str,
-    /// Path as normalised, without query.
+    /// Path as it came, without query.
     pub path: &'a str,
     /// Query without `?`.
     pub query: Option<&'a str>,
@@ -90,7 +90,7 @@ pub const FIELDS: &[(&str, &str)] = &[
     ),
     ("method", "request method"),
     ("host", "host asked for"),
-    ("path", "path as normalised"),
+    ("path", "path as it came, without the query"),
     ("query", "query; only with `privacy = \"full\"`, absent where there was none"),
     ("protocol", "`h1`, `h1.0` or `h2`"),
     ("tls", "TLS version, `1.2` or `1.3`; `null` on plain HTTP"),
