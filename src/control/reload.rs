@@ -17,9 +17,10 @@ use crate::control::choose::{self, Built, build, told};
 use crate::control::last_good::{self, Store};
 use crate::control::{Control, Known, State, View, bans, lock, patches, remembered, renew};
 use crate::net::descriptors::Budget;
+use crate::snapshot::compile::Input;
 use crate::snapshot::lists;
 use crate::snapshot::resident::Residents;
-use crate::snapshot::{Site, Snapshot, Source, compile};
+use crate::snapshot::{Site, Snapshot, Source, amend, compile};
 use crate::telemetry::hub::ReloadResult;
 
 /// What the first load yields; the rest of the process is built around it.
@@ -158,10 +159,10 @@ impl Control {
         let mut loaded = load(&self.path, &state, Former { loaded: before.loaded.as_ref(), look });
         drop(before);
         let old = self.cell.load();
-        *lock(&self.watched) = loaded.watched.clone();
         let Some(server) = loaded.server.clone() else {
+            let former = self.watched();
             let report = Report {
-                generation: old.generation,
+                generation: self.renew_certificates(&mut state, &old, &loaded, &former),
                 refused: true,
                 diagnostics: std::mem::take(&mut loaded.diagnostics),
                 ..Report::default()
@@ -186,6 +187,53 @@ impl Control {
         log(&report, reason);
         tracing::debug!("reload took {} ms", clock::now().0 - started.0);
         report
+    }
+
+    /// The server's part is wrong, so that nothing counts that the configuration says. But certificates end and lists of
+    /// revoked ones grow old while it waits to be mended: those are taken, by what is in force. Gives the generation that
+    /// is then.
+    fn renew_certificates(
+        &self,
+        state: &mut State,
+        old: &Snapshot,
+        loaded: &Loaded,
+        former: &Watched,
+    ) -> u64 {
+        // A main file that is no TOML names no file.
+        let mut watched = (*loaded.watched).clone();
+        watched.add(former.files.clone());
+        *lock(&self.watched) = Arc::new(watched);
+        let generation = old.generation + 1;
+        let (mut sites, mut renewed) = (old.sites.clone(), Vec::new());
+        for place in gentle::each(&mut sites) {
+            let Some(known) = state.sites.get(&place.name) else { continue };
+            let (site, text, current) = (&*known.model, &*known.text, Some(&known.site));
+            let input =
+                Input { site, text, current, kept: None, seen: None, server: &old.server, generation };
+            if let Some(site) = amend::with_certificates(&known.site, &input, &self.residents) {
+                renewed.push(site.clone());
+                *place = site;
+            }
+        }
+        if renewed.is_empty() {
+            return old.generation;
+        }
+        let (server, down) = (old.server.clone(), (*old.unavailable).clone());
+        match compile::assemble(generation, server, sites, down, old.https_port, &self.residents) {
+            Ok(snapshot) => self.swap(snapshot, old, &old.server),
+            Err(why) => {
+                tracing::error!("renewed certificates are not in force: {why}");
+                return old.generation;
+            }
+        }
+        tracing::info!(generation, sites = renewed.len(), "renewed certificates are in force all the same");
+        for site in renewed {
+            if let Some(known) = state.sites.get_mut(&site.name) {
+                known.site = site;
+            }
+        }
+        self.settle();
+        generation
     }
 
     fn apply(

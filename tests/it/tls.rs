@@ -330,6 +330,29 @@ async fn regression_a_site_in_quarantine_is_shown_with_its_renewed_certificate()
 }
 
 #[tokio::test]
+async fn regression_a_renewed_certificate_is_shown_although_the_servers_part_is_wrong() {
+    let origin = Origin::saying("ok").await;
+    let ca = Ca::new("files");
+    let proxy = with_files(&ca.leaf(&[SITE]), &origin.backends()).start().await;
+    let shown = async || {
+        let mut wire = connect(client_config(&ca.pem, &[], &[&TLS13]), proxy.https(), SITE).await.unwrap();
+        assert_eq!(wire.get(SITE, "/").await.text(), "ok");
+        wire.tls.leaf
+    };
+    let mut before = shown().await;
+    // Settings that are wrong, and no TOML at all.
+    for broken in ["\n[server]\nworkers = \"many\"\n", "\n[server\n"] {
+        proxy.edit_config(|text| text + broken);
+        let report = proxy.reload().await;
+        assert_eq!(report["refused"], true, "{report}");
+        assert_eq!(shown().await, before);
+        put(proxy.path(), &ca.leaf(&[SITE]));
+        wait_for("the renewed certificate", || async { (shown().await != before).then_some(()) }).await;
+        before = shown().await;
+    }
+}
+
+#[tokio::test]
 async fn the_internal_ca_survives_a_restart() {
     let origin = Origin::saying("ok").await;
     let mut proxy = Proxy::with_site(SITE, &origin.backends()).await;
