@@ -34,6 +34,8 @@ use crate::tls::pem;
 
 /// From connecting to the last byte of the answer.
 const CALL_DEADLINE: Duration = Duration::from_secs(30);
+/// A wait that no CA means longer than: a year.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Most bytes of an answer: a chain has a few kilobytes.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 tokio::task_local! {
@@ -179,7 +181,12 @@ impl Client {
         if method == Method::GET && response.status().as_u16() >= 400 {
             return Err(Error::Other(format!("{host}: the CA answered HTTP {}", response.status()).into()));
         }
-        Ok(polished(response))
+        let mut response = polished(response);
+        // instant-acme adds the seconds to the time of day, and panics where that is more than can be told.
+        if retry_after(response.headers()).is_some_and(|after| after > RETRY_AFTER_MAX) {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_MAX.as_secs()));
+        }
+        Ok(response)
     }
 }
 

@@ -46,7 +46,7 @@ use super::store::{FolderStore, Key, Kind, Mark, Store, StoreError};
 use super::{CertificateStatus, Challenges, Wanted};
 use crate::config::model::{self, AcmeEngine, ChallengeKind, Directory, HostPattern};
 use crate::config::section::host;
-use crate::tls::pem::Identity;
+use crate::tls::pem::{self, Identity};
 
 /// Longest sleep of the loop: the wall clock may be set meanwhile.
 const NAP: Duration = Duration::from_secs(30);
@@ -76,6 +76,8 @@ struct Read {
 
 struct Inner {
     settings: model::Acme,
+    /// What `ca_file` held when the engines were made.
+    authority: Option<Vec<u8>>,
     engines: Arc<Engines>,
     queue: Queue,
     dice: Dice,
@@ -167,9 +169,10 @@ impl Manager {
             Queue::new(buckets(settings, store.as_ref(), now), settings.orders_per_3h, settings.concurrent);
         // Only spreads load; the time at hand is random enough for that.
         let dice = Dice::new(now ^ crate::base::clock::micros() ^ u64::from(std::process::id()));
-        let settings = settings.clone();
+        let (settings, authority) = (settings.clone(), authority(settings));
         let inner = Inner {
             settings,
+            authority,
             engines,
             queue,
             dice,
@@ -251,8 +254,10 @@ impl Manager {
     pub fn reconfigure(&self, settings: &model::Acme) -> Result<(), String> {
         // Read every time: a key file has another content under the same name.
         self.rekey(settings)?;
+        // So has that of an authority; one that cannot be read leaves the old one in force.
+        let authority = authority(settings);
         let mut inner = self.lock();
-        if inner.settings == *settings {
+        if inner.settings == *settings && (authority.is_none() || authority == inner.authority) {
             return Ok(());
         }
         inner.engines = engines(settings, &self.store, &self.challenges, &self.records)?;
@@ -260,7 +265,7 @@ impl Manager {
         let before = |new: &Directory| inner.settings.directories.iter().position(|old| old.url == new.url);
         let before: Vec<_> = settings.directories.iter().map(before).collect();
         inner.queue.reconfigure(buckets, &before, settings.orders_per_3h, settings.concurrent);
-        inner.settings = settings.clone();
+        (inner.settings, inner.authority) = (settings.clone(), authority);
         inner.asking = None;
         drop(inner);
         self.wake.notify_one();
@@ -374,18 +379,20 @@ impl Manager {
             let bucket = inner.queue.bucket(directory);
             let (engines, old) = (Arc::clone(&inner.engines), inner.held.get(&site).and_then(Held::leaf));
             drop(inner);
-            let Some(mut job) = job else {
+            let Some(job) = job else {
                 self.lock().queue.finished(&site);
                 continue;
             };
-            let manager = Arc::clone(self);
+            let (engine, names, manager) = (job.engine, job.names.clone(), Arc::clone(self));
             orders.spawn(async move {
-                job.engine = manager.engine_for(&job, &engines).await;
-                let outcome = match manager.still_allowed(&job.site).await {
-                    Ok(()) => manager.work(&job, engines, old, bucket).await,
-                    Err(why) => Err(IssueError::new(Reason::Rejected, why)),
-                };
-                Ended { site, directory, engine: job.engine, names: job.names, outcome }
+                // Dropped with this task, and the order with it.
+                let mut alone = JoinSet::new();
+                alone.spawn(async move { manager.carry_out(job, engines, old, bucket).await });
+                // A panic is the end of this order and of nothing else: its place in the queue is free again.
+                let broke = || IssueError::new(Reason::Other, "The order ended by a fault of Tidegate.");
+                let ended = alone.join_next().await.and_then(Result::ok);
+                let (engine, outcome) = ended.unwrap_or_else(|| (engine, Err(broke())));
+                Ended { site, directory, engine, names, outcome }
             });
         }
         NAP
@@ -432,6 +439,11 @@ fn engines(
         renewal: RenewalInfo::new(client.clone()),
         client,
     }))
+}
+
+/// What the file of the authority holds that the CA's listener is trusted by.
+fn authority(settings: &model::Acme) -> Option<Vec<u8>> {
+    settings.ca_file.as_deref().and_then(|file| pem::read_text(file).ok()).map(|text| text.to_vec())
 }
 
 fn buckets(settings: &model::Acme, store: &dyn Store, now: u64) -> Vec<Bucket> {

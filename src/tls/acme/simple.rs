@@ -63,8 +63,9 @@ impl Simple {
 
     async fn order(&self, job: &Job, kind: ChallengeKind) -> Result<Issued, IssueError> {
         // Registered here, once: orders that began together would each register the key, and meet at the CA.
-        self.accounts.account(&job.directory).await?;
-        let account = self.accounts.key(&job.directory).await?;
+        let nothing = |error: IssueError| IssueError { no_order: true, ..error };
+        self.accounts.account(&job.directory).await.map_err(nothing)?;
+        let account = self.accounts.key(&job.directory).await.map_err(nothing)?;
         let issued = Arc::new(Mutex::new(None));
         let way = match kind {
             ChallengeKind::TlsAlpn01 => UseChallenge::TlsAlpn01,

@@ -112,9 +112,11 @@ impl Manager {
             // It answered without saying the time: the kernel's word is enough, if it gives it.
             Verdict::Ask if kernel_clock::read().is_some_and(|kernel| kernel.synchronised) => Ok(()),
             Verdict::Ask => {
+                // As an outage: it may be asked again later and not at once, as by a clock that is known to be wrong, for
+                // which all orders wait.
                 let message =
                     "The CA does not say the time, and the kernel does not know whether this clock is right.";
-                Err(IssueError::new(Reason::Clock, message))
+                Err(IssueError { no_order: true, ..IssueError::new(Reason::Network, message) })
             }
             Verdict::Wrong(why) => Err(IssueError::new(Reason::Clock, why.to_string())),
         }

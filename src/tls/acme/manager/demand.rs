@@ -114,6 +114,8 @@ impl Manager {
             self.permit(owner.terms, name).await?;
         }
         if self.adopt(id, owner.terms).await {
+            // Or nobody would renew it before the next reload.
+            self.lock().take_in(id, name, owner.terms);
             return Ok(true);
         }
         if !self.demand.take_order(owner.terms) {
@@ -318,7 +320,7 @@ impl Inner {
     }
 
     /// Wants a name's certificate from now on.
-    fn take_in(&mut self, id: &Arc<str>, name: &str, terms: &Terms) {
+    pub(super) fn take_in(&mut self, id: &Arc<str>, name: &str, terms: &Terms) {
         let wanted = Wanted {
             site: Arc::clone(id),
             names: vec![HostPattern::Exact(name.into())],

@@ -33,8 +33,25 @@ pub(super) struct Ended {
 }
 
 impl Manager {
+    /// One order, and the engine that carried it out.
+    pub(super) async fn carry_out(
+        &self,
+        mut job: Job,
+        engines: Arc<Engines>,
+        old: Option<CertificateDer<'static>>,
+        bucket: Option<Bucket>,
+    ) -> (Engine, Result<Held, IssueError>) {
+        job.engine = self.engine_for(&job, &engines).await;
+        let outcome = match self.still_allowed(&job.site).await {
+            Ok(()) => self.work(&job, engines, old, bucket).await,
+            // Nobody was asked for an order.
+            Err(why) => Err(IssueError { no_order: true, ..IssueError::new(Reason::Rejected, why) }),
+        };
+        (job.engine, outcome)
+    }
+
     /// One order, from the site's lock to the stored certificate.
-    pub(super) async fn work(
+    async fn work(
         &self,
         job: &Job,
         engines: Arc<Engines>,
@@ -95,7 +112,7 @@ impl Manager {
 
     /// The engine that was chosen, or a better one for what only the CA can say: whether it takes note of what is
     /// replaced (RFC 9773 section 5).
-    pub(super) async fn engine_for(&self, job: &Job, engines: &Engines) -> Engine {
+    async fn engine_for(&self, job: &Job, engines: &Engines) -> Engine {
         let may_change = job.engine == Engine::Simple && job.replaces.is_some();
         if !may_change || self.lock().settings.engine != AcmeEngine::Auto {
             return job.engine;

@@ -7,6 +7,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use super::{Inner, Manager, NAP, Read, engines, now};
 use crate::config::model;
 use crate::tls::acme::canary;
+use crate::tls::acme::demand;
 use crate::tls::acme::issuer::Reason;
 use crate::tls::acme::record::{self, Failure, Held, Unreadable};
 use crate::tls::acme::store::seal::{Ring, Swept};
@@ -163,7 +164,15 @@ impl Manager {
         tracing::info!(%site, ca = %record.ca, not_after = record.not_after, "certificate taken over from the store");
         {
             let mut inner = self.lock();
+            let rules = Arc::clone(&inner.rules);
+            let of = found.record.demand.as_ref().map(|demanded| Arc::clone(&demanded.site));
             inner.held.insert(Arc::clone(&site), found);
+            // A name on demand is wanted from now on, not from the next reload on.
+            if let Some(name) = demand::name(&site)
+                && let Some(owner) = rules.owner(name).filter(|owner| Some(&owner.terms.site) == of.as_ref())
+            {
+                inner.take_in(&site, name, owner.terms);
+            }
             inner.enqueue(&site);
         }
         self.forget_failure(&site, |_| true);

@@ -182,3 +182,47 @@ async fn a_name_is_let_in_once_and_out_when_its_order_fails() {
     let (refusal, _) = manager.admit_name(&demand::id("n9.test.test"), "n9.test.test").await.unwrap_err();
     assert_eq!(refusal, Refusal::Limit);
 }
+
+#[tokio::test]
+async fn regression_a_certificate_got_for_another_sites_question_is_wanted_by_who_takes_it_over() {
+    let (_state, manager, _) = manager(&[("a.test.test", true)]);
+    let asks = rules(&[], Some("http://127.0.0.1:1/"));
+    for held in manager.lock().held.values_mut() {
+        held.record.demand = Some(Demanded { site: "another".into(), asked: true });
+    }
+    assert!(reload(&manager, &asks).is_empty() && manager.status().is_empty());
+    manager.lock().answers.put(
+        "a.test.test http://127.0.0.1:1/",
+        ask::Answer::Yes,
+        clock::now().after(YES_FOR),
+    );
+    let id = demand::id("a.test.test");
+    assert_eq!(manager.admit_name(&id, "a.test.test").await, Ok(true));
+    let states: Vec<_> = manager.status().iter().map(|status| status.state).collect();
+    assert_eq!(states, ["valid"], "nobody has reloaded, and it is looked after");
+}
+
+#[tokio::test]
+async fn regression_a_renewed_root_of_the_authority_is_taken_over() {
+    let (state, manager, _) = manager(&[]);
+    let file = state.path().join("ca.pem");
+    let write = || {
+        let root = rcgen::generate_simple_self_signed(["ca.test".to_owned()]).unwrap();
+        std::fs::write(&file, root.cert.pem()).unwrap();
+    };
+    let settings = model::Acme { ca_file: Some(file.clone()), ..settings() };
+    let engines = || {
+        manager.reconfigure(&settings).unwrap();
+        Arc::clone(&manager.lock().engines)
+    };
+    write();
+    let first = engines();
+    assert!(Arc::ptr_eq(&first, &engines()), "nothing changed");
+    write();
+    let second = engines();
+    assert!(!Arc::ptr_eq(&first, &second));
+    std::fs::write(&file, "no certificate").unwrap();
+    assert!(manager.reconfigure(&settings).is_err());
+    std::fs::remove_file(&file).unwrap();
+    assert!(Arc::ptr_eq(&second, &engines()), "what cannot be read leaves it in force");
+}
