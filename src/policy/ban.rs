@@ -271,10 +271,9 @@ impl<C: Clock> Bans<C> {
         if book.said == nets && book.file_mode == mode {
             return;
         }
-        book.said.clone_from(&nets);
         let now = self.table.now_ns();
         let wall = clock::wall().as_secs();
-        let lasting = nets.into_iter().filter_map(|line| {
+        let lasting = nets.iter().filter_map(|line| {
             let until = match line.until {
                 None => u64::MAX,
                 Some(until) if until <= wall => return None,
@@ -283,7 +282,7 @@ impl<C: Clock> Bans<C> {
             Some((line.net, until))
         });
         book.file = lasting.collect();
-        book.file_mode = mode;
+        (book.said, book.file_mode) = (nets, mode);
         self.refresh(&book);
     }
 
@@ -319,7 +318,11 @@ impl<C: Clock> Bans<C> {
             }
         }
         let lasting = all.into_iter().filter(|(_, entry)| entry.until_ns > now);
-        lasting.map(|(key, entry)| (key, entry.clone(), left(&entry))).collect()
+        let with_left = |(key, entry): (Key, Entry)| {
+            let left = left(&entry);
+            (key, entry, left)
+        };
+        lasting.map(with_left).collect()
     }
 
     /// Networks that the file bans.

@@ -233,11 +233,13 @@ pub fn path(raw: &str) -> Result<Path<'_>, Outcome> {
     let mut others = Vec::new();
     // Of what the client wrote, and of what the backend gets to see.
     for shape in [&decoded, &text] {
-        if !(shape.contains("//") || shape.contains(';') || undone(shape).is_some()) {
+        let undone = undone(shape);
+        if !(shape.contains("//") || shape.contains(';') || undone.is_some()) {
             continue;
         }
         for laxity in LAXITIES {
-            let other = remove_dot_segments(&careless(shape, laxity));
+            let escapes = undone.as_deref().filter(|_| laxity.decodes).unwrap_or(shape);
+            let other = remove_dot_segments(&careless(escapes, laxity));
             if other != text && !others.contains(&other) {
                 others.push(other);
             }
@@ -363,6 +365,7 @@ const UNDONE: &[u8] = b"/\\!$&'()*+,;=:@";
 
 /// A path without those escapes; `None` where there are none. Its escapes are in upper case, and whole.
 fn undone(path: &str) -> Option<String> {
+    memchr::memchr(b'%', path.as_bytes())?;
     let (mut out, mut rest) = (String::with_capacity(path.len()), path);
     while let Some((before, escape)) =
         memchr::memchr(b'%', rest.as_bytes()).and_then(|at| rest.split_at_checked(at))
@@ -380,12 +383,10 @@ fn undone(path: &str) -> Option<String> {
     (out != path).then_some(out)
 }
 
-/// How a backend with these laxities reads a path.
+/// How a backend with these laxities reads a path whose escapes are undone, if it undoes them.
 fn careless(path: &str, laxity: Laxity) -> String {
-    let decoded = if laxity.decodes { undone(path) } else { None };
-    let decoded = decoded.map_or(Cow::Borrowed(path), Cow::Owned);
-    let mut out = String::with_capacity(decoded.len());
-    for segment in decoded.split('/').skip(1) {
+    let mut out = String::with_capacity(path.len());
+    for segment in path.split('/').skip(1) {
         let name = if laxity.drops { segment.split(';').next().unwrap_or(segment) } else { segment };
         if laxity.merges && out.ends_with('/') {
             out.push_str(name);

@@ -13,7 +13,7 @@ use hyper::body::Frame;
 use crate::harness::client::{empty, full, read};
 use crate::harness::h2_origin::{self, H2Origin, Settings, Stream};
 use crate::harness::tls::Ca;
-use crate::harness::{Answer, Gate, Origin, Proxy, wait_for, wait_until, within};
+use crate::harness::{Answer, Gate, Origin, Proxy, Wire, wait_for, wait_until, within};
 
 const SITE: &str = "shop.test";
 
@@ -565,14 +565,13 @@ async fn a_reset_before_an_answer_is_a_failure_with_a_name() {
     assert_eq!(origin.count(), 1, "it had its chance");
 }
 
-#[tokio::test]
-async fn regression_an_answer_reset_without_an_error_before_its_end_is_not_taken_for_whole() {
-    let gate = Gate::default();
-    let inner = gate.clone();
+/// An answer with these fields whose head is there, and which is reset without an error once the gate opens.
+async fn begun(fields: &'static [(&str, &str)], gate: &Gate) -> (H2Origin, Proxy, Wire) {
+    let gate = gate.clone();
     let origin = H2Origin::scripted(Settings::default(), move |mut stream| {
-        let gate = inner.clone();
+        let gate = gate.clone();
         async move {
-            let mut answer = stream.head(200, &[], false);
+            let mut answer = stream.head(200, fields, false);
             answer.send_data("short".into(), false).unwrap();
             gate.pass().await;
             answer.send_reset(Reason::NO_ERROR);
@@ -583,6 +582,13 @@ async fn regression_an_answer_reset_without_an_error_before_its_end_is_not_taken
     let mut wire = proxy.wire(SITE).await;
     wire.send(format!("GET / HTTP/1.1\r\nHost: {SITE}\r\n\r\n")).await;
     assert_eq!(within("the head", wire.reply_head()).await.unwrap().status, 200);
+    (origin, proxy, wire)
+}
+
+#[tokio::test]
+async fn regression_an_answer_reset_without_an_error_before_its_end_is_not_taken_for_whole() {
+    let gate = Gate::default();
+    let (_origin, proxy, mut wire) = begun(&[], &gate).await;
     assert_eq!(within("the beginning", wire.chunk()).await.unwrap().as_deref(), Some(&b"short"[..]));
     gate.open();
     assert!(within("the end", wire.chunk()).await.is_err(), "no last chunk: the client sees that it was cut");
@@ -652,21 +658,7 @@ async fn regression_an_upload_given_up_without_an_error_is_cut_at_an_http2_backe
 #[tokio::test]
 async fn an_answer_reset_without_an_error_before_its_length_is_not_taken_for_whole() {
     let gate = Gate::default();
-    let inner = gate.clone();
-    let origin = H2Origin::scripted(Settings::default(), move |mut stream| {
-        let gate = inner.clone();
-        async move {
-            let mut answer = stream.head(200, &[("content-length", "100")], false);
-            answer.send_data("short".into(), false).unwrap();
-            gate.pass().await;
-            answer.send_reset(Reason::NO_ERROR);
-        }
-    })
-    .await;
-    let proxy = Proxy::with_site(SITE, &origin.site()).await;
-    let mut wire = proxy.wire(SITE).await;
-    wire.send(format!("GET / HTTP/1.1\r\nHost: {SITE}\r\n\r\n")).await;
-    assert_eq!(within("the head", wire.reply_head()).await.unwrap().status, 200);
+    let (_origin, proxy, mut wire) = begun(&[("content-length", "100")], &gate).await;
     gate.open();
     assert!(within("the body", wire.exactly(100)).await.is_err(), "the client sees that it was cut");
     proxy.record_with("UPSTREAM-TRUNCATED").await;

@@ -1,7 +1,7 @@
 //! Virtual patches: in shadow first, then refusing; turned off by sites; packs that come and go while it runs; bodies of
 //! which the beginning is read ahead and that arrive whole all the same.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::harness::client::full;
 use crate::harness::{Answer, Gate, Origin, Proxy, ProxyBuilder, wait_until, within};
@@ -161,9 +161,8 @@ async fn a_signed_pack_is_taken_up_at_once_and_a_bad_one_leaves_the_last_good_in
     assert_eq!(proxy.get(SITE, "/worse").await.status, 200);
 }
 
-#[tokio::test]
-async fn regression_a_pack_that_goes_bad_while_its_former_version_is_in_force_is_counted() {
-    let origin = Origin::saying("ok").await;
+/// A proxy with one pack of its own, the folder of that, and whose signature counts.
+fn signed(origin: &Origin) -> (ProxyBuilder, PathBuf, minisign::KeyPair) {
     let pair = minisign::KeyPair::generate_unencrypted_keypair().unwrap();
     let builder = patched("enforce")
         .set("patches.builtin", "false")
@@ -171,6 +170,13 @@ async fn regression_a_pack_that_goes_bad_while_its_former_version_is_in_force_is
         .site(SITE, &origin.backends());
     let folder = builder.folder().join("patches");
     sign(&folder, "own.toml", &pack(1, "evil"), &pair);
+    (builder, folder, pair)
+}
+
+#[tokio::test]
+async fn regression_a_pack_that_goes_bad_while_its_former_version_is_in_force_is_counted() {
+    let origin = Origin::saying("ok").await;
+    let (builder, folder, pair) = signed(&origin);
     let proxy = builder.start().await;
     let counted = async |state: &str| proxy.metrics().await.sum("tidegate_patch_packs", &[("state", state)]);
     assert_eq!((counted("in-force").await, counted("kept").await), (1.0, 0.0));
@@ -186,13 +192,7 @@ async fn regression_a_pack_that_goes_bad_while_its_former_version_is_in_force_is
 #[tokio::test]
 async fn the_last_good_version_of_a_pack_outlives_a_restart() {
     let origin = Origin::saying("ok").await;
-    let pair = minisign::KeyPair::generate_unencrypted_keypair().unwrap();
-    let builder = patched("enforce")
-        .set("patches.builtin", "false")
-        .set("patches.keys", &format!("[\"{}\"]", pair.pk.to_base64()))
-        .site(SITE, &origin.backends());
-    let folder = builder.folder().join("patches");
-    sign(&folder, "own.toml", &pack(1, "evil"), &pair);
+    let (builder, folder, pair) = signed(&origin);
     let mut proxy = builder.start().await;
     proxy.get(SITE, "/evil").await.expect(403, "PATCHED");
 

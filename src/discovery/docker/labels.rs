@@ -134,7 +134,10 @@ fn part(group: &str, labels: Vec<(&str, &str)>, all: &[(&str, &str)], found: &mu
             },
             // Tables within tables are written by recursion: what a customer's image says must not be able to end the process.
             _ if key.split('.').nth(NAMES_MAX).is_some() => {
-                let message = format!("label `{}` has more than {NAMES_MAX} names", quoted(&label(key)));
+                let message = format!(
+                    "label `{}` has more than {NAMES_MAX} names between its dots: no setting lies so deep; remove it",
+                    quoted(&label(key))
+                );
                 part.wrong.get_or_insert(message);
             }
             _ => {

@@ -202,7 +202,10 @@ impl<'a> Session<'a> {
     fn ask(&mut self, engine: &Engine) {
         while self.asking.len() < ASKING_MAX {
             let Some(id) = self.waiting.pop() else { return };
-            let Some(version) = self.world.version(&id) else { continue };
+            let Some(version) = self.world.version(&id) else {
+                self.tries.remove(&id);
+                continue;
+            };
             let engine = engine.clone();
             self.asking.spawn(async move {
                 let found = engine.inspect_task(&id).await;

@@ -389,7 +389,7 @@ impl Manager {
                 let mut alone = JoinSet::new();
                 alone.spawn(async move { manager.carry_out(job, engines, old, bucket).await });
                 // A panic is the end of this order and of nothing else: its place in the queue is free again.
-                let broke = || IssueError::new(Reason::Other, "The order ended by a fault of Tidegate.");
+                let broke = || IssueError::new(Reason::Other, "The order ended by a fault of Tidegate: see what it wrote to standard error, and report it.");
                 let ended = alone.join_next().await.and_then(Result::ok);
                 let (engine, outcome) = ended.unwrap_or_else(|| (engine, Err(broke())));
                 Ended { site, directory, engine, names, outcome }
