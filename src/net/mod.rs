@@ -3,6 +3,7 @@
 pub mod ahead;
 pub mod bind;
 pub mod descriptors;
+pub mod dial;
 pub mod dns;
 pub mod http1;
 pub mod low_water;

@@ -57,6 +57,8 @@ pub struct Way<'a> {
     retried: Option<Counter>,
     /// Another try is paid for already.
     paid: Cell<bool>,
+    /// That there was no answer says nothing about the service.
+    excused: Cell<bool>,
 }
 
 /// An endpoint for one try.
@@ -96,6 +98,7 @@ impl<'a> Way<'a> {
             pass,
             retried: None,
             paid: Cell::new(false),
+            excused: Cell::new(false),
         })
     }
 
@@ -109,6 +112,11 @@ impl<'a> Way<'a> {
         let newer =
             self.newer.as_ref().and_then(|(site, route)| service_of(site, *route, &self.first.core.name));
         newer.unwrap_or(self.first)
+    }
+
+    /// Its end says nothing about the service: the client kept it waiting.
+    pub fn excuse(&self) {
+        self.excused.set(true);
     }
 
     /// When the head of an answer must have come.
@@ -217,7 +225,7 @@ impl<'a> Way<'a> {
             Ok(status) => matches!(status, 502..=504),
             // There was no room, which says nothing of those inside; or the client was at fault.
             Err(Outcome::QueueFull | Outcome::QueueTimeout) => return,
-            Err(outcome) if outcome.row().blame != Blame::Upstream => return,
+            Err(outcome) if self.excused.get() || outcome.row().blame != Blame::Upstream => return,
             Err(_) => true,
         };
         let service = &*core.name;

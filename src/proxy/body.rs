@@ -13,6 +13,7 @@ use bytes::Bytes;
 use http::Version;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
+use crate::base::clock::Millis;
 use crate::base::outcome::{Blame, Outcome};
 use crate::proxy::context::Context;
 pub use crate::proxy::cut::Cut;
@@ -91,7 +92,14 @@ struct Flow {
     bare: bool,
     /// A stream of an HTTP/2 connection.
     shared: bool,
+    /// When more of it was last asked for.
+    asked: Millis,
+    /// Its client once let it wait so long that a backend may have given up because of that.
+    neglected: bool,
 }
+
+/// How long a backend's answer may stand still because of its client before its end is not held against the backend.
+const NEGLECT: Duration = Duration::from_secs(5);
 
 impl Source {
     /// Bytes that were read and not offered yet.
@@ -108,6 +116,11 @@ impl Flow {
     /// The next piece, while the connection that it comes from is moved on.
     fn poll(&mut self, cx: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let Flow { first, incoming, lease, failed, .. } = self;
+        if let Some(lease) = lease.get_mut() {
+            let now = lease.now();
+            self.neglected |= self.asked.after(NEGLECT) < now && !self.stalled;
+            self.asked = now;
+        }
         delivery::next_of(first, failed, cx, |cx| match lease.get_mut() {
             Some(lease) => lease.lead(cx, |cx| Pin::new(&mut *incoming).poll_frame(cx)),
             None => Pin::new(&mut *incoming).poll_frame(cx),
@@ -149,7 +162,7 @@ impl ResponseBody {
             Source::Piece(first.map(|piece| if delivery.is_some() { compact(piece) } else { piece }))
         } else {
             lease.hand_over();
-            let shared = lease.is_shared();
+            let (shared, asked) = (lease.is_shared(), lease.now());
             let lease = RefCell::new(Some(lease));
             Source::Upstream(Box::new(Flow {
                 first,
@@ -160,6 +173,8 @@ impl ResponseBody {
                 failed: None,
                 bare,
                 shared,
+                asked,
+                neglected: false,
             }))
         };
         let throttle = context.throttles.0.take();
@@ -185,7 +200,7 @@ impl ResponseBody {
             && let Some(lease) = flow.lease.get_mut().take()
             && outcome.row().blame == Blame::Upstream
         {
-            lease.fail(outcome, why);
+            lease.fail(outcome, why, flow.neglected);
         }
         if let Some(mut context) = self.context.take() {
             // HTTP/1.0 knows no chunks: there the end of the connection is the end of the body, and must not look clean.
@@ -335,7 +350,7 @@ impl Drop for ResponseBody {
             && let Some(lease) = flow.lease.get_mut().take()
         {
             let (outcome, why) = broke(&error);
-            lease.fail(outcome, &why);
+            lease.fail(outcome, &why, flow.neglected);
         }
         // Also where nothing more would have come: what was offered last, the client did not take.
         if self.delivery.as_ref().is_some_and(|delivery| delivery.timer.expired())

@@ -9,7 +9,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use http::header::{self, HeaderValue};
-use http::{Method, Request, StatusCode};
+use http::{Method, Request, StatusCode, Version};
 use hyper::body::Body;
 
 use crate::base::clock::Millis;
@@ -67,6 +67,9 @@ pub(super) struct Exchange<'a> {
     /// How long this try may wait while somebody else could be asked.
     per_try: Cell<Option<Duration>>,
 }
+
+/// How much later than the client's own deadline for a body it is given up here, where nobody looks at that one.
+const STALL_GRACE: Duration = Duration::from_secs(1);
 
 /// Which time is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -206,8 +209,8 @@ impl<'a> Exchange<'a> {
     pub(super) fn descriptor(&self) -> Option<Descriptor> {
         let budget = self.worker.connections.descriptors();
         let shrink = || {
-            self.worker.pools.shrink();
-            self.worker.multiplexed.shrink();
+            let evicted = self.worker.pools.shrink() + self.worker.multiplexed.shrink();
+            self.worker.shard.add(Counter::UpstreamEvicted, evicted);
         };
         if !self.may_ask() {
             // Its own unused connections count as its own.
@@ -234,6 +237,11 @@ impl<'a> Exchange<'a> {
         error: &ConnectError,
         unsent: Option<Box<Request<RequestBody>>>,
     ) -> Failure {
+        // One connection that cannot be opened is one failure, however many requests wait for it.
+        let (error, heard) = match error {
+            ConnectError::Heard(inner) => (&**inner, true),
+            error => (error, false),
+        };
         // Not the endpoint's fault, and no other one could be reached either.
         if matches!(error, ConnectError::NoDescriptor) {
             if !self.may_ask() {
@@ -252,6 +260,7 @@ impl<'a> Exchange<'a> {
         let message = error.to_string();
         self.log("backend unreachable", &message);
         match error {
+            _ if heard => self.endpoint.note_failure(&message),
             // It answers, it has only too much to do: no reason to take it out.
             ConnectError::Busy => self.endpoint.note_failure(&message),
             _ => self.endpoint.connect_failed(self.worker.wheel.now(), &message),
@@ -264,9 +273,11 @@ impl<'a> Exchange<'a> {
             ConnectError::Timeout(_) => (Outcome::ConnectTimeout, Counter::UpstreamTimeout),
             ConnectError::NoDescriptor => (Outcome::NoDescriptor, Counter::UpstreamDescriptors),
             ConnectError::NotH2(_) => (Outcome::UpstreamNotH2, Counter::UpstreamNotH2),
-            ConnectError::Busy => (Outcome::UpstreamBusy, Counter::UpstreamBusy),
+            ConnectError::Busy | ConnectError::Heard(_) => (Outcome::UpstreamBusy, Counter::UpstreamBusy),
         };
-        self.worker.shard.add(counter, 1);
+        if !heard {
+            self.worker.shard.add(counter, 1);
+        }
         Failure::again(outcome, unsent)
     }
 
@@ -313,6 +324,9 @@ impl<'a> Exchange<'a> {
             Ok(Ok(response)) => {
                 connection.follow();
                 connection.timer.clear();
+                // Whatever keeps this connection open: hyper has it speak HTTP/1.0 from now on, where a body without a
+                // length would be dropped in silence.
+                let last = last || response.version() < Version::HTTP_11;
                 self.observe(context, started, response.status());
                 let Some(slot) = self.slot.take() else { return Err(Failure::last(Outcome::Internal)) };
                 let carrier = Carrier::Alone(connection);
@@ -325,14 +339,17 @@ impl<'a> Exchange<'a> {
                 let unsent = error.take_message().map(Box::new);
                 Err(self.broken(&error.into_error(), unsent, upload.as_deref()))
             }
-            Err(late) => Err(self.late(late)),
+            Err(late) => Err(self.late(late, upload.as_deref())),
         }
     }
 
     /// The head of an answer came.
     pub(super) fn observe(&self, context: &mut Context, started: u64, status: StatusCode) {
-        let micros = self.worker.fair.moment().saturating_sub(started);
-        context.upstream_micros = Some(micros);
+        let ended = self.worker.fair.moment();
+        context.upstream_micros = Some(ended.saturating_sub(started));
+        // How long the client took to send is not the backend's doing: it is measured from the last that came.
+        let begun = context.upload.as_ref().map_or(started, |upload| upload.moved_micros().max(started));
+        let micros = ended.saturating_sub(begun);
         let now = self.worker.wheel.now();
         self.endpoint.answered(micros, status.as_u16(), now);
         let core = &self.service.core;
@@ -342,9 +359,15 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// No valid answer came.
-    pub(super) fn failed_request(&self, outcome: Outcome) {
-        self.endpoint.request_failed(self.worker.wheel.now(), outcome.row().sentence);
+    /// No valid answer came. Where the client still owed a part of `upload`, that is told and not held against the
+    /// backend: whoever sends slowly enough could have any backend taken out.
+    pub(super) fn failed_request(&self, outcome: Outcome, upload: Option<&Upload>) {
+        let sentence = outcome.row().sentence;
+        if upload.is_some_and(Upload::owes) {
+            self.way.excuse();
+            return self.endpoint.note_failure(sentence);
+        }
+        self.endpoint.request_failed(self.worker.wheel.now(), sentence);
     }
 
     /// Waits for the first byte of a body with a known length: until then the request can go to another endpoint.
@@ -375,7 +398,7 @@ impl<'a> Exchange<'a> {
             Some(Err(error)) => {
                 let (outcome, why) = broke(&error);
                 if let Some(lease) = lease.take() {
-                    lease.fail(outcome, &why);
+                    lease.fail(outcome, &why, false);
                 }
                 let answered = outcome == Outcome::UpstreamInvalid;
                 return Err(Failure { outcome, unsent: None, answered });
@@ -417,7 +440,7 @@ impl<'a> Exchange<'a> {
     }
 
     /// No answer began in time.
-    pub(super) fn late(&self, late: Late) -> Failure {
+    pub(super) fn late(&self, late: Late, upload: Option<&Upload>) -> Failure {
         let outcome = if late == Late::Total { Outcome::TotalTimeout } else { Outcome::UpstreamTimeout };
         let why = match (late, self.per_try.get()) {
             (Late::Try, Some(per_try)) => {
@@ -430,7 +453,7 @@ impl<'a> Exchange<'a> {
         match late {
             // What was left for this one may have been little: that says nothing about it.
             Late::Total => self.endpoint.note_failure(outcome.row().sentence),
-            Late::Try | Late::Answer => self.failed_request(outcome),
+            Late::Try | Late::Answer => self.failed_request(outcome, upload),
         }
         match late {
             Late::Try => Failure::again(outcome, None),
@@ -441,7 +464,12 @@ impl<'a> Exchange<'a> {
     /// The deadline for the first byte counts from the end of the request: while its body moves, it waits.
     fn still_uploading(&self, timer: &Timer, upload: Option<&Upload>) -> bool {
         let Some(upload) = upload else { return false };
-        let due = upload.moved().after(self.service.core.timeout);
+        // The client's own deadline ends it, if it comes to that; and if nobody looks at that, this does.
+        let patience = match upload.owes() && !upload.is_conversation() {
+            true => self.service.core.timeout.max(upload.stall_after() + STALL_GRACE),
+            false => self.service.core.timeout,
+        };
+        let due = upload.moved().after(patience);
         let now = self.worker.wheel.now();
         if due <= now {
             return false;
@@ -472,7 +500,7 @@ impl<'a> Exchange<'a> {
             false => Outcome::UpstreamClosed,
         };
         self.log("backend failed a request", &answer::cause(error));
-        self.failed_request(outcome);
+        self.failed_request(outcome, upload.filter(|upload| !upload.is_conversation()));
         Failure { outcome, unsent: None, answered: invalid }
     }
 }

@@ -259,6 +259,9 @@ impl Removals {
     }
 }
 
+/// Most fields that a request may name in `Connection`: each is looked for.
+const NOMINATED_MAX: usize = 64;
+
 /// Reads one `Connection` line into the removals; tells whether it says `upgrade`.
 fn nominated(value: &HeaderValue, remove: &mut Removals) -> Result<bool, Outcome> {
     remove.connection = true;
@@ -279,6 +282,7 @@ fn nominated(value: &HeaderValue, remove: &mut Removals) -> Result<bool, Outcome
             // RFC 9110 section 7.6.1: fields meant for all recipients must not be nominated.
             "host" | "content-length" | "transfer-encoding" | "authorization" | "cookie" | "content-type"
             | "cache-control" | "content-encoding" | "set-cookie" => return Err(Outcome::BadRequest),
+            _ if remove.others.len() == NOMINATED_MAX => return Err(Outcome::BadRequest),
             _ => remove.others.push(name),
         }
     }

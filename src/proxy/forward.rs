@@ -17,6 +17,7 @@ use http::uri::PathAndQuery;
 use http::{Request, Response, StatusCode, Uri, Version};
 use hyper::body::{Body, Incoming};
 
+use crate::base::clock::Millis;
 use crate::base::outcome::{Blame, Outcome};
 use crate::net::timer::Timer;
 use crate::proxy::Worker;
@@ -33,6 +34,7 @@ use crate::proxy::upgrade::{self, StreamTunnel, Wish};
 use crate::proxy::upload::Upload;
 use crate::proxy::{affinity, enforce};
 use crate::snapshot::{Route, Service};
+use crate::telemetry::metric::Counter;
 use crate::upstream::answer;
 use crate::upstream::capacity::Slot;
 use crate::upstream::connect::Connection;
@@ -126,17 +128,29 @@ impl Lease {
             let snapshot = self.worker.snapshot();
             let server = &snapshot.server;
             let keep = Keep { count: server.limits.upstream_idle, time: server.timeouts.upstream_idle };
-            self.worker.pools.give(self.slot.endpoint(), connection, self.worker.wheel.now(), keep);
+            let now = self.worker.wheel.now();
+            let evicted = self.worker.pools.give(self.slot.endpoint(), connection, now, keep);
+            if evicted > 0 {
+                self.worker.shard.add(Counter::UpstreamEvicted, evicted);
+            }
         }
     }
 
-    /// The answer broke off or cannot be passed on; the connection is closed. `why` is for the process log.
-    pub fn fail(self, outcome: Outcome, why: &str) {
+    /// The time of its worker.
+    pub fn now(&self) -> Millis {
+        self.worker.wheel.now()
+    }
+
+    /// The answer broke off or cannot be passed on; the connection is closed. `why` is for the process log. `excused`: its
+    /// client let it wait.
+    pub fn fail(self, outcome: Outcome, why: &str, excused: bool) {
         let endpoint = self.slot.endpoint();
         endpoint.log(self.worker.wheel.now(), "backend failed a request", why);
         let row = outcome.row();
         // A client that takes its answer too slowly says nothing about who sent it.
-        if row.blame == Blame::Upstream {
+        if row.blame == Blame::Upstream && excused {
+            endpoint.note_failure(row.sentence);
+        } else if row.blame == Blame::Upstream {
             endpoint.broke_off(self.worker.wheel.now(), row.sentence);
         }
     }
@@ -265,7 +279,7 @@ async fn arrived(
     }
     let Some(why) = invalid(&forwarded.response) else { return Ok(Answer::Forwarded(forwarded)) };
     if let Some(lease) = forwarded.lease.take() {
-        lease.fail(Outcome::UpstreamInvalid, &why);
+        lease.fail(Outcome::UpstreamInvalid, &why, false);
     }
     Err(Outcome::UpstreamInvalid)
 }

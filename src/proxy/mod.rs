@@ -87,7 +87,7 @@ use crate::proxy::share::Shares;
 use crate::proxy::turnstile::Turnstile;
 use crate::snapshot::cell::{Held, Reader};
 use crate::telemetry::access::Sink;
-use crate::telemetry::metric::Gauge;
+use crate::telemetry::metric::{Counter, Gauge};
 use crate::telemetry::shard::Shard;
 use crate::tls::acme::Challenges;
 use crate::upstream::Ledger;
@@ -270,9 +270,10 @@ impl Worker {
         self.tick_shares(count);
         // Idle connections to backends live for a minute; a look a second is exact enough.
         if count.is_multiple_of(10) {
-            self.pools.sweep(self.wheel.now());
             let idle = self.snapshot().server.timeouts.upstream_idle;
-            self.multiplexed.sweep(self.wheel.now(), idle);
+            let now = self.wheel.now();
+            let evicted = self.pools.sweep(now) + self.multiplexed.sweep(now, idle);
+            self.shard.add(Counter::UpstreamEvicted, evicted);
         }
     }
 

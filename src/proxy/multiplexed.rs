@@ -57,7 +57,7 @@ impl Exchange<'_> {
                     again.settle();
                     return Ok(answered);
                 }
-                Err(Broken::Late(late)) => return Err(self.late(late)),
+                Err(Broken::Late(late)) => return Err(self.late(late, context.upload.as_deref())),
                 Err(Broken::Before(error)) => error,
             };
             match reset::ending(&error) {
@@ -155,15 +155,17 @@ impl Exchange<'_> {
             }
             Ending::Reset(reason) => {
                 context.reset = Some(reason);
-                self.failed(Outcome::UpstreamReset, true)
+                self.failed(context, Outcome::UpstreamReset, true)
             }
-            Ending::Invalid => self.failed(Outcome::UpstreamInvalid, true),
-            Ending::Broken => self.failed(Outcome::UpstreamClosed, false),
+            Ending::Invalid => self.failed(context, Outcome::UpstreamInvalid, true),
+            Ending::Broken => self.failed(context, Outcome::UpstreamClosed, false),
         }
     }
 
-    fn failed(&self, outcome: Outcome, answered: bool) -> Failure {
-        self.failed_request(outcome);
+    fn failed(&self, context: &Context, outcome: Outcome, answered: bool) -> Failure {
+        // In the middle of a conversation there is nothing to wait for that would be an excuse.
+        let upload = context.upload.as_deref().filter(|upload| !upload.is_conversation());
+        self.failed_request(outcome, upload);
         Failure { outcome, unsent: None, answered }
     }
 }

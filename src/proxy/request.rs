@@ -354,10 +354,12 @@ pub fn limits_of_body(context: &mut Context, max: Option<u64>, rate: u64) -> Rc<
     let (wheel, client) = (&context.worker().wheel, context.connection.clone());
     let timeouts = &context.snapshot.server.timeouts;
     // A stream of messages may be silent as long as a tunnel.
-    let stall = if context.accept == Accept::Grpc { timeouts.tunnel } else { timeouts.body };
+    let conversation = context.accept == Accept::Grpc;
+    let stall = if conversation { timeouts.tunnel } else { timeouts.body };
     let strip = context.site.and_then(|site| context.snapshot.strips.get(site)).cloned();
     let buffered = Buffered::new(context.worker(), context.tenant.unwrap_or_default());
-    let upload = Rc::new(Upload::new(wheel, client, max, stall, rate, buffered).stripping(strip));
+    let upload = Upload::new(wheel, client, max, stall, rate, buffered);
+    let upload = Rc::new(upload.stripping(strip).conversing(conversation));
     upload.hold(context.throttles.1.take());
     context.untouched = false;
     context.upload = Some(upload.clone());

@@ -272,7 +272,9 @@ async fn drive_h1(guard: Box<Guard>, worker: &Rc<Worker>, connection: &Rc<Connec
             if let Poll::Ready(result) = http.poll_without_shutdown(cx) {
                 return Poll::Ready(End::Done(result));
             }
-            if connection.closing.get() && !std::mem::replace(&mut told, true) {
+            // hyper would not wait for the rest of a first head; that request is served, and is the last.
+            let begun = connection.progress.phase() == Phase::Head && connection.progress.bytes_in() > 0;
+            if connection.closing.get() && !begun && !std::mem::replace(&mut told, true) {
                 Pin::new(&mut http).graceful_shutdown();
             } else if !connection.progress.resume() {
                 break;

@@ -140,6 +140,7 @@ pub async fn answered(
         lease.fail(
             Outcome::UpstreamInvalid,
             "it agreed to change the protocol in a way that nobody asked for",
+            false,
         );
         return Err(Outcome::UpstreamInvalid);
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
-use crate::base::clock::Millis;
+use crate::base::clock::{self, Millis};
 use crate::base::outcome::Outcome;
 use crate::net::pace::Pace;
 use crate::net::timer::{Timer, Wheel};
@@ -32,6 +32,11 @@ pub struct Upload {
     pace: Pace,
     received: Cell<u64>,
     moved: Cell<Millis>,
+    /// The same in microseconds of process time.
+    moved_micros: Cell<u64>,
+    /// It waits for the client, or for its bandwidth.
+    waits: Cell<bool>,
+    conversation: bool,
     done: Cell<bool>,
     failure: Cell<Option<Outcome>>,
     expecting: RefCell<Option<Rc<GoOn>>>,
@@ -62,6 +67,9 @@ impl Upload {
             pace: Pace::new(rate, stall_after),
             received: Cell::new(0),
             moved: Cell::new(wheel.now()),
+            moved_micros: Cell::new(0),
+            waits: Cell::new(false),
+            conversation: false,
             done: Cell::new(false),
             failure: Cell::new(None),
             expecting: RefCell::new(None),
@@ -78,6 +86,27 @@ impl Upload {
         Upload { strip, ..self }
     }
 
+    /// It is a stream of messages: an answer may be due although more may come.
+    pub fn conversing(self, conversation: bool) -> Upload {
+        Upload { conversation, ..self }
+    }
+
+    /// Whether it is one.
+    pub fn is_conversation(&self) -> bool {
+        self.conversation
+    }
+
+    /// How long the client may send nothing.
+    pub fn stall_after(&self) -> Duration {
+        self.stall_after
+    }
+
+    /// Whether the backend cannot have all of it yet, because more of it was not here when that was looked for. How
+    /// long the backend takes then, and whether it gives up, says nothing about the backend.
+    pub fn owes(&self) -> bool {
+        self.waits.get() && !self.done.get()
+    }
+
     /// Bytes received so far.
     pub fn received(&self) -> u64 {
         self.received.get()
@@ -86,6 +115,11 @@ impl Upload {
     /// When the body last made progress.
     pub fn moved(&self) -> Millis {
         self.moved.get()
+    }
+
+    /// The same in microseconds of process time; 0: never.
+    pub fn moved_micros(&self) -> u64 {
+        self.moved_micros.get()
     }
 
     /// Whether all of it was read.
@@ -115,8 +149,10 @@ impl Upload {
             return Poll::Pending;
         }
         if let Some(throttle) = self.throttle.borrow_mut().as_mut() {
+            self.waits.set(true);
             ready!(throttle.poll(cx));
         }
+        self.waits.set(false);
         match Pin::new(&mut *incoming).poll_frame(cx) {
             Poll::Pending => self.pending(cx),
             Poll::Ready(Some(Ok(frame))) => self.frame(frame),
@@ -165,6 +201,7 @@ impl Upload {
     }
 
     fn pending(&self, cx: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        self.waits.set(true);
         if !self.stalled.replace(true) {
             self.stall.set(self.stall_after);
             self.pace.wait(self.wheel.now());
@@ -175,6 +212,7 @@ impl Upload {
     fn frame(&self, frame: Frame<Bytes>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         self.stalled.set(false);
         self.moved.set(self.wheel.now());
+        self.moved_micros.set(clock::micros());
         let size = size_of(&frame);
         let received = self.received.get() + size;
         self.received.set(received);
@@ -226,6 +264,7 @@ impl Streaming {
         buffered.hand(0);
         let polled = loop {
             if let Some(frame) = self.gather.take() {
+                self.upload.waits.set(false);
                 buffered.release(size_of(&frame));
                 break Poll::Ready(Some(Ok(frame)));
             }

@@ -25,6 +25,7 @@ use tokio_rustls::{TlsConnector, TlsStream};
 use crate::base::address::EndpointAddress;
 use crate::net::ahead::Ahead;
 use crate::net::descriptors::Descriptor;
+use crate::net::dial;
 use crate::net::piggyback::Piggyback;
 use crate::net::stream::Stream;
 use crate::net::timer::{Timer, Wheel};
@@ -71,6 +72,8 @@ pub enum ConnectError {
     NotH2(&'static str),
     /// No connection had a free stream, and there may be no more connections.
     Busy,
+    /// Another request was to open it, for this one too, and this is what became of that.
+    Heard(Box<ConnectError>),
 }
 
 impl ConnectError {
@@ -86,6 +89,7 @@ impl ConnectError {
             ConnectError::NoDescriptor => ConnectError::NoDescriptor,
             ConnectError::NotH2(why) => ConnectError::NotH2(why),
             ConnectError::Busy => ConnectError::Busy,
+            ConnectError::Heard(inner) => inner.again(),
         }
     }
 }
@@ -104,6 +108,7 @@ impl fmt::Display for ConnectError {
                 "the backend does not speak HTTP/2: {why}; say upstream = {{ http = \"h1\" }}, or let the backend speak HTTP/2 \
                  (over TLS by ALPN, without TLS with prior knowledge)"
             ),
+            ConnectError::Heard(inner) => inner.fmt(f),
             ConnectError::Busy => f.write_str(
                 "all streams of all HTTP/2 connections to the backend are taken; see upstream_h2_connections in \
                  [server.limits], and the limit on concurrent streams of the backend",
@@ -336,21 +341,22 @@ async fn open(target: Target<'_>, connected: &Cell<bool>) -> Result<Stream, Conn
 }
 
 async fn tcp_connect(address: std::net::SocketAddr) -> Result<TcpStream, ConnectError> {
-    TcpStream::connect(address).await.map_err(|error| match error.kind() {
+    TcpStream::connect(address).await.map_err(refused_or_else)
+}
+
+fn refused_or_else(error: io::Error) -> ConnectError {
+    match error.kind() {
         io::ErrorKind::ConnectionRefused => ConnectError::Refused,
         _ => ConnectError::Network(error),
-    })
+    }
 }
 
 async fn tcp_connect_by_name(name: &str, port: u16) -> Result<TcpStream, ConnectError> {
     let addresses =
         tokio::net::lookup_host((name, port)).await.map_err(|e| ConnectError::Name(e.to_string()))?;
-    let mut last = ConnectError::Name("it has no address".to_owned());
-    for address in addresses {
-        match tcp_connect(address).await {
-            Ok(stream) => return Ok(stream),
-            Err(error) => last = error,
-        }
+    let mut addresses = addresses.peekable();
+    if addresses.peek().is_none() {
+        return Err(ConnectError::Name("it has no address".to_owned()));
     }
-    Err(last)
+    dial::first(addresses).await.map_err(refused_or_else)
 }

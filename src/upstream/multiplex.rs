@@ -166,6 +166,7 @@ impl<B: Sendable> Multiplexed<B> {
         let tls = target.tls.map(|(config, _)| config.clone());
         let patience = target.wheel.timer();
         patience.set(target.timeout);
+        let until = patience.now().after(target.timeout);
         loop {
             let news = match self.next(endpoint, tls.as_ref(), allowed, patience.now()) {
                 Next::Go(carrier) => return Ok(Place::Shared(Stream::on(carrier, patience, false))),
@@ -194,8 +195,13 @@ impl<B: Sendable> Multiplexed<B> {
             }
             // What stopped the one that opened would stop everybody who waited, one after the other.
             let failed = news.failed.borrow();
-            if let Some(error) = failed.as_ref().filter(|_| news.ended.get() != ended) {
-                return Err(error.again());
+            match failed.as_ref().filter(|_| news.ended.get() != ended) {
+                // It had less time than this one has, which now opens one itself, with what is left.
+                Some(ConnectError::Timeout(after)) if *after < target.timeout => {
+                    target.timeout = Duration::from_millis(until.0.saturating_sub(patience.now().0));
+                }
+                Some(error) => return Err(ConnectError::Heard(Box::new(error.again()))),
+                None => {}
             }
         }
     }
@@ -238,23 +244,30 @@ impl<B: Sendable> Multiplexed<B> {
     }
 
     /// Closes what has carried nothing for so long, and forgets what died. Called about once a second.
-    pub fn sweep(&self, now: Millis, idle: Duration) {
+    pub fn sweep(&self, now: Millis, idle: Duration) -> u64 {
+        let mut evicted = 0;
         self.groups.borrow_mut().retain(|_, group| {
             group.carriers.retain(|carrier| {
                 let unused = carrier.streams.get() == 0 && carrier.idle_since.get().after(idle) <= now;
+                evicted += u64::from(unused && !carrier.over());
                 !carrier.over() && !unused
             });
             group.opening || !group.carriers.is_empty() || group.alone_until > now
         });
+        evicted
     }
 }
 
 impl<B: Sendable> Multiplexed<B> {
-    /// Closes what carries nothing: descriptors are needed elsewhere.
-    pub fn shrink(&self) {
+    /// Closes what carries nothing: descriptors are needed elsewhere. Gives how many.
+    pub fn shrink(&self) -> u64 {
+        let mut evicted = 0;
         for group in self.groups.borrow_mut().values_mut() {
+            let before = group.carriers.len();
             group.carriers.retain(|carrier| carrier.streams.get() > 0);
+            evicted += before.saturating_sub(group.carriers.len()) as u64;
         }
+        evicted
     }
 }
 

@@ -81,45 +81,58 @@ impl<B> Pools<B> {
         None
     }
 
-    /// Puts a connection back after its answer was read to the end.
-    pub fn give(&self, endpoint: &Endpoint, connection: Connection<B>, now: Millis, keep: Keep) {
+    /// Puts a connection back after its answer was read to the end. Gives how many were closed for that; where there is no
+    /// room it may be this one.
+    pub fn give(&self, endpoint: &Endpoint, connection: Connection<B>, now: Millis, keep: Keep) -> u64 {
         if connection.sender.is_closed() {
-            return;
+            return 0;
         }
         let mut slots = self.slots.borrow_mut();
         let wanted = index(endpoint) + 1;
         if slots.len() < wanted {
             slots.resize_with(wanted, || Slot { endpoint: u64::MAX, idle: Vec::new() });
         }
-        let Some(slot) = slots.get_mut(index(endpoint)) else { return };
+        let Some(slot) = slots.get_mut(index(endpoint)) else { return 0 };
         if slot.endpoint != endpoint.id {
             *slot = Slot { endpoint: endpoint.id, idle: Vec::new() };
         }
         if connection.bound.is_some() && slot.idle.len() >= keep.count && keep.count > 0 {
             // Bound to a client that may never come back: the coldest makes room.
             slot.idle.remove(0);
-        }
-        if slot.idle.len() < keep.count {
             slot.idle.push(Idle { connection, expires: now.after(keep.time) });
+            return 1;
         }
+        if slot.idle.len() >= keep.count {
+            return 1;
+        }
+        slot.idle.push(Idle { connection, expires: now.after(keep.time) });
+        0
     }
 
-    /// Closes what has been idle too long or died. Called about once a second.
-    pub fn sweep(&self, now: Millis) {
+    /// Closes what has been idle too long or died; gives how many were too old. Called about once a second.
+    pub fn sweep(&self, now: Millis) -> u64 {
+        let mut evicted = 0;
         for slot in self.slots.borrow_mut().iter_mut().filter(|slot| !slot.idle.is_empty()) {
-            slot.idle.retain(|idle| idle.expires > now && !idle.connection.sender.is_closed());
+            slot.idle.retain(|idle| {
+                let open = !idle.connection.sender.is_closed();
+                evicted += u64::from(open && idle.expires <= now);
+                open && idle.expires > now
+            });
             if slot.idle.is_empty() {
                 slot.idle = Vec::new();
             }
         }
+        evicted
     }
 
-    /// Closes the colder half of what is idle: descriptors are needed elsewhere.
-    pub fn shrink(&self) {
+    /// Closes the colder half of what is idle: descriptors are needed elsewhere. Gives how many.
+    pub fn shrink(&self) -> u64 {
+        let mut evicted = 0;
         for slot in self.slots.borrow_mut().iter_mut().filter(|slot| !slot.idle.is_empty()) {
             let colder = slot.idle.len().div_ceil(2);
-            slot.idle.drain(..colder);
+            evicted += slot.idle.drain(..colder).count() as u64;
         }
+        evicted
     }
 
     /// Closes everything idle, at the end of a drain.

@@ -71,6 +71,7 @@ mod proxy_header;
 mod rates;
 mod regression;
 mod regression_control;
+mod regression_slow_clients;
 mod reload;
 mod request;
 mod resting;

@@ -140,6 +140,7 @@ fn unreachable(error: ConnectError) -> Ill {
         | ConnectError::Name(_)
         | ConnectError::Network(_)
         | ConnectError::Timeout(_) => Ill::Unreachable(words),
+        ConnectError::Heard(inner) => unreachable(*inner),
         ConnectError::Tls(_) | ConnectError::NotH2(_) | ConnectError::Busy | ConnectError::NoDescriptor => {
             Ill::Answer(words)
         }

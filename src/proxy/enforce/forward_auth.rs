@@ -136,7 +136,7 @@ async fn exchange(
     }
     let budget = worker.connections.descriptors();
     let descriptor = budget.take().or_else(|| {
-        worker.pools.shrink();
+        worker.shard.add(Counter::UpstreamEvicted, worker.pools.shrink());
         budget.take()
     });
     let mut connection = connect::connect(Target {
@@ -174,7 +174,8 @@ async fn send(
     if let Some(body) = whole {
         let server = &worker.snapshot().server;
         let keep = Keep { count: server.limits.upstream_idle, time: server.timeouts.upstream_idle };
-        worker.pools.give(&service.endpoint, connection, worker.wheel.now(), keep);
+        let evicted = worker.pools.give(&service.endpoint, connection, worker.wheel.now(), keep);
+        worker.shard.add(Counter::UpstreamEvicted, evicted);
         return Ok(Response::from_parts(head, body));
     }
     Ok(Response::from_parts(head, Bytes::new()))
