@@ -57,8 +57,8 @@ async fn route<B>(request: Request<B>, backend: Rc<dyn Backend>) -> Answer {
         "/observe/end" => said(backend.end_observation().await),
         "/deployments" => json(StatusCode::OK, &backend.deployments()),
         "/bans" => json(StatusCode::OK, &backend.bans()),
-        "/ban" => ban(request.uri().query(), &*backend),
-        "/unban" => unban(request.uri().query(), &*backend),
+        "/ban" => ban(request.uri().query(), &*backend).await,
+        "/unban" => unban(request.uri().query(), &*backend).await,
         "/certs/reread" => finish(backend.reread()).await,
         _ => finish(backend.reload()).await,
     }
@@ -148,7 +148,7 @@ fn said(answered: Result<Value, String>) -> Answer {
     }
 }
 
-fn ban(query: Option<&str>, backend: &dyn Backend) -> Answer {
+async fn ban(query: Option<&str>, backend: &dyn Backend) -> Answer {
     let fields = || query.unwrap_or_default().split('&').filter_map(|field| field.split_once('='));
     let field = |name: &str| fields().find(|(key, _)| *key == name).and_then(|(_, value)| decoded(value));
     let order = || Some((field("net")?, field("seconds")?.parse().ok()?, field("why").unwrap_or_default()));
@@ -156,17 +156,17 @@ fn ban(query: Option<&str>, backend: &dyn Backend) -> Answer {
         let text = "name whom, and for how long: POST /ban?net=NET&seconds=N&why=TEXT";
         return json(StatusCode::BAD_REQUEST, &problem(text));
     };
-    match backend.ban(&net, Duration::from_secs(seconds), &why) {
+    match backend.ban(net, Duration::from_secs(seconds), why).await {
         Ok(banned) => json(StatusCode::OK, &banned),
         Err(why) => json(StatusCode::CONFLICT, &problem(&why)),
     }
 }
 
-fn unban(query: Option<&str>, backend: &dyn Backend) -> Answer {
+async fn unban(query: Option<&str>, backend: &dyn Backend) -> Answer {
     let Some(net) = query.and_then(|query| query.strip_prefix("net=")).and_then(decoded) else {
         return json(StatusCode::BAD_REQUEST, &problem("name whom: POST /unban?net=NET"));
     };
-    match backend.unban(&net) {
+    match backend.unban(net).await {
         Ok(ended) => json(StatusCode::OK, &ended),
         Err(why) => json(StatusCode::CONFLICT, &problem(&why)),
     }

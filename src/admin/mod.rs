@@ -59,6 +59,9 @@ pub struct Deploy {
     pub drain: Duration,
 }
 
+/// An answer that takes a while.
+pub type Told = Pin<Box<dyn Future<Output = Result<serde_json::Value, String>>>>;
+
 /// Where the answers of the admin API come from.
 pub trait Backend {
     /// The answer to `GET /status`.
@@ -113,19 +116,19 @@ pub trait Backend {
     fn observation(&self) -> serde_json::Value;
 
     /// Ends it and says what was seen; nothing of it is kept.
-    fn end_observation(&self) -> Pin<Box<dyn Future<Output = Result<serde_json::Value, String>>>>;
+    fn end_observation(&self) -> Told;
 
     /// Bans an address or a network.
     ///
     /// # Errors
     /// A sentence: why not.
-    fn ban(&self, net: &str, time: Duration, why: &str) -> Result<serde_json::Value, String>;
+    fn ban(&self, net: String, time: Duration, why: String) -> Told;
 
     /// Ends the bans of an address or a network.
     ///
     /// # Errors
     /// A sentence: why not.
-    fn unban(&self, net: &str) -> Result<serde_json::Value, String>;
+    fn unban(&self, net: String) -> Told;
 
     /// Who is banned.
     fn bans(&self) -> serde_json::Value;

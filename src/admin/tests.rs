@@ -54,12 +54,14 @@ impl Backend for Fake {
         })
     }
 
-    fn ban(&self, net: &str, time: std::time::Duration, why: &str) -> Result<Value, String> {
-        if net == "planet" { Err("no".into()) } else { Ok(json!([net, time.as_secs(), why])) }
+    fn ban(&self, net: String, time: std::time::Duration, why: String) -> Told {
+        Box::pin(async move {
+            if net == "planet" { Err("no".into()) } else { Ok(json!([net, time.as_secs(), why])) }
+        })
     }
 
-    fn unban(&self, net: &str) -> Result<Value, String> {
-        Ok(json!(net))
+    fn unban(&self, net: String) -> Told {
+        Box::pin(async move { Ok(json!(net)) })
     }
 
     fn bans(&self) -> Value {

@@ -26,6 +26,7 @@ use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde_json::Value;
@@ -91,6 +92,7 @@ enum Command {
     /// Show who is banned, why and until when
     Bans(ban::Bans),
     /// Show the certificate of every site: where from, until when, what is next, what went wrong
+    #[command(args_conflicts_with_subcommands = true)]
     Certs {
         #[command(flatten)]
         target: Target,
@@ -219,13 +221,16 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     // The main job needs no word: `cargo run --release` is all a newcomer types.
-    dispatch(cli.command.unwrap_or(Command::Run { config: ConfigFile { config: None } }))
-        .unwrap_or_else(|problem| {
-            complain(&problem);
-            EXIT_PROBLEM
-        })
-        .into()
+    let ended = dispatch(cli.command.unwrap_or(Command::Run { config: ConfigFile { config: None } }));
+    let code = ended.unwrap_or_else(|problem| {
+        complain(&problem);
+        EXIT_PROBLEM
+    });
+    if code == EXIT_OK && UNPRINTED.load(Ordering::Relaxed) { EXIT_PROBLEM.into() } else { code.into() }
 }
+
+/// Something that was asked for could not be written out.
+static UNPRINTED: AtomicBool = AtomicBool::new(false);
 
 fn dispatch(command: Command) -> Result<u8, String> {
     match command {
@@ -295,10 +300,16 @@ impl Target {
     }
 }
 
-/// Prints an answer. A reader that has gone (`tidegate status | head`) is no error.
+/// Prints an answer. A reader that has gone (`tidegate status | head`) is no error; a disk that is full is one.
 fn print(text: &str) {
     let mut out = std::io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    if let Err(error) = written
+        && error.kind() != std::io::ErrorKind::BrokenPipe
+    {
+        UNPRINTED.store(true, Ordering::Relaxed);
+        complain(&format!("the answer could not be written: {error}"));
+    }
 }
 
 /// Prints JSON as it came.

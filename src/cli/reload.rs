@@ -24,7 +24,8 @@ pub(super) fn reload(socket: &Path, format: Format) -> Result<u8, String> {
 
 fn has_problem(report: &Value) -> bool {
     let errors = list(report, "diagnostics").iter().any(|diagnostic| text(diagnostic, "severity") == "error");
-    errors || !list(report, "quarantined").is_empty()
+    let refused = report.get("refused").and_then(Value::as_bool).unwrap_or_default();
+    errors || refused || !list(report, "quarantined").is_empty()
 }
 
 fn render(report: &Value, paint: Paint) -> String {
@@ -140,5 +141,7 @@ mod tests {
             "diagnostics": [{ "severity": "error", "code": "x", "message": "m" }] });
         assert!(render(&refused, Paint(false)).ends_with("not applied: generation 8 stays in force\n"));
         assert!(has_problem(&refused));
+        let unexplained = json!({ "generation": 8, "changed": false, "refused": true, "diagnostics": [] });
+        assert!(render(&unexplained, Paint(false)).starts_with("not applied: ") && has_problem(&unexplained));
     }
 }

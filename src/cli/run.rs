@@ -7,7 +7,7 @@ use super::{EXIT_OK, wire};
 use crate::server::Started;
 
 pub(super) fn run(config: &Path) -> Result<u8, String> {
-    crate::telemetry::log::init(None)?;
+    let _flush = crate::telemetry::log::init(None)?;
     wire::serve(config, |started| {
         // Standard output may be closed already; that is no reason not to serve.
         if !started.problems.is_empty() {

@@ -55,15 +55,23 @@ fn wrong_lines_exit_with_2_and_help_with_0() {
     assert_eq!(parse("tidegate --help").map(|_| ()).unwrap_err().exit_code(), i32::from(EXIT_OK));
 }
 
+#[test]
+fn options_before_a_command_of_certs_are_not_silently_those_of_another() {
+    for line in ["tidegate certs --config a.toml renew x", "tidegate certs --format json plan"] {
+        assert_eq!(parse(line).map(|_| ()).unwrap_err().exit_code(), i32::from(EXIT_USAGE), "{line}");
+    }
+    assert!(parse("tidegate certs --events --config a.toml").is_ok());
+}
+
 struct Fake;
 
 impl admin::Backend for Fake {
-    fn ban(&self, net: &str, time: std::time::Duration, why: &str) -> Result<Value, String> {
-        Ok(json!({ "net": net, "for_seconds": time.as_secs(), "why": why }))
+    fn ban(&self, net: String, time: std::time::Duration, why: String) -> admin::Told {
+        Box::pin(async move { Ok(json!({ "net": net, "for_seconds": time.as_secs(), "why": why })) })
     }
 
-    fn unban(&self, net: &str) -> Result<Value, String> {
-        Ok(json!({ "net": net, "ended": 1 }))
+    fn unban(&self, net: String) -> admin::Told {
+        Box::pin(async move { Ok(json!({ "net": net, "ended": 1 })) })
     }
 
     fn bans(&self) -> Value {

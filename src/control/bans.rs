@@ -34,6 +34,9 @@ const EVERY_LONG: Duration = Duration::from_secs(10);
 /// The longest ban by command.
 const TIME_MAX: Duration = Duration::from_secs(366 * 86_400);
 
+/// Why there are no more bans by command.
+const STOPPING: &str = "this process is ending; ask the one that takes its place";
+
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Stored {
     version: u32,
@@ -150,7 +153,8 @@ pub async fn run(control: Arc<Control>) {
 impl Control {
     /// Ends bans that are over, and stores them where something changed.
     pub fn keep_bans(&self) {
-        if self.residents.bans.sweep()
+        if let Some(_leave) = self.keeping()
+            && self.residents.bans.sweep()
             && let Err(why) = save(&self.server().state, &self.residents.bans)
         {
             tracing::warn!("{why}; they are lost with the process");
@@ -176,6 +180,7 @@ impl Control {
         if why.len() > WHY_MAX || why.chars().any(char::is_control) {
             return Err(format!("the reason has at most {WHY_MAX} bytes, and no control characters"));
         }
+        let _leave = self.keeping().ok_or(STOPPING)?;
         let bans = &self.residents.bans;
         bans.ban(Order { net, time, why: why.to_owned() })?;
         tracing::info!(net = %net, why, "banned by command for {}", print_duration(time));
@@ -189,6 +194,7 @@ impl Control {
     /// A sentence: why not.
     pub fn unban(&self, net: &str) -> Result<Value, String> {
         let net = file::net(net)?;
+        let _leave = self.keeping().ok_or(STOPPING)?;
         let bans = &self.residents.bans;
         let ended = bans.unban(net);
         if ended == 0 {

@@ -157,7 +157,11 @@ pub(super) async fn remember(control: Arc<Control>, told: Arc<Notify>) {
         tokio::time::sleep(WRITE_DOWN).await;
         let state = control.server().state.clone();
         let writing = control.clone();
-        let write = move || remembered::save(&state, &writing.residents.sets);
+        let write = move || {
+            if let Some(_leave) = writing.keeping() {
+                remembered::save(&state, &writing.residents.sets);
+            }
+        };
         let _ = tokio::task::spawn_blocking(write).await;
     }
 }

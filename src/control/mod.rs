@@ -79,6 +79,8 @@ pub struct Control {
     watches: AtomicU64,
     /// Held while an answer of a source is taken in: of two about one source, the newer counts.
     learning: Mutex<()>,
+    /// Whether another process may have the state folder; held while something is written there.
+    retired: Mutex<bool>,
 }
 
 /// A socket we listen on.
@@ -196,6 +198,7 @@ impl Control {
             observed: Mutex::default(),
             watches: AtomicU64::new(0),
             learning: Mutex::default(),
+            retired: Mutex::new(false),
         })
     }
 
@@ -207,6 +210,18 @@ impl Control {
     /// The server's settings in force.
     pub fn server(&self) -> Arc<model::Server> {
         self.cell.load().server.clone()
+    }
+
+    /// Stores what was not stored yet. From then on nothing is written into the state folder but certificates, which have locks
+    /// of their own: another process may have it. Waits for what is being written; not for the thread of the signals.
+    pub fn retire(&self) {
+        self.keep_bans();
+        *lock(&self.retired) = true;
+    }
+
+    /// Leave to write into the state folder, for as long as it is held; `None`: no more.
+    fn keeping(&self) -> Option<MutexGuard<'_, bool>> {
+        Some(lock(&self.retired)).filter(|retired| !**retired)
     }
 
     /// The address of the first listener of a kind.

@@ -14,6 +14,7 @@ use crate::base::policy::PolicyKind;
 use crate::base::record::Privacy;
 use crate::base::unit::{print_duration, print_size};
 use crate::config::model::HostPattern;
+use crate::config::section::host;
 use crate::control::{Control, lock};
 use crate::policy::observe::{Limit, Merged, Plan, Report, SiteReport, Spread, WINDOW, site_cap};
 use crate::snapshot::{Site, Snapshot};
@@ -216,7 +217,7 @@ fn elapsed(run: &Run, now: Millis) -> u64 {
 /// The sites that are asked for.
 fn chosen(snapshot: &Snapshot, wanted: Option<&str>) -> Result<Vec<Arc<Site>>, String> {
     let Some(wanted) = wanted else { return Ok(snapshot.sites.clone()) };
-    let has = |host: &HostPattern| super::status::host_text(host) == wanted;
+    let has = |host: &HostPattern| host::written(host) == wanted;
     let named = snapshot.sites.iter().find(|site| *site.name == *wanted);
     let found = named.or_else(|| snapshot.sites.iter().find(|site| site.hosts.iter().any(has)));
     let found = found.or_else(|| snapshot.sites.get(snapshot.find(wanted)?));

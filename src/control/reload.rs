@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::base::{clock, gentle};
 use crate::config::look::Look;
-use crate::config::model::{Bans, Certificate, Server};
+use crate::config::model::{Bans, Certificate, Origin, Server};
 use crate::config::{self, Diagnostic, Former, Loaded, Watched};
 use crate::control::choose::{self, Built, build, told};
 use crate::control::last_good::{self, Store};
@@ -51,7 +51,7 @@ pub struct Report {
     pub restart_needed: Vec<&'static str>,
     /// Everything found.
     pub diagnostics: Vec<Diagnostic>,
-    /// The server part is bad: nothing changed.
+    /// The server part is bad, or all of it cannot be put together: nothing changed.
     pub refused: bool,
 }
 
@@ -154,6 +154,9 @@ impl Control {
     /// What `look` saw of the files need not be asked again.
     pub fn reload(&self, reason: &str, look: Option<&Look>) -> Report {
         let mut state = lock(&self.state);
+        if self.keeping().is_none() {
+            return Report { generation: self.cell.load().generation, ..Report::default() };
+        }
         let started = clock::now();
         let before = self.view.load();
         let mut loaded = load(&self.path, &state, Former { loaded: before.loaded.as_ref(), look });
@@ -183,10 +186,20 @@ impl Control {
         report.restart_needed = restart_needed;
         report.generation = if report.changed { generation } else { old.generation };
         self.apply(&mut state, built, loaded, &old, &server, &mut report);
+        if !report.refused {
+            report.diagnostics.extend(self.direct_log(&server));
+        }
         self.residents.hub.reloaded(report.result());
         log(&report, reason);
         tracing::debug!("reload took {} ms", clock::now().0 - started.0);
         report
+    }
+
+    /// What is told of a reload that panicked.
+    pub fn broken_reload(&self) -> Report {
+        let text = "the reload broke off, which is a bug in Tidegate; its log has the place";
+        let diagnostics = vec![Diagnostic::error("bug", &Origin::Default, text)];
+        Report { generation: self.cell.load().generation, refused: true, diagnostics, ..Report::default() }
     }
 
     /// The server's part is wrong, so that nothing counts that the configuration says. But certificates end and lists of
@@ -220,7 +233,7 @@ impl Control {
         }
         let (server, down) = (old.server.clone(), (*old.unavailable).clone());
         match compile::assemble(generation, server, sites, down, old.https_port, &self.residents) {
-            Ok(snapshot) => self.swap(snapshot, old, &old.server),
+            Ok(snapshot) => self.swap(snapshot, &old.server),
             Err(why) => {
                 tracing::error!("renewed certificates are not in force: {why}");
                 return old.generation;
@@ -256,7 +269,7 @@ impl Control {
         let (snapshot, new, view) = match finished {
             Ok(finished) => finished,
             Err(why) => {
-                tracing::error!("reload failed, nothing changed: {why}");
+                report.diagnostics.push(Diagnostic::error("refused", &Origin::Default, why));
                 report.refused = true;
                 report.changed = false;
                 report.generation = old.generation;
@@ -268,11 +281,11 @@ impl Control {
         // Also where nothing changed: the manager may have been opened only now.
         renew::want(&self.residents, &snapshot);
         if report.changed {
-            self.swap(snapshot, old, server);
+            self.swap(snapshot, server);
         }
         self.settle();
         // After the swap: a slow or full disk keeps no site from its new version.
-        if to_store {
+        if to_store && let Some(_leave) = self.keeping() {
             keep(server, state);
         }
         let seen = self.view.swap(Arc::new(view));
@@ -283,18 +296,21 @@ impl Control {
         self.residents.sweep();
     }
 
-    fn swap(&self, snapshot: Snapshot, old: &Snapshot, server: &Server) {
+    fn swap(&self, snapshot: Snapshot, server: &Server) {
         let generation = snapshot.generation;
         self.cell.swap(snapshot);
         let cap = connection_cap(server, self.connections.descriptors());
         self.connections.set_limits(cap, server.max_connections_per_client);
         self.access.set_style(server.log.format, server.log.privacy);
-        if old.server.log.access != server.log.access
-            && let Err(error) = self.access.retarget(&server.log.access)
-        {
-            tracing::error!("the access log stays where it was: {error}");
-        }
         self.residents.hub.set_generation(generation);
+    }
+
+    /// Leads the access log where the configuration says; also where that did not change: what could not be opened before
+    /// may be now.
+    fn direct_log(&self, server: &Server) -> Option<Diagnostic> {
+        let error = self.access.retarget(&server.log.access).err()?;
+        let text = format!("the access log stays where it was: {error}");
+        Some(Diagnostic::error("access-log", &Origin::Default, text))
     }
 
     /// Puts certificates got on demand in force (or takes dropped ones out), without a look at any file: handshakes
@@ -509,7 +525,7 @@ fn log(report: &Report, reason: &str) {
         tracing::warn!("`{setting}` changed but needs a restart; the old value stays in force");
     }
     if report.refused {
-        tracing::error!("reload refused ({reason}): the server part has errors; nothing changed");
+        tracing::error!("reload refused ({reason}): nothing changed");
     } else if report.changed || !report.quarantined.is_empty() {
         tracing::info!(
             generation = report.generation,

@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use crate::config::model::{ChallengeKind, HostPattern, Server};
+use crate::config::section::host;
 use crate::control::Control;
-use crate::control::status::host_text;
 use crate::snapshot::resident::Residents;
 use crate::snapshot::{Site, Snapshot, Source};
 use crate::telemetry::hub::Reading;
@@ -195,9 +195,8 @@ impl Control {
         }
     }
 
-    /// The last thing: stores what was not stored yet, and waits a little until what orders have left outside is taken away.
+    /// The last thing: waits a little until what orders have left outside is taken away.
     pub async fn farewell(&self) {
-        self.keep_bans();
         if let Some(manager) = self.residents.acme.manager()
             && tokio::time::timeout(FAREWELL, manager.cleaned()).await.is_err()
         {
@@ -283,7 +282,7 @@ fn row(site: &Site, kept: Option<&CertificateStatus>) -> Value {
         _ => json!({
             "site": site.name,
             "on_demand": false,
-            "names": site.hosts.iter().map(host_text).collect::<Vec<_>>(),
+            "names": site.hosts.iter().map(host::written).collect::<Vec<_>>(),
             "issuer": null, "next_issuer": null, "next_issuer_because": null, "ca": null, "renew_at": null,
             "explanation": null, "last_error": null, "attempts": 0, "next_try": null,
             "state": if not_after.is_some() { "valid" } else { "waiting" },

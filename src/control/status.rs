@@ -7,7 +7,8 @@ use std::collections::HashSet;
 use serde_json::{Value, json};
 
 use crate::base::clock;
-use crate::config::model::{HostPattern, Origin, Source};
+use crate::config::model::{Origin, Source};
+use crate::config::section::host;
 use crate::control::{Control, load, traffic};
 use crate::discovery::Set;
 use crate::snapshot::Site;
@@ -135,7 +136,7 @@ fn told(origin: &Origin) -> String {
 
 /// `names`: how many it serves on demand; `certs` lists them.
 fn site_status(site: &Site, names: usize, reason: Option<&String>) -> Value {
-    let hosts: Vec<String> = site.hosts.iter().map(host_text).collect();
+    let hosts: Vec<String> = site.hosts.iter().map(host::written).collect();
     json!({
         "name": site.name,
         "hosts": hosts,
@@ -152,13 +153,6 @@ fn site_status(site: &Site, names: usize, reason: Option<&String>) -> Value {
             "not_after": site.identity.as_ref().map(|identity| identity.not_after),
         })),
     })
-}
-
-pub(super) fn host_text(host: &HostPattern) -> String {
-    match host {
-        HostPattern::Exact(name) => name.to_string(),
-        HostPattern::Wildcard(parent) => format!("*.{parent}"),
-    }
 }
 
 fn source_status((source, set): &(Source, Set)) -> Value {

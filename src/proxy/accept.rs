@@ -91,7 +91,7 @@ fn local(tcp: &TcpStream, own: SocketAddr, peer: SocketAddr) -> SocketAddr {
 /// Takes a place under the caps. The newest is the one refused: whoever is inside stays.
 fn permit(worker: &Worker, client: SocketAddr, trusted: bool) -> Option<Permit> {
     if !trusted && denied(worker, client) {
-        worker.shard.add(Counter::RefusedAddress, 1);
+        worker.shed_client(Shed::Address, client.ip());
         return None;
     }
     if !trusted && enforce::banned(worker, client.ip()) {
@@ -99,7 +99,7 @@ fn permit(worker: &Worker, client: SocketAddr, trusted: bool) -> Option<Permit> 
         return None;
     }
     // Behind a proxy that nobody trusts yet there are many clients, too.
-    let asked = match trusted || worker.examiner.doubts(&worker.snapshot().server, client.ip()) {
+    let asked = match trusted || worker.examiner.doubts(&worker.snapshot(), client.ip()) {
         true => worker.connections.try_acquire_trusted(),
         false => worker.connections.try_acquire(ClientKey::of(client.ip())),
     };
@@ -134,8 +134,7 @@ async fn introduced(
 ) {
     let deadline = worker.snapshot().server.timeouts.handshake;
     let Ok(Ok(header)) = tokio::time::timeout(deadline, proxy_protocol::read(&mut tcp)).await else {
-        worker.shard.add(Counter::RefusedProxyHeader, 1);
-        return;
+        return worker.shed(Shed::ProxyHeader, Some(&peer.ip()));
     };
     // LOCAL and UNKNOWN: the proxy speaks for itself (its health check).
     let client = header.source.unwrap_or(peer);

@@ -48,11 +48,15 @@ pub enum Shed {
     Banned,
     /// The client is banned from now on.
     Offender,
+    /// `addresses` of the server
+    Address,
+    /// A trusted proxy sent no PROXY protocol header, or a bad one.
+    ProxyHeader,
 }
 
 /// Reasons told apart: those above, then the outcomes of refused certificates.
 const REASONS: usize = SHEDS + Outcome::ALL.len();
-const SHEDS: usize = 16;
+const SHEDS: usize = 18;
 /// Seconds between two lines of one worker about one reason.
 const TELL_EVERY: u64 = 10;
 
@@ -76,6 +80,8 @@ impl Shed {
             Shed::OverloadClient => Counter::RefusedOverloadClient,
             Shed::Banned => Counter::RefusedBanned,
             Shed::Offender => Counter::BansMade,
+            Shed::Address => Counter::RefusedAddress,
+            Shed::ProxyHeader => Counter::RefusedProxyHeader,
         }
     }
 
@@ -123,6 +129,10 @@ impl Shed {
             }
             Shed::Banned => "a client is banned; its connections are closed",
             Shed::Offender => "a client is banned for its offences; `tidegate bans` shows all",
+            Shed::Address => "`addresses` in [server] lets a client not in; its connections are closed",
+            Shed::ProxyHeader => {
+                "a trusted proxy began a connection without a whole PROXY protocol header, so it is closed; have it send one, or say `proxy_protocol = false` in [server]"
+            }
         }
     }
 }
@@ -166,7 +176,10 @@ impl Worker {
             Shed::ClientCap | Shed::OverloadClient | Shed::Flooded | Shed::Offender => {
                 tracing::warn!(worker, client = whom, "{}{more}", why.sentence())
             }
-            Shed::Banned => tracing::info!(worker, client = whom, "{}{more}", why.sentence()),
+            Shed::ProxyHeader => tracing::warn!(worker, proxy = whom, "{}{more}", why.sentence()),
+            Shed::Banned | Shed::Address => {
+                tracing::info!(worker, client = whom, "{}{more}", why.sentence())
+            }
             _ => tracing::warn!(worker, "{}{more}", why.sentence()),
         }
     }

@@ -50,6 +50,7 @@ pub struct Started {
 pub fn run(path: &Path, ready: impl FnOnce(&Started)) -> Result<(), StartError> {
     tls::install_provider();
     bind::raise_fd_limit();
+    let (runtime, nudges) = runtime().map_err(|e| e.to_string())?;
     let loaded = config::load(path);
     let Some(server) = loaded.server.clone() else {
         return Err(config::render_human(&loaded.diagnostics, &loaded.sources, false));
@@ -69,7 +70,7 @@ pub fn run(path: &Path, ready: impl FnOnce(&Started)) -> Result<(), StartError> 
     hub.set_access_dropped(access.dropped_counter());
     let control_sockets = ControlSockets::bind(&server)?;
     let budget = Budget::within(bind::fd_limit(), descriptors::open_now(), workers);
-    let cap = connection_cap(&server, &budget);
+    let cap = possible_cap(&server, &budget);
     let connections = Connections::new(cap, server.max_connections_per_client, budget);
     let listeners = sockets.listeners().into_iter().chain(control_sockets.listeners()).collect();
     let started = started(&first, &cell, listeners, &residents);
@@ -86,21 +87,18 @@ pub fn run(path: &Path, ready: impl FnOnce(&Started)) -> Result<(), StartError> 
     let control = Control::new(parts);
     let readings = control.clone();
     hub.set_gauges(Box::new(move |all| readings.readings(all)));
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
     let local = LocalSet::new();
     let mut discovery = Discovery::new(control.clone());
     runtime.block_on(local.run_until(discovery.prime()));
     let fleet = worker::Fleet::start(sockets, sinks, &cell, &residents, &connections)?;
     let ending = async {
         tokio::task::spawn_local(discovery.run());
-        let mut ends = serve(control.clone(), control_sockets, || ready(&started)).await?;
-        // Whoever takes our place may begin while we finish.
-        drop(state_lock);
+        let mut ends = serve(control.clone(), control_sockets, nudges, || ready(&started)).await?;
         let drain = control.server().drain;
-        let finishing = async { tokio::join!(fleet.drain(drain), control.finish_orders(drain)) };
+        let retiring = tokio::time::timeout(drain.max(RETIRE), retire(control.clone(), state_lock));
+        let finishing = async { tokio::join!(fleet.drain(drain), control.finish_orders(drain), retiring) };
         tokio::select! {
-            ((), ()) = finishing => {}
+            _ = finishing => {}
             // Who asks twice does not want to wait.
             () = ends.asked() => tracing::warn!("asked again to stop: what is in flight is cut"),
         }
@@ -115,6 +113,61 @@ pub fn run(path: &Path, ready: impl FnOnce(&Started)) -> Result<(), StartError> 
     fleet.stop();
     control.access.close();
     ended
+}
+
+/// How long an end waits for what is not stored yet, at least.
+const RETIRE: Duration = Duration::from_secs(5);
+
+/// Whoever takes our place may begin while we finish: as soon as nothing more is written that it would lose.
+async fn retire(control: Arc<Control>, state_lock: Option<std::fs::File>) {
+    let done = tokio::task::spawn_blocking(move || {
+        control.retire();
+        drop(state_lock);
+    });
+    if let Err(error) = done.await {
+        tracing::error!("the end was not prepared: {error}");
+    }
+}
+
+/// How many connections clients may have; told where that is less than was asked for.
+fn possible_cap(server: &Server, budget: &Budget) -> u32 {
+    let cap = connection_cap(server, budget);
+    if let Some(wanted) = server.max_connections.filter(|wanted| *wanted > cap) {
+        tracing::warn!(
+            "`max_connections` in [server] is {wanted}, and the limit of open files allows {cap}: that counts. Raise it \
+             (LimitNOFILE=, `ulimit -n`)"
+        );
+    }
+    cap
+}
+
+/// The control plane's runtime, and the signals that it knows from now on.
+fn runtime() -> std::io::Result<(tokio::runtime::Runtime, Nudges)> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let nudges = runtime.block_on(async { Nudges::new() })?;
+    Ok((runtime, nudges))
+}
+
+/// The signals that do not end the process: known from the first moment, because what nobody waits for would end it.
+struct Nudges {
+    /// Read everything again.
+    hangup: Signal,
+    /// Only open the access log again.
+    rotated: Signal,
+}
+
+impl Nudges {
+    fn new() -> std::io::Result<Nudges> {
+        Ok(Nudges { hangup: signal(SignalKind::hangup())?, rotated: signal(SignalKind::user_defined1())? })
+    }
+
+    /// Whether everything is to be read again.
+    async fn come(&mut self) -> bool {
+        tokio::select! {
+            _ = self.hangup.recv() => true,
+            _ = self.rotated.recv() => false,
+        }
+    }
 }
 
 /// The signals that end the process.
@@ -246,10 +299,10 @@ impl ControlSockets {
 async fn serve(
     control: Arc<Control>,
     sockets: ControlSockets,
+    mut nudges: Nudges,
     ready: impl FnOnce(),
 ) -> Result<Ends, StartError> {
     let text = |error: std::io::Error| error.to_string();
-    let mut hangup = signal(SignalKind::hangup()).map_err(text)?;
     let mut ends = Ends::new().map_err(text)?;
     let wheel = Wheel::default();
     let handle = Rc::new(Handle(control.clone(), wheel.clone()));
@@ -280,12 +333,15 @@ async fn serve(
     let told = control.clone();
     // A task of its own: a slow reload keeps nobody from ending the process. Signals that come meanwhile are one.
     tokio::task::spawn_local(async move {
-        while hangup.recv().await.is_some() {
+        loop {
+            let all = nudges.come().await;
             if let Err(error) = told.access.reopen() {
                 tracing::error!("the access log cannot be opened again: {error}");
             }
-            told.residents.doubt_files();
-            reload(&told, "SIGHUP").await;
+            if all {
+                told.residents.doubt_files();
+                reload(&told, "SIGHUP").await;
+            }
         }
     });
     ready();
@@ -346,6 +402,13 @@ async fn blocking<T: Send + 'static>(
     done.map_err(|error| tracing::error!("the reload failed: {error}")).ok()
 }
 
+/// Waits for what writes a file, while the admin socket, probes and signals go on.
+async fn on_disk<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, String> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(format!("it broke off: {error}")))
+}
+
 /// What the admin socket may ask.
 struct Handle(Arc<Control>, Wheel);
 
@@ -359,7 +422,7 @@ impl admin::Backend for Handle {
         Box::pin(async move {
             control.residents.doubt_files();
             let report = reload(&control, "admin command").await;
-            report.map(|report| report.to_json()).unwrap_or_default()
+            report.unwrap_or_else(|| control.broken_reload()).to_json()
         })
     }
 
@@ -407,17 +470,19 @@ impl admin::Backend for Handle {
         self.0.observation()
     }
 
-    fn end_observation(&self) -> std::pin::Pin<Box<dyn Future<Output = Result<serde_json::Value, String>>>> {
+    fn end_observation(&self) -> admin::Told {
         let control = self.0.clone();
         Box::pin(async move { control.end_observation().await })
     }
 
-    fn ban(&self, net: &str, time: Duration, why: &str) -> Result<serde_json::Value, String> {
-        self.0.ban(net, time, why)
+    fn ban(&self, net: String, time: Duration, why: String) -> admin::Told {
+        let control = self.0.clone();
+        Box::pin(on_disk(move || control.ban(&net, time, &why)))
     }
 
-    fn unban(&self, net: &str) -> Result<serde_json::Value, String> {
-        self.0.unban(net)
+    fn unban(&self, net: String) -> admin::Told {
+        let control = self.0.clone();
+        Box::pin(on_disk(move || control.unban(&net)))
     }
 
     fn bans(&self) -> serde_json::Value {

@@ -134,6 +134,8 @@ impl Fleet {
                 };
                 let worker = Rc::new(Worker::new(parts));
                 runtime.block_on(run(worker, listeners, heard));
+                // The resolver of the system may think about a name for half a minute: nobody waits for that any more.
+                runtime.shutdown_background();
             };
             let thread = std::thread::Builder::new().name(format!("worker-{id}")).spawn(body);
             fleet.threads.push(thread.map_err(|error| format!("worker {id} cannot start: {error}"))?);

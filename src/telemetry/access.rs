@@ -19,6 +19,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::io::Errno;
+
 pub use format::{FIELD_BYTES_MAX, FIELDS, Record};
 
 use super::hub::lock;
@@ -261,7 +264,14 @@ impl Output {
             }
             AccessTarget::File(path) => {
                 // Not world-readable: even truncated addresses are nobody else's business.
-                let file = File::options().append(true).create(true).mode(0o640).open(path);
+                // A pipe that nobody reads is opened by an error, not by waiting for a reader for ever.
+                let unwaiting = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
+                let mut options = File::options();
+                options.append(true).create(true).mode(0o640).custom_flags(unwaiting);
+                let file = options.open(path).and_then(|file| {
+                    fcntl_setfl(&file, fcntl_getfl(&file)? - OFlags::NONBLOCK)?;
+                    Ok(file)
+                });
                 file.map(|file| Output(Some(file))).map_err(|error| unopenable(path, &error))
             }
         }
@@ -273,6 +283,9 @@ fn unopenable(path: &Path, error: &io::Error) -> io::Error {
         io::ErrorKind::NotFound => "create its folder",
         io::ErrorKind::PermissionDenied => "let the user that runs Tidegate write there",
         io::ErrorKind::IsADirectory => "name a file inside the folder",
+        _ if error.raw_os_error() == Some(Errno::NXIO.raw_os_error()) => {
+            "start the program that reads this pipe first"
+        }
         _ => "check the path",
     };
     let text = format!(

@@ -679,6 +679,23 @@ fn v2(source: [u8; 4], port: u16) -> Vec<u8> {
 }
 
 #[tokio::test]
+async fn a_trusted_proxy_that_sends_no_header_is_refused_and_the_log_says_why() {
+    let origin = Origin::saying("ok").await;
+    let proxy = proxied(&origin, "[\"127.0.0.0/8\"]").start().await;
+    let mut plain = proxy.plain().await;
+    plain.send(format!("GET / HTTP/1.1\r\nHost: {SITE}\r\n\r\n")).await;
+    plain.closed().await;
+    wait_until("the log to say why", || {
+        let log = proxy.stderr();
+        log.contains("without a whole PROXY protocol header") && log.contains("proxy=\"127.0.0.1\"")
+    })
+    .await;
+    let refused =
+        proxy.metrics().await.sum("tidegate_connections_refused_total", &[("reason", "proxy-header")]);
+    assert_eq!(refused, 1.0);
+}
+
+#[tokio::test]
 async fn proxy_protocol_from_a_trusted_peer_gives_the_clients_address() {
     let origin = Origin::saying("ok").await;
     let proxy = proxied(&origin, "[\"127.0.0.0/8\"]").start().await;

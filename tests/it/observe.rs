@@ -1,8 +1,13 @@
 //! What is counted, what is written down, what a client is told, and what is not said.
 
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::harness::{Answer, Origin, Proxy, wait_for};
+use crate::harness::proxy::TIDEGATE;
+use crate::harness::{Answer, Origin, Proxy, Wire, wait_for};
 
 const SITE: &str = "shop.test";
 
@@ -157,16 +162,40 @@ async fn the_combined_format_is_what_log_tools_expect() {
 }
 
 #[tokio::test]
-async fn the_log_file_is_opened_again_on_sighup() {
+async fn the_log_file_is_opened_again_on_sighup_and_on_sigusr1() {
     let origin = Origin::saying("ok").await;
     let proxy = Proxy::with_site(SITE, &origin.backends()).await;
-    proxy.get(SITE, "/before").await;
-    proxy.records(1).await;
-    std::fs::rename(proxy.path().join("access.log"), proxy.path().join("access.log.1")).unwrap();
-    proxy.signal(rustix::process::Signal::HUP);
-    wait_for("a record in the new file", || async {
-        proxy.get(SITE, "/after").await;
-        (!proxy.access_log().is_empty()).then_some(())
+    for (signal, aside) in [(Signal::HUP, "access.log.1"), (Signal::USR1, "access.log.2")] {
+        proxy.get(SITE, "/before").await;
+        proxy.records(1).await;
+        std::fs::rename(proxy.path().join("access.log"), proxy.path().join(aside)).unwrap();
+        proxy.signal(signal);
+        wait_for("a record in the new file", || async {
+            proxy.get(SITE, "/after").await;
+            (!proxy.access_log().is_empty()).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn an_access_log_that_could_not_be_opened_is_told_and_opened_by_a_later_reload() {
+    let origin = Origin::saying("ok").await;
+    let proxy = Proxy::with_site(SITE, &origin.backends()).await;
+    let (folder, config) = (proxy.path().join("later"), proxy.path().join("access.log"));
+    let (old, new) = (config.display().to_string(), folder.join("access.log").display().to_string());
+    proxy.edit_config(|text| {
+        assert!(text.contains(&old), "{text}");
+        text.replace(&old, &new)
+    });
+    let reload = proxy.command(&["reload"]);
+    let said = String::from_utf8_lossy(&reload.stdout).into_owned();
+    assert!(reload.status.code() == Some(1) && said.contains("the access log stays where it was"), "{said}");
+    std::fs::create_dir(&folder).unwrap();
+    assert!(proxy.command(&["reload"]).status.success());
+    wait_for("a record where it belongs", || async {
+        proxy.get(SITE, "/").await;
+        std::fs::read_to_string(&new).ok().filter(|text| !text.is_empty())
     })
     .await;
 }
@@ -236,4 +265,39 @@ async fn quarantine_shows_in_the_metrics() {
     proxy.write_site(SITE, "backends = [");
     proxy.reload().await;
     assert_eq!(proxy.metrics().await.sum("tidegate_site_quarantined", &[]), 1.0);
+}
+
+/// `tidegate run 2>&1 | tee log`, and `tee` has died: whoever logged panicked, and a listener was closed with it.
+#[tokio::test]
+async fn regression_nobody_reads_the_process_log_any_more() {
+    let origin = Origin::saying("ok").await;
+    let site = format!("{}\nplain_http = true", origin.backends());
+    let mut first =
+        Proxy::builder().set("server.max_connections_per_client", "1").site(SITE, &site).start().await;
+    first.signal(Signal::TERM);
+    assert!(first.ended().await.success());
+    let mut command = Command::new(TIDEGATE);
+    command.args(["run", "--config"]).arg(first.config()).stdin(Stdio::null());
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stderr.take());
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let http = lines
+        .find_map(|line| line.trim().strip_prefix("http ")?.trim().strip_prefix("http://")?.parse().ok());
+    let http = http.expect("where it listens");
+    assert!(lines.any(|line| line == "ready"));
+
+    let mut wire = Wire::plain(http).await;
+    assert_eq!(wire.get(SITE, "/").await.status, 200);
+    // One too many: a line of the log, said by who accepts.
+    Wire::plain(http).await.closed().await;
+    drop(wire);
+    wait_for("the next to be served", || async {
+        let mut wire = Wire::plain(http).await;
+        wire.try_send(format!("GET / HTTP/1.1\r\nHost: {SITE}\r\n\r\n")).await.ok()?;
+        (wire.try_reply_to("GET").await.ok()?.status == 200).then_some(())
+    })
+    .await;
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    let ended = tokio::task::spawn_blocking(move || child.wait()).await.unwrap().unwrap();
+    assert!(ended.success(), "{ended}");
 }

@@ -186,6 +186,23 @@ fn a_stuck_reader_costs_records_and_never_a_worker() {
 }
 
 #[test]
+fn a_pipe_that_nobody_reads_is_an_error_and_not_a_wait_for_ever() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("pipe");
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    let target = AccessTarget::File(path.clone());
+    let error = start(&target, AccessFormat::Json, Privacy::Strict, 1).map(|_| ()).unwrap_err();
+    assert!(error.to_string().contains("start the program that reads this pipe first"), "{error}");
+    let (_sinks, control) = start(&AccessTarget::Off, AccessFormat::Json, Privacy::Strict, 1).unwrap();
+    assert!(control.retarget(&target).is_err());
+    // Once somebody reads it, it is taken, though the setting is the same as before.
+    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    let _reader = File::options().read(true).custom_flags(nonblocking).open(&path).unwrap();
+    control.retarget(&target).unwrap();
+}
+
+#[test]
 fn reopening_after_a_rename_loses_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let (path, old) = (dir.path().join("access.log"), dir.path().join("access.log.1"));
