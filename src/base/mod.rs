@@ -3,6 +3,7 @@
 pub mod address;
 pub mod clock;
 pub mod clock_guard;
+pub mod escape;
 pub mod gentle;
 pub mod hash;
 pub mod outcome;

@@ -164,7 +164,8 @@ fn with_place<'a>(group: Group<'a>, diagnostic: &'a Diagnostic, sources: &'a Sou
         return group.element(Place::path(shown));
     }
     let text = sources.get(place.path()).and_then(|source| source.line(line));
-    let Some((text, begin)) = text.filter(|(text, _)| text.len() <= SHOWN_LINE_MAX) else {
+    let showable = |(text, _): &(&str, usize)| text.len() <= SHOWN_LINE_MAX && !has_secret(text);
+    let Some((text, begin)) = text.filter(showable) else {
         let line = usize::try_from(line).unwrap_or(usize::MAX);
         let column = usize::try_from(place.column()).unwrap_or(usize::MAX);
         return group.element(Place::path(shown).line(line).char_column(column));
@@ -182,6 +183,13 @@ fn with_place<'a>(group: Group<'a>, diagnostic: &'a Diagnostic, sources: &'a Sou
     let mark = AnnotationKind::Primary.span(from..to.max(from)).label(non_empty(&diagnostic.label));
     let number = usize::try_from(line).unwrap_or(usize::MAX);
     group.element(Snippet::source(text).path(shown).line_start(number).annotation(mark))
+}
+
+/// Whether a line may hold a secret: what is told of it goes to logs that others read.
+fn has_secret(line: &str) -> bool {
+    let said =
+        |name: &str| line.match_indices(name).any(|(at, _)| !line[at + name.len()..].starts_with("_file"));
+    said("eab_key") || said("key_secret")
 }
 
 fn non_empty(text: &str) -> Option<&str> {

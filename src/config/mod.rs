@@ -332,7 +332,7 @@ impl<'a> Run<'a> {
         if said.server.docker.is_some() {
             self.fragments.iter().for_each(|fragment| self.fragment(fragment, &said.server));
         }
-        good &= self.check_default_certificate(&said.server);
+        self.check_default_certificate(&said.server);
         Some((said.server, good))
     }
 
@@ -440,20 +440,17 @@ impl<'a> Run<'a> {
         self.sites.insert(name, (entry, origin, age));
     }
 
-    /// The site that `default_certificate` names must exist; while a file is broken it may be in there.
-    fn check_default_certificate(&mut self, server: &Server) -> bool {
-        let Some(wanted) = &server.default_certificate else { return true };
+    /// Sites come and go, those of containers by themselves: that one of them is missing stops no other.
+    fn check_default_certificate(&mut self, server: &Server) {
+        let Some(wanted) = &server.default_certificate else { return };
         if self.sites.contains_key(&wanted.value) {
-            return true;
+            return;
         }
-        let broken = !self.loaded.broken_files.is_empty();
         let message =
             format!("`default_certificate` names the site `{}`, which does not exist", quoted(&wanted.value));
-        let diagnostic = if broken { Diagnostic::warning } else { Diagnostic::error };
-        let diagnostic = diagnostic("missing", &wanted.origin, message)
-            .help("write the name of a site, as in [site.\"shop.example\"]");
-        self.loaded.diagnostics.push(diagnostic);
-        broken
+        let help = "until it does, clients that name no site, or none of these, are shown no certificate; write the name \
+                    of a site, as in [site.\"shop.example\"]";
+        self.loaded.diagnostics.push(Diagnostic::warning("missing", &wanted.origin, message).help(help));
     }
 
     fn finish(self, server: Option<(Server, bool)>) -> Loaded {
@@ -480,18 +477,17 @@ fn twice(name: &str, former: &Origin, origin: &Origin, sources: &Sources) -> Dia
         .help("that one is used and this one ignored: merge both, or give one another name")
 }
 
-/// Every entry of `backends` of a site and of its routes.
-fn entries(site: &mut toml::Value) -> impl Iterator<Item = &mut toml::Value> {
-    let (mut own, mut routes) = (None, None);
+/// Every entry of `backends` of a site and of its routes, and of those in their `split`.
+fn entries(site: &mut toml::Value) -> Vec<&mut toml::Value> {
+    let mut found = Vec::new();
     for (key, value) in site.as_table_mut().into_iter().flatten() {
-        match key.as_str() {
-            "backends" => own = value.as_array_mut(),
-            "route" => routes = value.as_array_mut(),
+        match (key.as_str(), value.as_array_mut()) {
+            ("backends", Some(backends)) => found.extend(backends),
+            ("route" | "split", Some(parts)) => found.extend(parts.iter_mut().flat_map(entries)),
             _ => {}
         }
     }
-    let routes = routes.into_iter().flatten().filter_map(|route| route.get_mut("backends")?.as_array_mut());
-    own.into_iter().chain(routes).flatten()
+    found
 }
 
 /// Levels of a site's table that are kept; legal ones have at most six.

@@ -70,6 +70,8 @@ pub struct Server {
     pub http: Vec<SocketAddr>,
     /// HTTPS listeners.
     pub https: Vec<SocketAddr>,
+    /// Where clients of plain HTTP are redirected to; `None` = the port of the first HTTPS listener.
+    pub public_https_port: Option<u16>,
     /// Number of workers; `None` = one per core.
     pub workers: Option<usize>,
     /// State folder, absolute.

@@ -88,6 +88,11 @@ impl<'a> Context<'a> {
                 diagnostic.help = Some("correct those above first".into());
                 self.diagnostics.push(diagnostic);
             }
+            _ if diagnostic.is_error() => {
+                // Nobody must believe that there were only warnings.
+                let last = self.diagnostics.last_mut();
+                last.into_iter().for_each(|last| last.severity = diagnostic.severity);
+            }
             _ => {}
         }
     }
@@ -547,8 +552,14 @@ pub fn literals<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> String {
     format!("[{}]", texts.join(", "))
 }
 
-/// A text cut to what a message can carry.
+/// A text cut to what a message can carry, without the name and password of a URL: messages go to logs.
 pub fn quoted(text: &str) -> String {
+    if let Some((scheme, rest)) = text.split_once("://")
+        && let Some((user, rest)) = rest.split_once('@')
+        && !user.contains(['/', '?', '#'])
+    {
+        return quoted(&format!("{scheme}://…{rest}"));
+    }
     match text.char_indices().nth(QUOTED_MAX) {
         Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
         None => text.to_owned(),

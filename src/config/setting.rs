@@ -282,7 +282,7 @@ impl Kind {
             }
             Kind::Addresses(max) => {
                 format!(
-                    "an array of at most {max} IP addresses with port, like [\"0.0.0.0:80\", \"[::]:80\"]"
+                    "an array of at most {max} IP addresses with port, like [\"0.0.0.0:80\"], or [\"[::]:80\"] for IPv6 too"
                 )
             }
             Kind::Networks(max) => {
@@ -452,6 +452,7 @@ static SERVER: Section = Section {
     settings: &[
         fixed("http", Kind::Addresses(64), Value(r#"["0.0.0.0:80"]"#), "Plain HTTP listeners. They redirect to HTTPS, unless a site sets `plain_http = true`."),
         fixed("https", Kind::Addresses(64), Value(r#"["0.0.0.0:443"]"#), "HTTPS listeners."),
+        row("public_https_port", Kind::CountOr("auto", 1, 65_535), Value(r#""auto""#), "The port that clients are redirected to from plain HTTP; `\"auto\"` is that of the first HTTPS listener. To be said where something forwards 443 to another port."),
         fixed("workers", Kind::CountOr("auto", 1, 1024), Value(r#""auto""#), "Worker threads; `\"auto\"` is one per core."),
         fixed("state", Kind::Path, Value(r#""/var/lib/tidegate""#), "Folder for certificates and the last good version of each site."),
         row("include", Kind::Texts(64), Value(r#"["sites/*.toml"]"#), "Files with sites. `*` may stand in the last part; files are taken in the order of their names, hidden ones are skipped, a missing folder is fine."),

@@ -12,6 +12,7 @@ use http::request::Parts;
 use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderMap, Method, Uri, Version};
 
+use crate::base::escape;
 use crate::base::outcome::Outcome;
 use crate::proxy::fields::{self, Found, Sender};
 
@@ -105,7 +106,7 @@ fn escape(query: &str) -> Option<String> {
     let mut out = String::with_capacity(query.len() * 3);
     for byte in query.bytes() {
         match byte {
-            0x80.. => push_escape(&mut out, byte),
+            0x80.. => escape::push(&mut out, byte),
             _ => out.push(char::from(byte)),
         }
     }
@@ -228,7 +229,7 @@ pub fn path(raw: &str) -> Result<Path<'_>, Outcome> {
     if is_plain(raw.as_bytes()) {
         return Ok(Path { text: Cow::Borrowed(raw), others: Vec::new() });
     }
-    let decoded = decode_unreserved(raw)?;
+    let decoded = escape::normal(raw).ok_or(Outcome::BadPath)?;
     let text = remove_dot_segments(&decoded);
     let mut others = Vec::new();
     // Of what the client wrote, and of what the backend gets to see.
@@ -265,44 +266,6 @@ fn is_plain(bytes: &[u8]) -> bool {
         previous = b;
     }
     true
-}
-
-fn push_escape(out: &mut String, byte: u8) {
-    const HEX: &[u8; 16] = b"0123456789ABCDEF";
-    out.push('%');
-    for nibble in [byte >> 4, byte & 15] {
-        out.push(HEX.get(usize::from(nibble)).map_or('0', |&b| char::from(b)));
-    }
-}
-
-fn decode_unreserved(raw: &str) -> Result<String, Outcome> {
-    let mut out = String::with_capacity(raw.len());
-    let mut bytes = raw.bytes();
-    while let Some(byte) = bytes.next() {
-        match byte {
-            b'%' => {
-                let (high, low) = (bytes.next().and_then(hex), bytes.next().and_then(hex));
-                let (Some(high), Some(low)) = (high, low) else { return Err(Outcome::BadPath) };
-                let value = high << 4 | low;
-                match value {
-                    b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-                        out.push(char::from(value));
-                    }
-                    0..=0x1f | 0x7f => return Err(Outcome::BadPath),
-                    _ => push_escape(&mut out, value),
-                }
-            }
-            0..=0x20 | 0x7f | b'\\' => return Err(Outcome::BadPath),
-            // Raw bytes above ASCII have no place in a target (RFC 3986 section 2): sent on as escapes.
-            0x80.. => push_escape(&mut out, byte),
-            _ => out.push(char::from(byte)),
-        }
-    }
-    Ok(out)
-}
-
-fn hex(byte: u8) -> Option<u8> {
-    char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok())
 }
 
 /// RFC 3986 section 5.2.4.

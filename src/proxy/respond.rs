@@ -224,7 +224,8 @@ fn local(status: StatusCode, outcome: Outcome) -> Local {
 /// [`Outcome::BadHost`] when the host makes no legal URL.
 pub fn to_https(context: &Context, parts: &Parts, path: &str) -> Result<Answer, Outcome> {
     let host = super::normalize::host(&parts.uri, &parts.headers, parts.version)?;
-    let port = match context.snapshot.https_port {
+    let snapshot = &context.snapshot;
+    let port = match snapshot.server.public_https_port.or(snapshot.https_port) {
         None | Some(443) => String::new(),
         Some(port) => format!(":{port}"),
     };

@@ -10,6 +10,7 @@ use http::header::{HeaderMap, HeaderName};
 use regex::bytes::Regex;
 
 use super::{Miss, RequestHead};
+use crate::base::escape;
 use crate::config::model::{FieldCondition, FieldTest, Route};
 
 /// The compiled conditions of one route.
@@ -138,7 +139,7 @@ fn decoded(raw: &str) -> impl Iterator<Item = u8> + '_ {
         rest = tail;
         Some(match (first, tail) {
             (b'+', _) => b' ',
-            (b'%', [high, low, after @ ..]) => match (hex(*high), hex(*low)) {
+            (b'%', [high, low, after @ ..]) => match (escape::hex(*high), escape::hex(*low)) {
                 (Some(high), Some(low)) => {
                     rest = after;
                     high << 4 | low
@@ -157,8 +158,4 @@ fn contiguous(raw: &str) -> Cow<'_, [u8]> {
     } else {
         Cow::Borrowed(raw.as_bytes())
     }
-}
-
-fn hex(digit: u8) -> Option<u8> {
-    char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
 }

@@ -271,6 +271,16 @@ async fn plain_http_is_sent_to_https_with_path_and_query() {
 }
 
 #[tokio::test]
+async fn it_is_sent_to_the_port_that_clients_see() {
+    let origin = named("shop").await;
+    for (port, to) in [("443", "https://shop.test/a"), ("8443", "https://shop.test:8443/a")] {
+        let builder = Proxy::builder().set("server.public_https_port", port);
+        let proxy = builder.site(SITE, &origin.backends()).start().await;
+        assert_eq!(proxy.plain().await.get(SITE, "/a").await.field("location"), Some(to));
+    }
+}
+
+#[tokio::test]
 async fn a_site_may_serve_plain_http() {
     let origin = named("shop").await;
     let proxy = Proxy::with_site(SITE, &format!("{}\nplain_http = true", origin.backends())).await;

@@ -1,6 +1,6 @@
 //! What a tenant may take of the node, and what is given up when it is too much.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,9 +21,9 @@ pub struct Shares {
     pub weights: Weights,
 }
 
-/// Weights of tenants; 1 for those that are not named.
+/// Weights of tenants; 1 for those that are not named. In order, because what it prints as tells whether it changed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Weights(pub Arc<HashMap<Arc<str>, u32>>);
+pub struct Weights(pub Arc<BTreeMap<Arc<str>, u32>>);
 
 impl Weights {
     /// The weight of a tenant.

@@ -42,6 +42,11 @@ pub fn lists(context: &mut Context<'_>, file: &Table<'_>) -> Vec<NetworkList> {
             );
             continue;
         }
+        if lists.iter().any(|list: &NetworkList| *list.name == *name) {
+            let message = format!("the list `{name}` is defined twice: capitals make no difference");
+            context.error("duplicate", key.span(), message, "merge both, or give one another name");
+            continue;
+        }
         let Some(entries) = value.get_ref().as_table() else {
             context.wrong_type(&name, "a table: [networks.\"office\"]", value);
             continue;
@@ -202,6 +207,16 @@ fn read_countries(
                 let message = format!("`{}` is not a country", quoted(text));
                 let help = "write the two letters of ISO 3166-1, like \"DE\"";
                 context.error("invalid-value", entry.span(), message, help);
+            }
+            if let Some(country) = country.filter(|country| !country.is_assigned()) {
+                let message = format!("no country has the letters `{}`", country.as_str());
+                let help = match country.as_str() {
+                    "UK" => "databases say `GB` of the United Kingdom",
+                    "EL" => "databases say `GR` of Greece",
+                    _ => "this matches only if your database has it; see ISO 3166-1 alpha-2",
+                };
+                let warning = Diagnostic::warning("unknown-country", &context.origin(entry.span()), message);
+                context.report(warning.help(help));
             }
             country
         })

@@ -9,6 +9,7 @@ use toml::de::DeTable;
 use super::server::texts;
 use super::service::{self, Shared, Target};
 use super::{address, bandwidth, header, limit};
+use crate::base::escape;
 use crate::config::diagnostic::Diagnostic;
 use crate::config::model::{Action, Bandwidth, Located, Origin, PathPattern, Rewrite, Route, Server};
 use crate::config::parse::{Context, Table, Value, literal, literals, quoted};
@@ -252,6 +253,18 @@ fn read_path(
         context.error("invalid-path", value.span(), format!("the path `{}` {what}", quoted(text)), help);
         return None;
     }
+    let normal = escape::normal(path);
+    if normal.as_deref() != Some(path) {
+        let (what, help) = match normal {
+            Some(normal) => {
+                let told = literal(&text.replace(path, &normal));
+                ("never matches", format!("paths are compared in their normal form: write {told}"))
+            }
+            None => ("has an escape that no path has", "write a `%` itself as `%25`".to_owned()),
+        };
+        context.error("invalid-path", value.span(), format!("the path `{}` {what}", quoted(text)), help);
+        return None;
+    }
     let pattern =
         if exact { PathPattern::Exact(path.to_owned()) } else { PathPattern::Prefix(path.to_owned()) };
     Some((text.to_owned(), pattern))
@@ -405,6 +418,9 @@ fn refuse_settings_without_backends(context: &mut Context<'_>, table: &Table<'_>
         "panic",
         "timeout",
         "connect_timeout",
+        "retry",
+        "capacity",
+        "breaker",
         "upstream",
         "upgrade",
         "strip",

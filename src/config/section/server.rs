@@ -1,6 +1,5 @@
 //! The server's tables: `[server]`, its timeouts and limits, `[metrics]`, `[admin]`, `[log]`, `[demo]`.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -33,11 +32,14 @@ pub fn read(context: &mut Context<'_>, root: &DeTable<'_>) -> Said {
     let admin = context.table(&file, "admin", Id::Admin);
     let log = context.table(&file, "log", Id::Log);
     let demo = context.table(&file, "demo", Id::Demo);
-    let mut taken = HashMap::new();
+    let mut taken = Taken::new();
     let networks = address::lists(context, &file);
     let server = Server {
         http: addresses(context, &table, "http", &mut taken),
         https: addresses(context, &table, "https", &mut taken),
+        public_https_port: context
+            .count_or(&table, "public_https_port")
+            .and_then(|port| u16::try_from(port).ok()),
         workers: context.count_or(&table, "workers").and_then(|count| usize::try_from(count).ok()),
         state: path(context, &table, "state"),
         trusted_proxies: trusted(context, &table, &networks),
@@ -136,11 +138,15 @@ fn addresses(
     context: &mut Context<'_>,
     table: &Table<'_>,
     name: &'static str,
-    taken: &mut HashMap<SocketAddr, &'static str>,
+    taken: &mut Taken,
 ) -> Vec<SocketAddr> {
-    let default = default_texts(table, name).iter().filter_map(|text| text.parse().ok()).collect();
+    let default: Vec<SocketAddr> =
+        default_texts(table, name).iter().filter_map(|text| text.parse().ok()).collect();
     let fallback = Located { value: default, origin: Origin::Default };
     let label = if table.section.id == Id::Demo { "demo.listen" } else { name };
+    if !table.has(name) {
+        fallback.value.iter().for_each(|address| take_default(context, taken, *address, table, label));
+    }
     let read = |context: &mut Context<'_>, setting: &'static Setting, value: &Value<'_>| {
         texts(context, setting, value, |context, entry, text| match host::listener(text) {
             Ok(address) => take(context, taken, address, label, entry).then_some(address),
@@ -150,31 +156,64 @@ fn addresses(
             }
         })
     };
-    context.value(table, name, &fallback, read, |list| literals(list.iter().map(SocketAddr::to_string))).value
+    let print = |list: &Vec<SocketAddr>| literals(list.iter().map(SocketAddr::to_string));
+    context.value(table, name, &fallback, read, print).value
 }
+
+/// Addresses that listeners have, and which ones.
+type Taken = Vec<(SocketAddr, &'static str)>;
 
 fn take(
     context: &mut Context<'_>,
-    taken: &mut HashMap<SocketAddr, &'static str>,
+    taken: &mut Taken,
     address: SocketAddr,
     name: &'static str,
     value: &Value<'_>,
 ) -> bool {
-    // Port 0 means a free port: it can be asked for any number of times.
-    let former = if address.port() == 0 { None } else { taken.insert(address, name) };
-    if let Some(former) = former {
-        let message = format!("{address} is already taken by `{former}`");
-        context.error("conflict", value.span(), message, "give each listener an address and port of its own");
+    let former = taken.iter().find(|(former, _)| overlap(*former, address)).copied();
+    if let Some((former, by)) = former {
+        let message = match former == address {
+            true => format!("{address} is already taken by `{by}`"),
+            false => format!("{address} is already taken by `{by}`, which listens on {former}"),
+        };
+        let help = "give each listener an address and port of its own; one on [::] takes IPv4 too";
+        context.error("conflict", value.span(), message, help);
     }
+    taken.push((address, name));
     former.is_none()
 }
 
-fn metrics_address(
+/// The same for addresses that nobody wrote.
+fn take_default(
     context: &mut Context<'_>,
+    taken: &mut Taken,
+    address: SocketAddr,
     table: &Table<'_>,
-    taken: &mut HashMap<SocketAddr, &'static str>,
-) -> Option<SocketAddr> {
-    let fallback = Located { value: table.default_text("listen").parse().ok(), origin: Origin::Default };
+    name: &'static str,
+) {
+    if let Some((_, by)) = taken.iter().find(|(former, _)| overlap(*former, address)) {
+        let message = format!("{address}, the default of `{name}`, is already taken by `{by}`");
+        let help = format!("write another address for `{name}` too");
+        context.error("conflict", table.span.clone(), message, help);
+    }
+    taken.push((address, name));
+}
+
+/// Whether two sockets cannot listen on both. Port 0 means a free one: it can be asked for any number of times.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let covers =
+        |all: SocketAddr, some: SocketAddr| all.ip().is_unspecified() && (all.is_ipv6() || some.is_ipv4());
+    one.port() == other.port()
+        && one.port() != 0
+        && (one == other || covers(one, other) || covers(other, one))
+}
+
+fn metrics_address(context: &mut Context<'_>, table: &Table<'_>, taken: &mut Taken) -> Option<SocketAddr> {
+    let default: Option<SocketAddr> = table.default_text("listen").parse().ok();
+    let fallback = Located { value: default, origin: Origin::Default };
+    if let Some(address) = default.filter(|_| !table.has("listen")) {
+        take_default(context, taken, address, table, "metrics.listen");
+    }
     let read = |context: &mut Context<'_>, setting: &'static Setting, value: &Value<'_>| {
         let text = context.text(setting, value)?;
         if text == "off" {

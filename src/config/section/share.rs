@@ -1,6 +1,6 @@
 //! `[server.shares]`, `[server.overload]`, `[tenant."…"]`, and the `priority` of a site.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::mode;
@@ -48,7 +48,7 @@ fn tenants(context: &mut Context<'_>, file: &Table<'_>) -> Weights {
         context.wrong_type("tenant", &Kind::Named(Id::Tenant).expected(), value);
         return Weights::default();
     };
-    let mut weights = HashMap::new();
+    let mut weights = BTreeMap::new();
     for (key, value) in entries.iter() {
         let name = key.get_ref().as_ref();
         if name.is_empty() || name.chars().any(char::is_control) {

@@ -101,7 +101,10 @@ pub(in crate::config::section) fn statuses(
     let Kind::Statuses(_, low, high) = setting.kind else { return default() };
     let mut found = Vec::with_capacity(entries.len());
     for entry in entries {
-        let number = entry.get_ref().as_integer().map(|integer| integer.as_str().to_owned());
+        let number = entry.get_ref().as_integer().map(|integer| {
+            let number = u64::from_str_radix(integer.as_str(), integer.radix());
+            number.map_or_else(|_| integer.to_string(), |number| number.to_string())
+        });
         let text = number.or_else(|| entry.get_ref().as_str().map(str::to_owned));
         let Some(text) = text else {
             context.wrong_type(

@@ -1,0 +1,65 @@
+//! Percent-encoding in the one form that paths are compared in (RFC 3986 section 6.2.2).
+
+/// A path with its escapes in normal form: those of unreserved characters are these characters, all others have capital
+/// digits, and bytes above ASCII are escaped. `None`: an escape is broken or one of a control character, or a character
+/// stands there that no target may have (section 2), or a backslash, which backends read in two ways.
+pub fn normal(raw: &str) -> Option<String> {
+    let mut out = String::with_capacity(raw.len());
+    let mut bytes = raw.bytes();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'%' => {
+                let (high, low) = (bytes.next().and_then(hex)?, bytes.next().and_then(hex)?);
+                let value = high << 4 | low;
+                match value {
+                    b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                        out.push(char::from(value));
+                    }
+                    0..=0x1f | 0x7f => return None,
+                    _ => push(&mut out, value),
+                }
+            }
+            0..=0x20 | 0x7f | b'\\' => return None,
+            0x80.. => push(&mut out, byte),
+            _ => out.push(char::from(byte)),
+        }
+    }
+    Some(out)
+}
+
+/// Adds a byte as an escape.
+pub fn push(out: &mut String, byte: u8) {
+    const HEX: &[u8; 16] = b"0123456789ABCDEF";
+    out.push('%');
+    for nibble in [byte >> 4, byte & 15] {
+        out.push(HEX.get(usize::from(nibble)).map_or('0', |&b| char::from(b)));
+    }
+}
+
+/// The value of a digit.
+pub fn hex(byte: u8) -> Option<u8> {
+    char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_form_for_each_path_and_none_for_what_is_no_path() {
+        for (raw, expected) in [
+            ("/%7Eadmin/%41", Some("/~admin/A")),
+            ("/caf%c3%a9", Some("/caf%C3%A9")),
+            ("/caf\u{e9}", Some("/caf%C3%A9")),
+            ("/a%2fb", Some("/a%2Fb")),
+            ("/100%", None),
+            ("/%4", None),
+            ("/%zz", None),
+            ("/%00", None),
+            ("/a b", None),
+            ("/a\\b", None),
+        ] {
+            assert_eq!(normal(raw).as_deref(), expected, "{raw}");
+        }
+    }
+}
