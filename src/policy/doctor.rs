@@ -25,10 +25,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::base::address::CidrSet;
 use crate::base::address::{ClientKey, is_inner};
 use crate::base::clock::Millis;
 use crate::base::trust;
-use crate::config::model::Server;
 
 /// One of so many requests is looked at.
 pub const EVERY: u64 = 8;
@@ -202,10 +202,9 @@ fn judge(sketch: &Sketch, whole: bool) -> Vec<(Finding, u64)> {
     judged.collect()
 }
 
-/// The proxy that an address belongs to: one of `[networks]` with `proxy = true`, or a well-known one.
-pub fn proxy_at(server: &Server, address: std::net::IpAddr) -> Option<Arc<str>> {
+/// The proxy that an address belongs to: one of `own`, the lists of `[networks]` with `proxy = true`, or a well-known one.
+pub fn proxy_at(own: &[(Arc<str>, Arc<CidrSet>)], address: std::net::IpAddr) -> Option<Arc<str>> {
     let address = address.to_canonical();
-    let mut own = server.networks.iter().filter(|list| list.proxy);
-    let own = own.find(|list| list.networks.iter().any(|network| network.contains(&address)));
-    own.map(|list| list.name.clone()).or_else(|| trust::name_of(address).map(Arc::from))
+    let found = own.iter().find(|(_, set)| set.contains(address));
+    found.map(|(name, _)| name.clone()).or_else(|| trust::name_of(address).map(Arc::from))
 }

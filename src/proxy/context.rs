@@ -157,7 +157,7 @@ impl Connection {
         Connection {
             client,
             trusted: intro.trusted,
-            of_proxy: !intro.trusted && worker.examiner.is_proxy(&worker.snapshot().server, client.ip()),
+            of_proxy: !intro.trusted && worker.examiner.is_proxy(&worker.snapshot(), client.ip()),
             secure: intro.handshake.is_some(),
             http2: intro.http2,
             port: intro.port,

@@ -9,9 +9,10 @@ use http::header::{self, HeaderName};
 
 use crate::base::address::ClientKey;
 use crate::base::clock::Millis;
-use crate::config::model::{ClientIpDoctor, Server};
+use crate::config::model::ClientIpDoctor;
 use crate::policy::doctor::{Doctor, EVERY, Sketch, proxy_at};
 use crate::proxy::context::Context;
+use crate::snapshot::Snapshot;
 
 /// Fields that proxies add.
 static ADDED: [HeaderName; 4] = [
@@ -53,11 +54,12 @@ impl Examiner {
     }
 
     /// Whether an address belongs to a proxy that is not trusted, so that it is no client's own. Once per connection.
-    pub fn is_proxy(&self, server: &Server, address: IpAddr) -> bool {
+    pub fn is_proxy(&self, snapshot: &Snapshot, address: IpAddr) -> bool {
+        let server = &snapshot.server;
         if server.client_ip_doctor == ClientIpDoctor::Off {
             return false;
         }
-        let Some(name) = proxy_at(server, address) else { return false };
+        let Some(name) = proxy_at(&snapshot.proxies, address) else { return false };
         let mut known = self.known.borrow_mut();
         if known.len() < NAMES_MAX && !known.contains(&name) {
             known.push(name);
@@ -67,9 +69,9 @@ impl Examiner {
 
     /// Whether an address is a proxy's, as far as is known: limits by address are then not enforced on it. Once per connection,
     /// or for what is about to be held against it.
-    pub fn doubts(&self, server: &Server, address: IpAddr) -> bool {
+    pub fn doubts(&self, snapshot: &Snapshot, address: IpAddr) -> bool {
         let found = || self.doubted.borrow().contains(&ClientKey::of(address));
-        self.is_proxy(server, address) || (self.doubts_any.get() && found())
+        self.is_proxy(snapshot, address) || (self.doubts_any.get() && found())
     }
 
     /// Every tick: takes the setting over, hears of doubts, and reports once a second.

@@ -13,11 +13,11 @@ use crate::config::look::Look;
 use crate::config::model::{
     self, Certificate, HostPattern, Http, LimitKey, Located, Origin, TlsVersion, UntilIssued, Upstream,
 };
+use crate::config::section::host;
 use crate::config::{self, Diagnostic};
 use crate::discovery::Sets;
 use crate::policy::ban;
 use crate::policy::cors::Cors;
-use crate::policy::country::CountryList;
 use crate::policy::header::HeaderEdits;
 use crate::policy::redirect::Redirect;
 use crate::policy::respond::Respond;
@@ -105,7 +105,7 @@ pub fn site(input: &Input<'_>, residents: &Residents) -> Result<Arc<Site>, Vec<D
         hsts: residents.hsts(model),
         cookies: cookies(model),
         addresses,
-        countries: model.countries.as_ref().map(CountryList::compile),
+        countries: policies::countries(model.countries.as_ref(), residents).map_err(fail)?,
         would_block: residents.would_block(&model.name),
         patches: model.patches.clone(),
         ban: model.ban.as_ref().map(|rule| Arc::new(residents.ban_rule(rule, Some(&model.name)))),
@@ -176,7 +176,12 @@ pub(super) fn identity(input: &Input<'_>, residents: &Residents) -> Result<Found
                 let former = input.current.filter(|current| current.source == Source::Acme);
                 let stored =
                     || manager.as_ref().and_then(|manager| manager.partial_identity(&site.name, &hosts));
-                former.and_then(|current| current.identity.clone()).or_else(stored)
+                let former = former.and_then(|current| current.identity.clone());
+                // For hosts that are all others it is no use.
+                let serves = |identity: &Arc<Identity>| {
+                    hosts.iter().any(|host| tls::pem::names_cover(identity, &host::written(host)))
+                };
+                former.filter(serves).or_else(stored)
             };
             match (issued.or_else(former), until_issued) {
                 (Some(issued), _) => Ok((Some(issued), Source::Acme)),
@@ -240,7 +245,7 @@ fn route(
         label: said.label.clone(),
         series: residents.hub.series(&site.name, &said.label),
         addresses: policies::of_route(said, residents)?,
-        countries: said.countries.as_ref().map(CountryList::compile),
+        countries: policies::countries(said.countries.as_ref(), residents)?,
         limits: said.limits.iter().map(|l| residents.limit(site, &said.label, l)).collect(),
         limits_by_user: site
             .limits
@@ -403,6 +408,7 @@ pub fn assemble(
         handshakes: Vec::new(),
         default_site: default,
         database: residents.lists.countries(),
+        proxies: residents.lists.proxies(&server),
         addresses: policies::of_server(&server, residents).ok().flatten(),
         bans: ban::Watch {
             bans: residents.bans.clone(),

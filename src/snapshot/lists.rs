@@ -67,6 +67,12 @@ impl Lists {
         self.lock().lists.get(name).map(|(_, set)| set.clone())
     }
 
+    /// The lists that are said to be of proxies.
+    pub fn proxies(&self, server: &Server) -> Vec<(Arc<str>, Arc<CidrSet>)> {
+        let said = server.networks.iter().filter(|list| list.proxy);
+        said.filter_map(|list| Some((list.name.clone(), self.networks(&list.name)?))).collect()
+    }
+
     /// The database of countries.
     pub fn countries(&self) -> Option<Arc<Database>> {
         self.lock().countries.as_ref().map(|(_, database)| database.clone())
@@ -90,7 +96,11 @@ impl Lists {
 /// Whether the database of countries is another one than in this snapshot: fields that name a country are no part of what a
 /// site is known by.
 pub fn changed(old: &Snapshot, residents: &Residents) -> bool {
+    let sets = |lists: &[(Arc<str>, Arc<CidrSet>)]| {
+        lists.iter().map(|(_, set)| Arc::as_ptr(set)).collect::<Vec<_>>()
+    };
     old.database.as_ref().map(Arc::as_ptr) != residents.lists.countries().as_ref().map(Arc::as_ptr)
+        || sets(&old.proxies) != sets(&residents.lists.proxies(&old.server))
 }
 
 fn read_list(

@@ -63,6 +63,7 @@ mod tests {
         let text = r#"
             [site."a.test"]
             backends = ["10.0.0.1:80", { address = "file:web", weight = 3 }, "file:more"]
+            split = [{ name = "next", percent = 5, backends = ["file:next"] }]
             [[site."a.test".route]]
             path = "/api/"
             backends = [{ address = "file:web", tls = true }]
@@ -73,7 +74,7 @@ mod tests {
         let site = loaded.sites[0].site.as_ref().unwrap();
         let named = sources(site);
         let place = |name: &str| Source::File(folder.path().join(name).to_string_lossy().into());
-        assert_eq!(named, [place("more"), place("web")]);
+        assert_eq!(named, [place("more"), place("next"), place("web")]);
         // The canonical text says the same from anywhere.
         let server = loaded.server.as_ref().unwrap();
         let (again, _) = config::parse_site("a.test", "/elsewhere".as_ref(), &loaded.sites[0].text, server);

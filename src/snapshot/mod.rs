@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::ServerName;
 
+use crate::base::address::CidrSet;
 use crate::base::clock::Millis;
 use crate::base::gentle;
 use crate::config::model;
@@ -87,6 +88,8 @@ pub struct Snapshot {
     pub default_site: Option<usize>,
     /// Knows the countries of addresses.
     pub database: Option<Arc<Database>>,
+    /// Networks of proxies that are not trusted, with the names of their lists.
+    pub proxies: Vec<(Arc<str>, Arc<CidrSet>)>,
     /// The server's own list of addresses, for connections.
     pub addresses: Option<Arc<AddressList>>,
     /// Who is banned from all sites.

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use crate::config::Diagnostic;
-use crate::config::model::{Addresses, Networks, Route, Server, Site};
+use crate::config::model::{Addresses, Countries, Mode, Networks, Route, Server, Site};
 use crate::policy::address::AddressList;
+use crate::policy::country::CountryList;
 use crate::snapshot::resident::Residents;
 
 /// The server's own list of addresses.
@@ -33,6 +34,20 @@ pub(super) fn of_route(
     residents: &Residents,
 ) -> Result<Option<Arc<AddressList>>, Box<Diagnostic>> {
     route.addresses.as_ref().map(|said| compiled(said, residents)).transpose()
+}
+
+/// A list of countries. Without any database it would let everybody in, whatever it says.
+pub(super) fn countries(
+    said: Option<&Countries>,
+    residents: &Residents,
+) -> Result<Option<CountryList>, Box<Diagnostic>> {
+    let blind = |said: &&Countries| said.mode == Mode::Enforce && residents.lists.countries().is_none();
+    if let Some(said) = said.filter(blind) {
+        let message = "`countries` cannot tell who is to be let in: the database was never read";
+        let help = "mend the file that `country_database` in [server] names, or move one to its place";
+        return Err(Box::new(Diagnostic::error("bad-list", &said.origin, message).help(help)));
+    }
+    Ok(said.map(CountryList::compile))
 }
 
 fn compiled(said: &Addresses, residents: &Residents) -> Result<Arc<AddressList>, Box<Diagnostic>> {

@@ -199,6 +199,15 @@ async fn a_site_that_gets_another_host_serves_its_old_certificate_until_the_new_
     proxy.reload().await;
     assert_eq!(curl(&proxy, &pebble, "a.test").await, "ok");
 
+    // A site whose hosts are all others has nothing to show, and does not show what was for the old ones.
+    proxy.write_site("shop", &format!("until_issued = \"internal\"\n{}", site("\"c.test\"")));
+    proxy.reload().await;
+    let shown = proxy.site("shop").await["certificate"].clone();
+    assert_eq!(shown["source"], "internal until issued", "{shown:#}");
+    proxy.write_site("shop", &site("\"a.test\", \"b.test\""));
+    proxy.reload().await;
+    assert_eq!(curl(&proxy, &pebble, "a.test").await, "ok");
+
     pebble.start_again().await;
     tool::stdout_of(&proxy.command(&["certs", "renew", "shop"]));
     let both = wait_for_long("a certificate for both hosts", || async {

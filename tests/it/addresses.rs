@@ -139,6 +139,28 @@ async fn countries_are_known_by_the_database_and_follow_it() {
 }
 
 #[tokio::test]
+async fn regression_without_any_database_a_list_of_countries_lets_nobody_in() {
+    let origin = Origin::saying("ok").await;
+    let site = format!("{}\ncountries = {{ allow = [\"DE\"] }}", origin.backends());
+    let builder = anywhere()
+        .set("server.country_database", "\"countries.mmdb\"")
+        .site(SITE, &site)
+        .site("open.test", &origin.backends());
+    let file = builder.folder().join("countries.mmdb");
+    let proxy = builder.start().await;
+    assert_eq!(proxy.get("open.test", "/").await.status, 200);
+    let status = proxy.site(SITE).await;
+    assert_eq!(status["state"], "quarantined", "{status:#}");
+    assert!(status["reason"].to_string().contains("the database was never read"), "{status:#}");
+    let newer = file.with_extension("new");
+    std::fs::write(&newer, mmdb::countries(&[("203.0.113.0/24", "DE")])).unwrap();
+    std::fs::rename(&newer, &file).unwrap();
+    proxy.reload().await;
+    assert_eq!(from(&proxy, "203.0.113.1", "/").await.status, 200);
+    assert_eq!(from(&proxy, "192.0.2.1", "/").await.status, 200, "of an unknown country");
+}
+
+#[tokio::test]
 async fn regression_a_newer_database_counts_where_a_country_is_only_told_to_backends() {
     let origin = Origin::saying("ok").await;
     let site =

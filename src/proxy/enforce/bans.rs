@@ -24,7 +24,7 @@ pub fn banned(worker: &Worker, client: IpAddr) -> bool {
     let looks = || server.client_ip_doctor == ClientIpDoctor::On && is_inner(client.to_canonical());
     hit.mode == Mode::Enforce
         && !server.trusted_proxies.contains(client)
-        && !(hit.by_offences && (looks() || worker.examiner.doubts(server, client)))
+        && !(hit.by_offences && (looks() || worker.examiner.doubts(&snapshot, client)))
 }
 
 /// Refuses a request of a client that is banned, and ends its connection where that is the client's own.
@@ -54,7 +54,7 @@ pub(super) fn check(context: &mut Context, site: &Site) -> Result<(), Outcome> {
 pub fn note(worker: &Worker, snapshot: &Snapshot, site: Option<&Site>, client: IpAddr, outcome: Outcome) {
     let Some(offence) = ban::offence(outcome) else { return };
     // A ban of a proxy that nobody trusts yet would be one of everybody behind it.
-    if worker.examiner.doubts(&snapshot.server, client) {
+    if worker.examiner.doubts(snapshot, client) {
         return;
     }
     let watch = &snapshot.bans;

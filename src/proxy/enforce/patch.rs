@@ -26,7 +26,7 @@ const SHADOW_PATIENCE: Duration = Duration::from_secs(1);
 /// Looks at a head. Gives the kind of the body where its beginning is to be looked at too.
 ///
 /// # Errors
-/// [`Outcome::Patched`].
+/// [`Outcome::Patched`]; [`Outcome::BadRequest`] where a body says twice what it is.
 pub(super) fn head(
     context: &mut Context,
     site: &Site,
@@ -37,6 +37,9 @@ pub(super) fn head(
         return Ok(None);
     }
     let kind = body_kind(context, route, parts);
+    if kind.is_some() && Kind::is_ambiguous(&parts.headers) && enforced(context) {
+        return Err(Outcome::BadRequest);
+    }
     let wanted = look(context, site, parts, kind.map_or(Body::None, Body::Ahead))?;
     Ok(kind.filter(|_| wanted))
 }
@@ -67,6 +70,10 @@ pub(super) async fn body(
 fn guard(patches: &Option<std::sync::Arc<Guard>>, site: Option<usize>) -> Option<(&Guard, &ForSite)> {
     let guard = patches.as_deref()?;
     Some((guard, guard.site(site?)?))
+}
+
+fn enforced(context: &Context) -> bool {
+    guard(&context.snapshot.patches, context.site).is_some_and(|(_, here)| here.mode == Mode::Enforce)
 }
 
 /// What the body is, where there is one that a backend would get and that is not a stream of messages.

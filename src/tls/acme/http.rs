@@ -24,12 +24,12 @@ use rustls::client::Resumption;
 use rustls::version::{TLS12, TLS13};
 use rustls::{CertificateError, ClientConfig, RootCertStore};
 use rustls_pki_types::ServerName;
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::problem;
 use crate::base::clock::{self, Millis};
 use crate::base::clock_guard::Seen;
+use crate::net::dial;
 use crate::tls::pem;
 
 /// From connecting to the last byte of the answer.
@@ -230,8 +230,9 @@ where
     let host = parts.uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
     let name = ServerName::try_from(host.clone()).map_err(|_| format!("{host:?} is no host name"))?;
     let port = parts.uri.port_u16().unwrap_or(443);
-    let tcp =
-        TcpStream::connect((host.as_str(), port)).await.map_err(|e| format!("connecting failed: {e}"))?;
+    let found = tokio::net::lookup_host((host.as_str(), port)).await;
+    let addresses = found.map_err(|e| format!("the name is not found: {e}"))?;
+    let tcp = dial::first(addresses).await.map_err(|e| e.to_string())?;
     let stream = TlsConnector::from(Arc::clone(tls))
         .connect(name, tcp)
         .await

@@ -44,6 +44,9 @@ pub struct Certificate {
     pub suggested: Option<Suggested>,
     /// When it is to be renewed.
     pub renew_at: u64,
+    /// It replaced one before its own time, because the CA wanted that one renewed at once.
+    #[serde(default)]
+    pub hurried: bool,
     /// For names on demand.
     #[serde(default)]
     pub demand: Option<Demanded>,

@@ -19,6 +19,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::base::address::{EndpointAddress, is_inner};
 use crate::config::model::AskUrl;
+use crate::net::dial;
 
 /// From connecting to the answer's head: well within the time that a handshake waits.
 pub const DEADLINE: Duration = Duration::from_secs(3);
@@ -69,18 +70,12 @@ async fn connect(url: &AskUrl) -> Result<TcpStream, String> {
             found.map_err(|e| format!("{host} cannot be found: {e}"))?.collect()
         }
     };
-    let mut last = "it has no address".to_owned();
-    for address in addresses {
-        if !url.tls && !is_inner(address.ip()) {
-            last = format!("{} is reached over the public network: write https://", address.ip());
-            continue;
-        }
-        match TcpStream::connect(address).await {
-            Ok(tcp) => return Ok(tcp),
-            Err(error) => last = format!("connecting to {address} failed: {error}"),
-        }
+    let (allowed, public): (Vec<_>, Vec<_>) =
+        addresses.into_iter().partition(|address| url.tls || is_inner(address.ip()));
+    if let (true, Some(address)) = (allowed.is_empty(), public.first()) {
+        return Err(format!("{} is reached over the public network: write https://", address.ip()));
     }
-    Err(last)
+    dial::first(allowed).await.map_err(|e| e.to_string())
 }
 
 async fn converse(

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rustls_pki_types::CertificateDer;
 
-use super::{Engines, Manager, now, spread};
+use super::{Engines, Manager, now, spread, suggest};
 use crate::config::model::AcmeEngine;
 use crate::tls::acme::account::off;
 use crate::tls::acme::canary;
@@ -76,6 +76,7 @@ impl Manager {
         let ours = |why: String| nothing(IssueError::new(Reason::Store, why));
         let lock = lock.ok_or_else(|| ours(format!("Another process orders for {site} just now.")))?;
         let found = found.map_err(ours)?;
+        let hurried = found.as_ref().is_some_and(|found| suggest::hurried(&found.record));
         // Somebody else was faster: what lies there is taken, and nothing ordered.
         if let Some(found) = found
             && found.leaf() != old
@@ -101,6 +102,7 @@ impl Manager {
             not_after,
             suggested: None,
             renew_at: queue::renew_at(not_before, not_after, None, spread(&site)),
+            hurried,
             demand: self.lock().demanded(&site),
         };
         let lock: Arc<dyn Lock> = Arc::from(lock);

@@ -17,6 +17,9 @@ const ASK_AFTER_ERROR: u64 = 6 * 60 * 60;
 /// After the first temporary error, doubled each time, so many times; seconds.
 const ASK_SOON: u64 = 60;
 const SOON_MAX: u32 = 5;
+/// How old a certificate gets that was ordered in a hurry, before it is replaced in a hurry again: a CA whose windows are
+/// always over is asked twice a day and not for ever. Well within the day that a CA has to revoke; seconds.
+const HURRY_PAUSE: u64 = 12 * 60 * 60;
 /// Most certificates asked about in one round.
 const ASK_BATCH: usize = 32;
 
@@ -91,7 +94,8 @@ impl Manager {
             }
             held.record.suggested = Some(Suggested { start, end, chosen, explanation });
             let Certificate { not_before, not_after, .. } = held.record;
-            held.record.renew_at = queue::renew_at(not_before, not_after, Some(chosen), spread(site));
+            let at = followed(&held.record, chosen);
+            held.record.renew_at = queue::renew_at(not_before, not_after, Some(at), spread(site));
             let write = (record::bytes(&held.record), held.version.clone());
             inner.enqueue(site);
             write
@@ -107,6 +111,20 @@ impl Manager {
             // Asked for again after a restart; nothing is lost.
             Err(error) => tracing::debug!(%site, "{error}"),
         }
+    }
+}
+
+/// Whether a certificate that is replaced now goes before its own time because its CA wanted that.
+pub(super) fn hurried(record: &Certificate) -> bool {
+    let own = queue::renew_at(record.not_before, record.not_after, None, spread(&record.site));
+    record.suggested.as_ref().is_some_and(|suggested| suggested.chosen <= now()) && now() < own
+}
+
+/// When a suggestion is followed.
+fn followed(record: &Certificate, chosen: u64) -> u64 {
+    match record.hurried {
+        true => chosen.max(record.issued_at.saturating_add(HURRY_PAUSE)),
+        false => chosen,
     }
 }
 
@@ -134,6 +152,38 @@ fn bounded(asked: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_ca_whose_windows_are_always_over_is_followed_at_once_and_then_twice_a_day() {
+        let now = now();
+        let mut record = Certificate {
+            site: "shop.test".into(),
+            names: vec!["shop.test".into()],
+            directory: "https://ca.test/dir".into(),
+            ca: "ca.test".into(),
+            engine: "managed".into(),
+            chain: String::new(),
+            key: String::new(),
+            issued_at: now,
+            not_before: now - 3600,
+            not_after: now + 90 * ASK_MAX,
+            suggested: None,
+            renew_at: now + 60 * ASK_MAX,
+            hurried: false,
+            demand: None,
+        };
+        assert!(!hurried(&record), "replaced by hand, or for more names");
+        let (start, end, chosen) = (now - 300, now - 100, now - 200);
+        assert_eq!(followed(&record, chosen), chosen);
+        record.suggested = Some(Suggested { start, end, chosen, explanation: None });
+        assert!(hurried(&record));
+        record.hurried = true;
+        assert_eq!(followed(&record, chosen), now + 12 * 3600);
+        assert_eq!(followed(&record, now + 50 * ASK_MAX), now + 50 * ASK_MAX);
+        // In its own time, a third before its end, whatever was suggested.
+        (record.not_before, record.not_after) = (now - 80 * ASK_MAX, now + 10 * ASK_MAX);
+        assert!(!hurried(&record));
+    }
 
     #[test]
     fn questions_are_as_far_apart_as_the_standard_says() {

@@ -47,6 +47,7 @@ fn manager(names: &[(&str, bool)]) -> (tempfile::TempDir, Arc<Manager>, u64) {
             not_after: now + 90 * DAY,
             suggested: None,
             renew_at: now + 60 * DAY,
+            hurried: false,
             demand: Some(Demanded { site: "site".into(), asked: *asked }),
         };
         let place = Key::new(Kind::Certificate, &demand::id(name));
