@@ -6,6 +6,7 @@
 //!   goes on revoking what it names.
 //! * A file without a list is an error. An empty one must not switch revocation off.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 use rustls::server::WebPkiClientVerifier;
@@ -217,8 +218,8 @@ fn lists(bytes: &[u8], label: &str) -> Result<Lists, Said> {
         return Err((message, "Keep those of the authorities in `ca_file`.".to_owned()));
     }
     let mut found = Vec::new();
-    for (position, der) in ders.iter().enumerate() {
-        let (_, parsed) = CertificateRevocationList::from_der(der).map_err(|error| {
+    for (position, der) in ders.into_iter().enumerate() {
+        let (_, parsed) = CertificateRevocationList::from_der(&der).map_err(|error| {
             (format!("revocation list {} in {label} is damaged: {error}.", position + 1), help())
         })?;
         let next_update = parsed.next_update().and_then(|time| u64::try_from(time.timestamp()).ok());
@@ -226,9 +227,13 @@ fn lists(bytes: &[u8], label: &str) -> Result<Lists, Said> {
             let begin = u64::try_from(parsed.last_update().timestamp()).unwrap_or(0);
             end - (end.saturating_sub(begin) / 4).min(WARN_BEFORE)
         });
-        found.push(List { issuer: distinguished(parsed.issuer()), next_update, warn_from });
+        let made = parsed.last_update().timestamp();
+        let list = List { issuer: distinguished(parsed.issuer()), next_update, warn_from };
+        found.push((made, der, list));
     }
-    Ok((ders, found))
+    // Of two lists of one issuer the first counts (rustls-webpki takes it), so it must be the newer one.
+    found.sort_by_key(|(made, ..)| Reverse(*made));
+    Ok(found.into_iter().map(|(_, der, list)| (der, list)).unzip())
 }
 
 #[cfg(test)]

@@ -177,8 +177,8 @@ impl Client {
             *notes.retry_after.lock().unwrap_or_else(PoisonError::into_inner) =
                 retry_after(response.headers());
         }
-        // instant-acme looks at the status of signed calls only; an error page is no directory.
-        if method == Method::GET && response.status().as_u16() >= 400 {
+        // instant-acme looks at the status of signed calls only; an error page is no directory, and no nonce either.
+        if matches!(method, Method::GET | Method::HEAD) && response.status().as_u16() >= 400 {
             return Err(Error::Other(format!("{host}: the CA answered HTTP {}", response.status()).into()));
         }
         let mut response = polished(response);
@@ -283,7 +283,7 @@ fn polished(response: Response<Bytes>) -> Response<Full<Bytes>> {
         let problem = serde_json::json!({ "detail": detail, "status": parts.status.as_u16() });
         body = Bytes::from(problem.to_string());
     } else if parts.status.as_u16() >= 400
-        && let Some(told) = problem::with_instance(&body)
+        && let Some(told) = problem::completed(&body, Some(parts.status.as_u16()))
     {
         body = Bytes::from(told);
     }

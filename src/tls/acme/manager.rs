@@ -376,6 +376,8 @@ impl Manager {
                 Step::Idle => return NAP,
             };
             let job = inner.job(&site, directory);
+            // Failures are noted for all names, also where the order is for some.
+            let names = inner.wanted.get(&site).map(Wanted::texts).unwrap_or_default();
             let bucket = inner.queue.bucket(directory);
             let (engines, old) = (Arc::clone(&inner.engines), inner.held.get(&site).and_then(Held::leaf));
             drop(inner);
@@ -383,7 +385,7 @@ impl Manager {
                 self.lock().queue.finished(&site);
                 continue;
             };
-            let (engine, names, manager) = (job.engine, job.names.clone(), Arc::clone(self));
+            let (engine, manager) = (job.engine, Arc::clone(self));
             orders.spawn(async move {
                 // Dropped with this task, and the order with it.
                 let mut alone = JoinSet::new();

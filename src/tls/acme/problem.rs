@@ -17,6 +17,8 @@ pub fn word(kind: Option<&str>) -> Option<&str> {
 /// What kind of failure a type (or, where that says nothing, a status) is.
 pub fn reason(kind: Option<&str>, status: Option<u16>) -> Reason {
     match word(kind) {
+        // Let's Encrypt's way to say that it is busy: nobody's limit, and soon over.
+        Some("rateLimited") if status == Some(503) => Reason::Network,
         Some("rateLimited") => Reason::RateLimited,
         Some("dns" | "caa") => Reason::Dns,
         Some("connection" | "unauthorized" | "incorrectResponse" | "tls") => Reason::Validation,
@@ -34,18 +36,26 @@ pub fn reason(kind: Option<&str>, status: Option<u16>) -> Reason {
     }
 }
 
-/// A problem document with its `instance` added to `detail`: where a person is to go when the CA waits for one
-/// (RFC 8555 section 7.3.3). `None`: nothing to add.
-pub fn with_instance(body: &[u8]) -> Option<Vec<u8>> {
+/// A problem document with its `instance` added to `detail`: where a person is to go when the CA waits for one (RFC 8555
+/// section 7.3.3); and with the answer's status where it says none (RFC 9457 section 3.1.2: it need not). `None`: nothing
+/// to add.
+pub fn completed(body: &[u8], status: Option<u16>) -> Option<Vec<u8>> {
     let mut problem = serde_json::from_slice::<Value>(body).ok()?;
-    let address = address(problem.get("instance")?.as_str()?)?.to_owned();
-    let detail = problem.get("detail").and_then(Value::as_str).unwrap_or_default();
-    if detail.contains(&address) {
+    let instance = with_instance(&problem);
+    let fields = problem.as_object_mut()?;
+    let status = status.filter(|_| fields.get("status").is_none_or(Value::is_null));
+    if instance.is_none() && status.is_none() {
         return None;
     }
-    let told = format!("{detail} See {address}").trim_start().to_owned();
-    problem.as_object_mut()?.insert("detail".into(), told.into());
+    fields.extend(instance.map(|told| ("detail".to_owned(), told.into())));
+    fields.extend(status.map(|status| ("status".to_owned(), status.into())));
     serde_json::to_vec(&problem).ok()
+}
+
+fn with_instance(problem: &Value) -> Option<String> {
+    let address = address(problem.get("instance")?.as_str()?)?;
+    let detail = problem.get("detail").and_then(Value::as_str).unwrap_or_default();
+    (!detail.contains(address)).then(|| format!("{detail} See {address}").trim_start().to_owned())
 }
 
 /// An address that may be shown to a person as it is.
@@ -61,7 +71,7 @@ mod tests {
 
     #[test]
     fn a_person_is_told_where_to_go() {
-        let said = |body: &str| with_instance(body.as_bytes()).map(|told| String::from_utf8(told).unwrap());
+        let said = |body: &str| completed(body.as_bytes(), None).map(|told| String::from_utf8(told).unwrap());
         let told =
             said(r#"{"type":"x","detail":"New terms.","instance":"https://ca.test/terms?a=1"}"#).unwrap();
         assert!(told.contains("New terms. See https://ca.test/terms?a=1"), "{told}");
@@ -80,9 +90,19 @@ mod tests {
     }
 
     #[test]
+    fn the_status_of_an_answer_is_told_where_the_document_does_not() {
+        let said = |body: &str| completed(body.as_bytes(), Some(503)).map(|t| String::from_utf8(t).unwrap());
+        assert!(said(r#"{"type":"x","detail":"busy"}"#).unwrap().contains("\"status\":503"));
+        assert_eq!(said(r#"{"type":"x","status":429}"#), None);
+        assert_eq!(said("[]"), None);
+    }
+
+    #[test]
     fn types_speak_louder_than_statuses() {
         let of = |word: &str, status| reason(Some(&format!("{PREFIX}{word}")), status);
         assert_eq!(of("rateLimited", None), Reason::RateLimited);
+        assert_eq!(of("rateLimited", Some(429)), Reason::RateLimited);
+        assert_eq!(of("rateLimited", Some(503)), Reason::Network, "it is busy");
         assert_eq!(of("caa", Some(403)), Reason::Dns);
         assert_eq!(of("badNonce", Some(400)), Reason::Network);
         assert_eq!(of("userActionRequired", Some(403)), Reason::Account);

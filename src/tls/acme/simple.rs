@@ -249,7 +249,7 @@ fn explain_problem(problem: &Problem) -> IssueError {
 }
 
 fn explain_refusal(host: &str, status: u16, body: &str) -> IssueError {
-    let whole = problem::with_instance(body.as_bytes()).unwrap_or_else(|| body.as_bytes().to_vec());
+    let whole = problem::completed(body.as_bytes(), None).unwrap_or_else(|| body.as_bytes().to_vec());
     let Ok(problem) = serde_json::from_slice::<instant_acme::Problem>(&whole) else {
         let message = format!("{host}: HTTP {status} with {} bytes that explain nothing.", body.len());
         return IssueError::new(problem::reason(None, Some(status)), message);

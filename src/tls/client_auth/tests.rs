@@ -33,6 +33,11 @@ impl Authority {
     }
 
     fn list(&self, revoked: &[u64], days: i64) -> String {
+        self.list_of(revoked, -3, days)
+    }
+
+    /// The same, made so many days from now.
+    fn list_of(&self, revoked: &[u64], made: i64, days: i64) -> String {
         let entry = |serial: &u64| rcgen::RevokedCertParams {
             serial_number: (*serial).into(),
             revocation_time: rcgen::date_time_ymd(1970, 1, 1) + since(-2),
@@ -40,7 +45,7 @@ impl Authority {
             invalidity_date: None,
         };
         let params = rcgen::CertificateRevocationListParams {
-            this_update: rcgen::date_time_ymd(1970, 1, 1) + since(-3),
+            this_update: rcgen::date_time_ymd(1970, 1, 1) + since(made),
             next_update: rcgen::date_time_ymd(1970, 1, 1) + since(days),
             crl_number: 1u64.into(),
             issuing_distribution_point: None,
@@ -144,6 +149,17 @@ fn a_list_past_its_date_refuses_unless_told_otherwise_and_always_revokes() {
     assert_eq!(lenient.check_again(&[ca.client(1, 10)]), Ok(()));
     assert_eq!(lenient.check_again(&[ca.client(7, 10)]), Err(Refusal::Revoked));
     assert!(lenient.next_update().unwrap() < clock::wall().as_secs());
+}
+
+#[test]
+fn regression_of_two_lists_of_one_issuer_the_newer_one_counts_wherever_it_stands() {
+    let ca = authority("ca");
+    let (old, new) = (ca.list_of(&[], -5, 10), ca.list_of(&[7], -1, 10));
+    for both in [format!("{old}{new}"), format!("{new}{old}")] {
+        let auth = compiled(&ca.pem, Some(&both), false);
+        assert_eq!(auth.check_again(&[ca.client(7, 10)]), Err(Refusal::Revoked));
+        assert_eq!(auth.check_again(&[ca.client(1, 10)]), Ok(()));
+    }
 }
 
 #[test]

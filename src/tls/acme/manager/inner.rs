@@ -19,6 +19,11 @@ const PROBE_AFTER: u32 = 2;
 /// its own, within a try.
 const NONCE_TRIES: u32 = 3;
 
+/// How long after an order for some of a site's names it is tried with all again; seconds.
+const TRY_ALL_AFTER: u64 = 24 * 60 * 60;
+/// After so many failures in a row for all names it is tried with those that worked before.
+const PARTIAL_AFTER: u32 = 2;
+
 impl Inner {
     /// Tells the queue what is known of a wanted site.
     pub(super) fn enqueue(&mut self, site: &Arc<str>) {
@@ -62,13 +67,18 @@ impl Inner {
             true => self.settings.challenges.clone(),
             false => wanted.challenge.clone(),
         };
-        // What failed may work another way: port 443 can end at a CDN while port 80 does not, or the reverse.
-        let turn = usize::try_from(attempts).unwrap_or(0).checked_rem(challenges.len()).unwrap_or(0);
+        let (all, count) = (names.len(), attempts);
+        let (choice, names) =
+            (self.choose(site, &names, attempts), self.worth_asking_for(site, names, attempts));
+        // What failed may work another way: port 443 can end at a CDN while port 80 does not, or the reverse. Orders for some
+        // names are every second one, and have all ways in their turn, too.
+        let turn = if names.len() < all { count / 2 } else { count };
+        let turn = usize::try_from(turn).unwrap_or(0).checked_rem(challenges.len()).unwrap_or(0);
         challenges.rotate_left(turn);
         let held = self.held.get(site).filter(|held| held.record.directory == directory.url);
         Some(Job {
             site: Arc::clone(site),
-            engine: self.choose(site, &names, attempts).engine,
+            engine: choice.engine,
             names,
             challenges,
             replaces: held.and_then(Held::leaf),
@@ -104,6 +114,42 @@ impl Inner {
             self.queue.force(site);
         }
         over
+    }
+
+    /// Takes a new certificate in; whether a failure is over with it.
+    pub(super) fn issued(
+        &mut self,
+        site: &Arc<str>,
+        names: &[String],
+        directory: usize,
+        engine: Engine,
+        held: Held,
+    ) -> bool {
+        let renewed = self.held.get(site).is_some_and(|old| old.covers(&held.record.names));
+        let what = if renewed { What::Renewed } else { What::Issued };
+        let (ca, engine) = (Some(Arc::clone(&held.record.ca)), Some(engine.word()));
+        self.events.push(Event { ca, engine, ..Event::new(now(), what, Some(site)) });
+        // For some of its names: what failed for all is still to be tried again.
+        let whole = held.covers(names);
+        let had_failed = whole && self.failures.remove(site).is_some();
+        if let Some(failure) = self.failures.get_mut(site).filter(|_| !whole) {
+            failure.next_try = now().saturating_add(TRY_ALL_AFTER);
+        }
+        self.held.insert(Arc::clone(site), held);
+        self.queue.finished(site);
+        self.queue.reached(directory);
+        self.enqueue(site);
+        had_failed
+    }
+
+    /// What an order is for: all names. After failures, every second time, those that the certificate there is has already,
+    /// if that is due: one host that cannot be proven must not let the certificate of the others run out.
+    fn worth_asking_for(&self, site: &Arc<str>, all: Vec<String>, attempts: u32) -> Vec<String> {
+        let due = |held: &&Held| !held.covers(&all) && held.record.renew_at <= now();
+        let tried = attempts >= PARTIAL_AFTER && attempts.is_multiple_of(2);
+        let Some(held) = self.held.get(site).filter(due).filter(|_| tried) else { return all };
+        let some: Vec<String> = all.iter().filter(|name| held.covers_name(name)).cloned().collect();
+        if some.is_empty() { all } else { some }
     }
 
     /// Failures in a row for these names.

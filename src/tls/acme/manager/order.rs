@@ -11,7 +11,6 @@ use crate::tls::acme::account::off;
 use crate::tls::acme::canary;
 use crate::tls::acme::demand::Refusal;
 use crate::tls::acme::engine::Engine;
-use crate::tls::acme::event::{Event, What};
 use crate::tls::acme::issuer::{IssueError, Issued, Job, Reason};
 use crate::tls::acme::queue::{self, Bucket};
 use crate::tls::acme::record::{self, Certificate, Failure, Held};
@@ -189,19 +188,7 @@ impl Manager {
                     %site, ca = %held.record.ca, engine = engine.word(), not_after = held.record.not_after,
                     "certificate issued"
                 );
-                let had_failed = {
-                    let mut inner = self.lock();
-                    let renewed = inner.held.get(&site).is_some_and(|old| old.covers(&names));
-                    let what = if renewed { What::Renewed } else { What::Issued };
-                    let (ca, engine) = (Some(Arc::clone(&held.record.ca)), Some(engine.word()));
-                    inner.events.push(Event { ca, engine, ..Event::new(now(), what, Some(&site)) });
-                    inner.held.insert(Arc::clone(&site), held);
-                    let had_failed = inner.failures.remove(&site).is_some();
-                    inner.queue.finished(&site);
-                    inner.queue.reached(directory);
-                    inner.enqueue(&site);
-                    had_failed
-                };
+                let had_failed = self.lock().issued(&site, &names, directory, engine, held);
                 if had_failed {
                     let store = Arc::clone(&self.store);
                     if let Err(error) = off(move || store.delete(&place, &Expect::Any)).await {

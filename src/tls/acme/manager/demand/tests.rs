@@ -227,3 +227,32 @@ async fn regression_a_renewed_root_of_the_authority_is_taken_over() {
     std::fs::remove_file(&file).unwrap();
     assert!(Arc::ptr_eq(&second, &engines()), "what cannot be read leaves it in force");
 }
+
+#[tokio::test]
+async fn a_host_that_cannot_be_proven_does_not_let_the_certificate_of_the_others_run_out() {
+    let (_state, manager, now) = manager(&[("old.test", true)]);
+    let site: Arc<str> = demand::id("old.test");
+    let hosts = ["old.test", "never.test"];
+    let names = || hosts.iter().map(|host| HostPattern::Exact((*host).into())).collect();
+    let (challenge, tenant) = (vec![ChallengeKind::TlsAlpn01, ChallengeKind::Http01], "shop".into());
+    manager.want(vec![Wanted { site: site.clone(), names: names(), challenge, tenant, on_demand: None }]);
+    let ordered = |attempts: u32, renew_at: u64| {
+        let mut inner = manager.lock();
+        inner.held.get_mut(&site).unwrap().record.renew_at = renew_at;
+        let names = hosts.map(str::to_owned).to_vec();
+        let (reason, message) = ("validation".into(), String::new());
+        let failure =
+            Failure { site: site.clone(), names, attempts, next_try: now, at: now, reason, message };
+        inner.failures.insert(site.clone(), failure);
+        inner.job(&site, 0).unwrap().names
+    };
+    let due: Vec<usize> = (0..7).map(|attempts| ordered(attempts, now - 1).len()).collect();
+    assert_eq!(due, [2, 2, 1, 2, 1, 2, 1]);
+    assert_eq!(ordered(2, now - 1), ["old.test"]);
+    let ways = |attempts: u32| {
+        ordered(attempts, now - 1);
+        manager.lock().job(&site, 0).unwrap().challenges[0]
+    };
+    assert_ne!(ways(2), ways(4), "each way has its turn for some names, too");
+    assert_eq!(ordered(2, now + DAY).len(), 2, "it is not due");
+}
