@@ -43,6 +43,7 @@ pub(super) fn build(
     generation: u64,
     residents: &Residents,
 ) -> Built {
+    let usurped = refuse_usurpers(loaded, state);
     let beside = RefCell::default();
     let fallback = Fallback { state, server, seen: loaded.watched.clone(), beside, generation, residents };
     let intruders = fallback.intruders(loaded);
@@ -54,7 +55,7 @@ pub(super) fn build(
     let mut built = Built {
         sites: BTreeMap::new(),
         quarantined: BTreeMap::new(),
-        diagnostics: [loaded.diagnostics.clone(), bans::read_file(server, residents)].concat(),
+        diagnostics: [loaded.diagnostics.clone(), usurped, bans::read_file(server, residents)].concat(),
         next_age: state.next_age,
         beside: Watched::default(),
     };
@@ -75,6 +76,27 @@ pub(super) fn build(
     built.settle(&origins.collect(), &fallback);
     built.beside = fallback.beside.into_inner();
     built
+}
+
+/// While the file of a site is broken, nobody else becomes that site: neither another file nor a container's labels.
+fn refuse_usurpers(loaded: &mut Loaded, state: &State) -> Vec<Diagnostic> {
+    let broken: HashSet<Arc<Path>> = loaded.broken_files.iter().cloned().collect();
+    if broken.is_empty() {
+        return Vec::new();
+    }
+    let mut refused = Vec::new();
+    loaded.sites.retain(|entry| {
+        let home = state.file(&entry.name).filter(|home| *home != &*entry.file && broken.contains(*home));
+        if let Some(home) = home {
+            let at = entry.site.as_ref().map_or(Origin::Default, |site| site.origin.clone());
+            let message =
+                format!("the site `{}` is that of {}, which is broken just now", entry.name, home.display());
+            let refusal = Diagnostic::error(config::DUPLICATE_SITE, &at, message);
+            refused.push(refusal.help("mend that file; this one is ignored").for_site(&entry.name));
+        }
+        home.is_none()
+    });
+    refused
 }
 
 /// The first error of each site and of each file: thousands may be wrong at once.

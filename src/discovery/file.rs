@@ -4,6 +4,7 @@
 //! every [`LOOK`] (which also works on network file systems and bind mounts), and read when it changed. A line that is
 //! no address spoils the whole file: half a list would take endpoints away that are meant to be there.
 
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -30,66 +31,108 @@ pub struct FileWatch {
     optional: bool,
     /// The version last told; `None` before the first look.
     told: Option<Version>,
+    /// What kept from reading it, where that was told last.
+    trouble: Option<String>,
 }
 
 impl FileWatch {
     /// Watches this file, which need not exist yet.
     pub fn new(path: &Path) -> FileWatch {
         let source = Source::File(path.to_string_lossy().into());
-        FileWatch { path: path.to_path_buf(), source, optional: false, told: None }
+        FileWatch { path: path.to_path_buf(), source, optional: false, told: None, trouble: None }
     }
 
     /// Watches a file for another source; that it does not exist means an empty list.
     pub fn optional(path: &Path, source: Source) -> FileWatch {
-        FileWatch { path: path.to_path_buf(), source, optional: true, told: None }
+        FileWatch { path: path.to_path_buf(), source, optional: true, told: None, trouble: None }
     }
 
-    fn version(path: &Path) -> Version {
-        let found = path.metadata().ok()?;
-        // When the inode changed, too: a file that could not be read may be readable now.
-        let times = [found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec()];
-        Some((found.ino(), found.size(), times))
+    /// What there is now. Blocks.
+    fn look(path: &Path, told: Option<Version>, optional: bool) -> Looked {
+        let failed = |error: io::Error| Looked::Failed(format!("{} cannot be read: {error}", path.display()));
+        // The version first: what changes while it is read is read again.
+        let version = match version(path) {
+            Ok(version) if told == Some(version) => return Looked::Same,
+            Ok(version) => version,
+            Err(error) => return failed(error),
+        };
+        match (version, optional) {
+            (None, true) => Looked::Read(version, Ok(Vec::new())),
+            (None, false) => failed(io::ErrorKind::NotFound.into()),
+            (Some(_), _) => match text(path) {
+                Ok(text) => Looked::Read(version, text.and_then(|text| members(path, &text))),
+                Err(error) => failed(error),
+            },
+        }
     }
+}
+
+/// What a look found.
+enum Looked {
+    /// The version that was told.
+    Same,
+    /// Another one, and what it says.
+    Read(Version, Result<Vec<Member>, String>),
+    /// It cannot be said: to be tried again, though the file may stay as it is.
+    Failed(String),
+}
+
+/// Errors: whether there is a file cannot be told, which is not that there is none.
+fn version(path: &Path) -> io::Result<Version> {
+    let found = match path.metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        found => found?,
+    };
+    // When the inode changed, too: a file that could not be read may be readable now.
+    let times = [found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec()];
+    Ok(Some((found.ino(), found.size(), times)))
 }
 
 #[async_trait]
 impl Watch for FileWatch {
     async fn next(&mut self) -> Option<Update> {
         loop {
-            let path = self.path.clone();
-            // The version first: what changes while it is read is read again.
-            let look = move || (FileWatch::version(&path), path);
-            let (version, path) = tokio::task::spawn_blocking(look).await.ok()?;
-            if self.told != Some(version) {
-                let read = match version {
-                    None if self.optional => Ok(Vec::new()),
-                    _ => tokio::task::spawn_blocking(move || read(&path)).await.ok()?,
-                };
-                self.told = Some(version);
-                let source = self.source.clone();
-                return Some(match read {
-                    Ok(members) => Update::Members(source, members),
-                    Err(why) => Update::Trouble(source, why),
-                });
+            let (path, told, optional) = (self.path.clone(), self.told, self.optional);
+            let look = move || FileWatch::look(&path, told, optional);
+            match tokio::task::spawn_blocking(look).await.ok()? {
+                Looked::Same => {}
+                Looked::Read(version, read) => {
+                    (self.told, self.trouble) = (Some(version), None);
+                    let source = self.source.clone();
+                    return Some(match read {
+                        Ok(members) => Update::Members(source, members),
+                        Err(why) => Update::Trouble(source, why),
+                    });
+                }
+                Looked::Failed(why) => {
+                    self.told = None;
+                    if self.trouble.as_ref() != Some(&why) {
+                        self.trouble = Some(why.clone());
+                        return Some(Update::Trouble(self.source.clone(), why));
+                    }
+                }
             }
             tokio::time::sleep(LOOK).await;
         }
     }
 }
 
-fn read(path: &Path) -> Result<Vec<Member>, String> {
-    use std::io::Read;
-    let cannot = |error: std::io::Error| format!("{} cannot be read: {error}", path.display());
+/// The text of a file; the inner error is about the file, and stays until it changes.
+fn text(path: &Path) -> io::Result<Result<String, String>> {
     // A FIFO would block for ever.
-    if !path.metadata().map_err(cannot)?.is_file() {
-        return Err(format!("{} is not a regular file", path.display()));
+    if !path.metadata()?.is_file() {
+        return Ok(Err(format!("{} is not a regular file", path.display())));
     }
-    let mut text = String::new();
-    std::fs::File::open(path).map_err(cannot)?.take(BYTES_MAX).read_to_string(&mut text).map_err(cannot)?;
-    if text.len() as u64 == BYTES_MAX {
-        return Err(format!("{} is larger than 1MiB", path.display()));
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(BYTES_MAX).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 == BYTES_MAX {
+        return Ok(Err(format!("{} is larger than 1MiB", path.display())));
     }
-    parse(&text).map_err(|(line, why)| format!("{}:{line}: {why}", path.display()))
+    Ok(String::from_utf8(bytes).map_err(|_| format!("{} is no text in UTF-8", path.display())))
+}
+
+fn members(path: &Path, text: &str) -> Result<Vec<Member>, String> {
+    parse(text).map_err(|(line, why)| format!("{}:{line}: {why}", path.display()))
 }
 
 /// Reads a list.
@@ -170,6 +213,11 @@ mod tests {
         assert!(why.contains("web:1: `10.0.0.1` has no port"), "{why}");
         replace("");
         assert!(matches!(watch.next().await, Some(Update::Members(_, members)) if members.is_empty()));
+        // What only could not be read is tried again, though the file is as it was.
+        let told = watch.told.unwrap();
+        assert!(matches!(FileWatch::look(&path, Some(told), false), Looked::Same));
+        assert!(matches!(FileWatch::look(Path::new("/proc/self/mem"), None, false), Looked::Failed(_)));
+        assert!(matches!(FileWatch::look(&path.join("below"), None, true), Looked::Failed(_)), "not: none");
         // Who may read it now is a reason to try again, too.
         use std::os::unix::fs::PermissionsExt;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();

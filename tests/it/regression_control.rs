@@ -178,3 +178,20 @@ async fn an_admin_socket_in_the_state_folder_does_not_block_the_start() {
         builder.set("admin.socket", &format!("{socket:?}")).site("a.test", &origin.backends()).start().await;
     assert_eq!(proxy.get("a.test", "/").await.text(), "ok");
 }
+
+#[tokio::test]
+async fn another_file_became_a_site_whose_own_could_not_be_read() {
+    let (a, intruder) = (Origin::saying("a").await, Origin::saying("intruder").await);
+    let mut proxy = Proxy::builder().site("a.test", &a.backends()).start().await;
+    let other = proxy.path().join("sites/zz.toml");
+    std::fs::write(other, format!("[site.\"a.test\"]\n{}\n", intruder.backends())).unwrap();
+    proxy.reload().await;
+    assert_eq!(proxy.get("a.test", "/").await.text(), "a", "the one read first");
+    std::fs::write(proxy.path().join("sites/a.test.toml"), "[site.\"a.test\"\n").unwrap();
+    let report = proxy.reload().await;
+    assert!(report["diagnostics"].to_string().contains("which is broken just now"), "{report:#}");
+    assert_eq!(proxy.site("a.test").await["state"], "quarantined");
+    assert_eq!(proxy.get("a.test", "/").await.text(), "a");
+    proxy.restart().await;
+    assert_eq!(proxy.get("a.test", "/").await.text(), "a");
+}

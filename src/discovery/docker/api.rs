@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -28,6 +29,8 @@ const LIST_BYTES_MAX: usize = 64 << 20;
 const CONTAINER_BYTES_MAX: usize = 1 << 20;
 /// Bytes of one event: it carries the container's labels.
 const EVENT_BYTES_MAX: usize = 256 << 10;
+/// After so long without a word, and so often from then on, the kernel asks whether the other side of a TCP connection lives.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// The newest version of the interface that is asked for; engines have older ones, and refuse too old ones.
 const VERSION: (u32, u32) = (1, 47);
 /// The oldest version that has all that is asked for.
@@ -283,7 +286,7 @@ impl Engine {
             serde_json::json!({ "type": ["container", "network", "service"], "event": ACTIONS }).to_string();
         let path = self.path(&format!("/events?filters={}", encoded(&filters)));
         let response = within(ask(&self.socket, &path)).await?;
-        Ok(Events { body: response.into_body(), buffer: BytesMut::new() })
+        Ok(Events { body: response.into_body(), buffer: BytesMut::new(), skipping: false })
     }
 
     fn path(&self, path: &str) -> String {
@@ -306,6 +309,8 @@ impl Engine {
 pub struct Events {
     body: Incoming,
     buffer: BytesMut,
+    /// What comes belongs to an event that is too large to be kept.
+    skipping: bool,
 }
 
 impl Events {
@@ -317,6 +322,9 @@ impl Events {
         loop {
             if let Some(end) = memchr::memchr(b'\n', &self.buffer) {
                 let line = self.buffer.split_to(end + 1);
+                if std::mem::take(&mut self.skipping) {
+                    continue;
+                }
                 // What cannot be understood is no reason to lose the rest: the regular look mends it.
                 if let Ok(event) = serde_json::from_slice(&line) {
                     return Ok(event);
@@ -324,7 +332,9 @@ impl Events {
                 continue;
             }
             if self.buffer.len() > EVENT_BYTES_MAX {
-                return Err(format!("an event is larger than {EVENT_BYTES_MAX} bytes"));
+                // Events carry all labels. One container's must not cost all others theirs: the regular look finds it.
+                self.buffer.clear();
+                self.skipping = true;
             }
             match self.body.frame().await {
                 Some(Ok(frame)) => self.buffer.extend(frame.into_data().ok()),
@@ -372,6 +382,9 @@ async fn ask_any(socket: &DockerSocket, path: &str) -> Result<Response<Incoming>
         DockerSocket::Tcp(at) => {
             let stream =
                 TcpStream::connect(&**at).await.map_err(|error| format!("cannot connect: {error}"))?;
+            // A stream of events is silent for hours, and so is a firewall that has forgotten it.
+            let alive = TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(KEEP_ALIVE);
+            let _ = SockRef::from(&stream).set_tcp_keepalive(&alive);
             exchange(stream, at, path).await
         }
     }
@@ -434,6 +447,33 @@ mod tests {
         assert_eq!(serde_json::from_str::<Inspected>("{}").unwrap(), Inspected::default());
         let event = r#"{"Type":"container","Action":"kill","Actor":{"ID":"ab","Attributes":{"signal":"15"}},"time":1}"#;
         assert_eq!(serde_json::from_str::<Event>(event).unwrap().actor.attributes["signal"], "15");
+    }
+
+    #[tokio::test]
+    async fn regression_an_event_that_is_too_large_costs_itself_and_not_the_stream() {
+        use tokio::io::AsyncWriteExt;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap().to_string();
+        let engine = tokio::spawn(async move {
+            let (mut tcp, _) = listener.accept().await.unwrap();
+            let event = |id: &str, label: &str| {
+                format!(
+                    "{{\"Type\":\"container\",\"Action\":\"kill\",\"Actor\":{{\"ID\":\"{id}\",\"Attributes\":{{\"a\":\"{label}\"}}}},\"time\":1}}\n"
+                )
+            };
+            let large = event("large", &"x".repeat(3 * EVENT_BYTES_MAX));
+            let text = [event("before", ""), large, event("after", "")].concat();
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", text.len());
+            tcp.write_all(head.as_bytes()).await.unwrap();
+            tcp.write_all(text.as_bytes()).await.unwrap();
+            tcp
+        });
+        let response = ask(&DockerSocket::Tcp(at.into()), "/events").await.unwrap();
+        let mut events = Events { body: response.into_body(), buffer: BytesMut::new(), skipping: false };
+        for id in ["before", "after"] {
+            assert_eq!(events.next().await.unwrap().actor.id, id);
+        }
+        drop(engine.await.unwrap());
     }
 
     #[test]
