@@ -53,6 +53,7 @@ fn look(set: &Set, request: &Request, scratch: &mut Scratch) -> Look {
     let mut facts = Facts {
         method: request.method,
         path: request.target.path(),
+        seen: None,
         query: request.target.query(),
         headers: &request.headers,
         body: request.body.as_ref().map_or(Body::None, |(kind, _)| Body::Ahead(*kind)),

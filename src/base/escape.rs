@@ -27,6 +27,30 @@ pub fn normal(raw: &str) -> Option<String> {
     Some(out)
 }
 
+/// Whether some backend finds dot segments in a path in normal form: behind an escaped slash or backslash, or before what it
+/// takes for parameters (`/a/..;/b`).
+pub fn climbs(path: &str) -> bool {
+    let mut plain = path.replace("%5C", "/");
+    if plain.contains("%2F") {
+        plain = plain.replace("%2F", "/");
+    }
+    plain.split('/').any(|segment| matches!(segment.split(';').next(), Some("." | "..")))
+}
+
+/// Whether a path in normal form has segments that some backend leaves out or resolves: empty ones, dot segments, and those
+/// that [`climbs`] finds. It then gets to serve another path than was judged.
+pub fn is_odd(path: &str) -> bool {
+    let plain = path.replace("%5C", "/").replace("%2F", "/");
+    let mut segments = plain.split('/').skip(1).peekable();
+    while let Some(segment) = segments.next() {
+        let name = segment.split(';').next().unwrap_or_default();
+        if matches!(name, "." | "..") || name.is_empty() && segments.peek().is_some() {
+            return true;
+        }
+    }
+    false
+}
+
 /// Adds a byte as an escape.
 pub fn push(out: &mut String, byte: u8) {
     const HEX: &[u8; 16] = b"0123456789ABCDEF";
@@ -44,6 +68,19 @@ pub fn hex(byte: u8) -> Option<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn dot_segments_are_found_however_they_are_hidden() {
+        for path in ["/a/../b", "/..%2Fb", "/a%2F..%2Fb", "/a/..;/b", "/a/.;x=1/b", "/a%5C..%5Cb", "/a/.."] {
+            assert!(climbs(path), "{path}");
+        }
+        for path in ["/", "/a..b/...", "/a;x=../b", "/a/%252e%252e/b", "/.well-known/x", "/a%2Fb/", "/a;x"] {
+            assert!(!climbs(path) && !is_odd(path), "{path}");
+        }
+        for path in ["//admin", "/%2Fadmin", "/a//b", "/;/admin", "/a%2F%2Fb", "/public/..;/admin"] {
+            assert!(is_odd(path), "{path}");
+        }
+    }
 
     #[test]
     fn one_form_for_each_path_and_none_for_what_is_no_path() {

@@ -226,6 +226,10 @@ impl<C: Clock> Bans<C> {
             return false;
         }
         let key = Key { net: net_of(client), site: rule.scope.site.clone(), mode: rule.mode };
+        // A person's word is not made shorter by what is done against it.
+        if self.lock().is_commanded(&key, now) {
+            return false;
+        }
         let entry = Entry {
             until_ns: now.saturating_add(nanos(rule.time)),
             since: clock::wall().as_secs(),

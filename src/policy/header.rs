@@ -5,6 +5,7 @@ use http::header::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::base::template::{self, Piece, Variable};
 use crate::config::model;
+use crate::policy::auth::strip::Strip;
 
 /// Bytes of a value that was put together; a longer one is left out.
 const VALUE_BYTES_MAX: usize = 8 * 1024;
@@ -61,6 +62,8 @@ pub struct HeaderEdits {
     remove: Box<[HeaderName]>,
     set: Box<[(HeaderName, Text)]>,
     add: Box<[(HeaderName, Text)]>,
+    /// In a request: what is removed or set, in any spelling that some backends take for it.
+    spellings: Strip,
 }
 
 impl HeaderEdits {
@@ -76,7 +79,23 @@ impl HeaderEdits {
             remove: edits.remove.iter().map(|name| field_name(name)).collect::<Result<_, _>>()?,
             set: edits.set.iter().map(pair).collect::<Result<_, _>>()?,
             add: edits.add.iter().map(pair).collect::<Result<_, _>>()?,
+            spellings: Strip::default(),
         })
+    }
+
+    /// The same for requests: a client that writes `X_User` must not have it taken for the `X-User` that is set or removed.
+    pub fn of_requests(self) -> HeaderEdits {
+        let names = self.remove.iter().chain(self.set.iter().map(|(name, _)| name)).cloned();
+        HeaderEdits { spellings: Strip::new(names), ..self }
+    }
+
+    /// Fields that say who a client is: on no route may clients write them themselves.
+    pub fn of_users(&self) -> impl Iterator<Item = &HeaderName> {
+        let user = |text: &Text| match text {
+            Text::Fixed(_) => false,
+            Text::Made(pieces) => pieces.iter().any(|p| matches!(p, Piece::Variable(Variable::User))),
+        };
+        self.set.iter().filter(move |(_, text)| user(text)).map(|(name, _)| name)
     }
 
     /// Whether there is nothing to do.
@@ -86,6 +105,7 @@ impl HeaderEdits {
 
     /// Makes the edits.
     pub fn apply(&self, headers: &mut HeaderMap, facts: &impl Facts) {
+        self.spellings.apply(headers);
         for name in &self.remove {
             headers.remove(name);
         }
@@ -121,6 +141,36 @@ mod tests {
 
     fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
         pairs.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect()
+    }
+
+    #[test]
+    fn no_spelling_of_what_is_set_or_removed_passes_in_a_request() {
+        let said = || model::HeaderEdits {
+            remove: vec!["X-Debug".into()],
+            set: pairs(&[("X-User", "{user}"), ("X-Site", "shop")]),
+            add: pairs(&[("X-Tag", "a")]),
+        };
+        let sent = || {
+            let names = ["x-debug", "x_debug", "x_user", "x.user", "x_site", "x_tag", "x-other"];
+            HeaderMap::from_iter(
+                names.map(|name| (HeaderName::from_static(name), HeaderValue::from_static("c"))),
+            )
+        };
+        let left = |edits: HeaderEdits| {
+            let mut headers = sent();
+            edits.apply(&mut headers, &Said("ann"));
+            let mut names: Vec<String> = headers.keys().map(ToString::to_string).collect();
+            names.sort_unstable();
+            names.join(" ")
+        };
+        let edits = HeaderEdits::compile(&said()).unwrap();
+        assert_eq!(edits.of_users().collect::<Vec<_>>(), ["x-user"]);
+        assert_eq!(left(edits.clone().of_requests()), "x-other x-site x-tag x-user x_tag");
+        assert_eq!(
+            left(edits),
+            "x-other x-site x-tag x-user x.user x_debug x_site x_tag x_user",
+            "of answers"
+        );
     }
 
     /// Every variable says this.

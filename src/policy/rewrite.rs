@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use regex::Regex;
 
+use crate::base::escape;
 use crate::config::model::{self, PathPattern};
 
 /// A compiled rewrite.
@@ -46,9 +47,9 @@ impl Rewrite {
     }
 
     /// Whether what it makes of a path would lead elsewhere: where a match ends within a segment, a dot segment can arise from
-    /// a path without one (RFC 3986 section 5.2.4).
+    /// a path without one (RFC 3986 section 5.2.4), for some backends only.
     pub fn leads_elsewhere(&self, rewritten: &str) -> bool {
-        matches!(self.part, Part::Match(_)) && rewritten.split('/').any(|part| part == "." || part == "..")
+        matches!(self.part, Part::Match(_)) && escape::climbs(rewritten)
     }
 
     /// The path to send on. Borrowed where it is a part of the old one or the same for all.

@@ -188,6 +188,14 @@ pub fn came_secure(connection: &Connection, headers: &HeaderMap) -> bool {
     connection.secure || (connection.trusted && told())
 }
 
+/// Says for which host and by which scheme a request came, whoever said so before.
+pub fn set_place(headers: &mut HeaderMap, host: HeaderValue, port: HeaderValue, secure: bool) {
+    let proto = HeaderValue::from_static(if secure { "https" } else { "http" });
+    headers.insert(X_FORWARDED_PROTO, proto);
+    headers.insert(X_FORWARDED_HOST, host);
+    headers.insert(X_FORWARDED_PORT, port);
+}
+
 /// A request id sent by a trusted proxy, if it is short and plain.
 pub fn request_id(headers: &HeaderMap) -> Option<HeaderValue> {
     let value = headers.get(X_REQUEST_ID)?;

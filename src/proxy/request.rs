@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use http::header;
 use http::request::Parts;
-use http::{HeaderValue, Method, Request, Response, Version};
+use http::{Method, Request, Response, Version};
 use hyper::body::{Body, Incoming};
 
+use crate::base::escape;
 use crate::base::outcome::Outcome;
 use crate::config::model::{Forward, Http};
 use crate::policy::via::Circle;
@@ -121,11 +122,8 @@ async fn answer(
         })
     };
     let route_index = find(&path.text).ok_or(Outcome::NoRoute)?;
-    // Whatever way a backend reads the path, it must have passed this route and its policies.
-    if path.others.iter().any(|other| find(other) != Some(route_index)) {
-        return Err(Outcome::BadPath);
-    }
     let route = site.routes.get(route_index).ok_or(Outcome::Internal)?;
+    unambiguous(route, &path, |other| find(other) == Some(route_index))?;
     context.route = Some(route_index);
     context.series = route.series;
     enforce::all(context, site, route, &parts, &path.text, body).await?;
@@ -148,6 +146,23 @@ async fn answer(
             let outgoing = outgoing(context, parts, found, body.take(), route, service, extended)?;
             forward::run(context, route, service, outgoing).await
         }
+    }
+}
+
+/// Whatever way a backend reads a path, it must have passed this route and its policies.
+fn unambiguous(
+    route: &Route,
+    path: &normalize::Path<'_>,
+    leads_here: impl Fn(&str) -> bool,
+) -> Result<(), Outcome> {
+    if !path.others.iter().all(|other| leads_here(other)) {
+        return Err(Outcome::BadPath);
+    }
+    // A service that is asked who may come in judges one reading, and the backend might serve another.
+    let judged = route.auth.as_ref().is_some_and(|guard| guard.service.is_some());
+    match judged && !path.others.is_empty() && escape::is_odd(&path.text) {
+        true => Err(Outcome::BadPath),
+        false => Ok(()),
     }
 }
 
@@ -174,7 +189,7 @@ fn outgoing(
     // Who was asked for the beginning of the body was told to go on.
     let asked = context.upload.is_some();
     let body = match body {
-        Some(body) => upload(context, route.max_body, body, body_rate(context, &parts)),
+        Some(body) => upload(context, route.max_body, body, body_rate(context)),
         None => RequestBody::Empty,
     };
     let body = match body {
@@ -340,10 +355,16 @@ async fn discard(context: &mut Context, body: Incoming) {
     .await;
 }
 
-/// Bytes of a body that must arrive in a second. A gRPC stream may say little for long.
-pub fn body_rate(context: &Context, parts: &Parts) -> u64 {
-    let kind = parts.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
-    if kind.starts_with(b"application/grpc") { 0 } else { context.snapshot.server.limits.body_rate }
+/// Whether a request is a stream of messages: what calls itself gRPC, to a backend that can speak it. A client's word alone would
+/// be an excuse from all that is held against bodies.
+pub fn converses(context: &Context) -> bool {
+    let over_h2 = |route: &Route| matches!(&route.action, Action::Proxy(s) if s.core.http == Http::H2);
+    context.accept == Accept::Grpc && context.route().is_some_and(over_h2)
+}
+
+/// Bytes of a body that must arrive in a second. A stream of messages may say little for long.
+pub fn body_rate(context: &Context) -> u64 {
+    if converses(context) { 0 } else { context.snapshot.server.limits.body_rate }
 }
 
 /// The limits of a body that is about to be read; the same ones where its beginning was read already.
@@ -354,7 +375,7 @@ pub fn limits_of_body(context: &mut Context, max: Option<u64>, rate: u64) -> Rc<
     let (wheel, client) = (&context.worker().wheel, context.connection.clone());
     let timeouts = &context.snapshot.server.timeouts;
     // A stream of messages may be silent as long as a tunnel.
-    let conversation = context.accept == Accept::Grpc;
+    let conversation = converses(context);
     let stall = if conversation { timeouts.tunnel } else { timeouts.body };
     let strip = context.site.and_then(|site| context.snapshot.strips.get(site)).cloned();
     let buffered = Buffered::new(context.worker(), context.tenant.unwrap_or_default());

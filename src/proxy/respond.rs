@@ -108,6 +108,8 @@ pub fn failure(mut context: Box<Context>, outcome: Outcome) -> Response<Response
         headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
     if context.accept == Accept::Grpc {
+        // Limits by status go by what it is, and not by the 200 that carries it.
+        enforce::answered(&mut context, row.status);
         grpc::write(&mut headers, outcome, context.reset);
         return Local { status: StatusCode::OK, headers, body: Bytes::new(), outcome }.into_response(context);
     }

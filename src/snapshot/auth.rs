@@ -134,7 +134,8 @@ pub(super) fn strips(sites: &[Arc<Site>]) -> Arc<[Arc<Strip>]> {
     for site in gentle::each(sites) {
         let auths = site.routes.iter().filter_map(|route| route.auth.as_ref());
         let own = auths.flat_map(|guard| guard.auth.own_fields()).cloned();
-        names.entry(&site.tenant).or_default().extend(own);
+        let set = site.routes.iter().flat_map(|route| route.request_headers.of_users()).cloned();
+        names.entry(&site.tenant).or_default().extend(own.chain(set));
     }
     let strips: HashMap<&str, Arc<Strip>> =
         gentle::each(names).map(|(tenant, names)| (tenant, Arc::new(Strip::new(names)))).collect();

@@ -258,7 +258,7 @@ fn route(
         security: said.security.as_ref().map(Security::compile),
         cors: said.cors.as_ref().map(Cors::compile),
         auth: None,
-        request_headers: HeaderEdits::compile(&said.request_headers).map_err(refuse)?,
+        request_headers: HeaderEdits::compile(&said.request_headers).map_err(refuse)?.of_requests(),
         response_headers: HeaderEdits::compile(&said.response_headers).map_err(refuse)?,
         action,
     })

@@ -295,7 +295,7 @@ async fn a_connection_that_is_old_is_closed_gracefully() {
 }
 
 #[tokio::test]
-async fn an_upload_that_trickles_is_given_up_and_grpc_is_not() {
+async fn an_upload_that_trickles_is_given_up_also_if_it_calls_itself_grpc() {
     let origin = Origin::scripted(|mut x| async move {
         x.read_body().await.ok()?;
         x.answer(Answer::ok("whole")).await.ok()?;
@@ -308,7 +308,7 @@ async fn an_upload_that_trickles_is_given_up_and_grpc_is_not() {
         .site(SITE, &origin.backends())
         .start()
         .await;
-    for (kind, expected) in [("text/plain", 408), ("application/grpc+proto", 200)] {
+    for (kind, expected) in [("text/plain", 408), ("application/grpc+proto", 408)] {
         let mut wire = proxy.wire(SITE).await;
         wire.send(format!(
             "POST / HTTP/1.1\r\nHost: {SITE}\r\nContent-Type: {kind}\r\nContent-Length: 12\r\n\r\n"

@@ -369,8 +369,8 @@ async fn another_service_says_who_comes_in_and_its_refusals_reach_the_client() {
     assert_eq!(origin.count(), 0);
 
     let mut wire = proxy.wire(SITE).await;
-    let fields =
-        "Cookie: session=ann\r\nRemote_Groups: root\r\nX-Forwarded-Uri: /open\r\nContent-Length: 4\r\n";
+    let fields = "Cookie: session=ann\r\nRemote_Groups: root\r\nX-Forwarded-Uri: /open\r\nContent-Length: 4\r\n\
+         X-Original-URL: https://open.test/\r\nX_Original_URI: /open\r\nX-Rewrite-URL: /open\r\n";
     wire.send(format!("POST /x/../admin?a=1 HTTP/1.1\r\nHost: {SITE}\r\n{fields}\r\nbody")).await;
     assert_eq!(wire.reply().await.text(), "ok");
     let asked = service.requests().pop().unwrap();
@@ -378,6 +378,9 @@ async fn another_service_says_who_comes_in_and_its_refusals_reach_the_client() {
     assert_eq!(asked.field("x-forwarded-method"), Some("POST"));
     assert_eq!(asked.field("x-forwarded-uri"), Some("/admin?a=1"));
     assert_eq!(asked.field("x-forwarded-host"), Some(SITE));
+    assert!(!asked.raw().contains("open"), "what is judged is not the client's to say: {}", asked.raw());
+    // Nor is a path with two readings judged by one of them.
+    ask(&proxy, "/public/..;/admin", "Cookie: session=ann\r\n").await.expect(400, "BAD-PATH");
     assert!(
         asked.field("content-length").is_none() && asked.body.is_empty() && !asked.raw().contains("root")
     );

@@ -18,6 +18,15 @@ use crate::config::model::{self, CacheBy};
 
 const X_FORWARDED_METHOD: HeaderName = HeaderName::from_static("x-forwarded-method");
 const X_FORWARDED_URI: HeaderName = HeaderName::from_static("x-forwarded-uri");
+/// By these, services learn what they are asked about; some believe one of them more than another. None is the client's to say.
+const TOLD: [HeaderName; 6] = [
+    X_FORWARDED_METHOD,
+    X_FORWARDED_URI,
+    HeaderName::from_static("x-original-url"),
+    HeaderName::from_static("x-original-uri"),
+    HeaderName::from_static("x-original-method"),
+    HeaderName::from_static("x-rewrite-url"),
+];
 
 /// Bytes of an answer's body that are passed on to the client: a page that asks who it is.
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -153,7 +162,7 @@ impl Forward {
             timeout: said.timeout,
             user: said.user.as_ref().and_then(name),
             copy: said.copy.iter().filter_map(name).collect(),
-            own: Strip::new([X_FORWARDED_METHOD, X_FORWARDED_URI]),
+            own: Strip::new(TOLD),
             in_flight: Arc::default(),
             in_flight_max: said.in_flight,
             cache: (!said.cache.is_zero()).then(|| Cache::compile(said, site, shared)),

@@ -135,6 +135,11 @@ impl Book {
         self.commanded.iter().filter_map(|(_, key)| self.entries.get_key_value(key))
     }
 
+    /// Whether there is one by a command under exactly this key, and not over.
+    pub(super) fn is_commanded(&self, key: &Key, now: u64) -> bool {
+        self.entries.get(key).is_some_and(|entry| entry.by == By::Command && entry.until_ns > now)
+    }
+
     /// Those behind this one, in the order of their keys.
     pub(super) fn after(&self, key: Option<&Key>) -> impl Iterator<Item = (&Key, &Entry)> {
         let from = key.map_or(Bound::Unbounded, Bound::Excluded);

@@ -56,6 +56,20 @@ fn so_many_offences_ban_a_client_for_so_long_and_nobody_else() {
 }
 
 #[test]
+fn an_offence_does_not_shorten_a_ban_by_command() {
+    let (clock, bans, buckets) = fake(16);
+    let rule = Rule::compile(&said("1 per 1m", 600, Mode::Enforce), None, &buckets);
+    bans.ban(order("192.0.2.1", 86_400)).unwrap();
+    for _ in 0..5 {
+        assert!(!bans.offend(&rule, ip("192.0.2.1"), Offence::RateLimit));
+    }
+    clock.advance(Duration::from_secs(80_000));
+    assert!(enforced(&bans, "192.0.2.1"));
+    let list = bans.list();
+    assert_eq!((list.len(), list[0].1.by), (1, By::Command));
+}
+
+#[test]
 fn offences_far_apart_and_those_not_listed_ban_nobody() {
     let (clock, bans, buckets) = fake(16);
     let rule = Rule::compile(&said("3 per 1m", 600, Mode::Enforce), None, &buckets);

@@ -45,6 +45,7 @@ impl Request {
         let mut facts = Facts {
             method: &self.method,
             path: self.target.path(),
+            seen: None,
             query: self.target.query(),
             headers: &self.headers,
             body: kind.map_or(Body::None, Body::Ahead),

@@ -22,7 +22,7 @@ pub struct Chain {
     pub unicode: bool,
     /// `\` is `/`, `//` and `/./` are `/`, `/a/../` is `/`, `;x` of a segment is nothing.
     pub path: bool,
-    /// White space, NUL and `/* */` are one space.
+    /// White space, NUL and `/* */` are one space; of `/*! */` only the ends are.
     pub space: bool,
 }
 
@@ -109,8 +109,9 @@ impl Chain {
         wanted.iter().any(|(on, bits)| *on && triggers.0 & bits != 0)
     }
 
-    /// Decodes a text into `out`, by way of `spare`; whether anything is different now. Both are overwritten.
-    pub fn run(self, text: &[u8], out: &mut Vec<u8>, spare: &mut Vec<u8>) -> bool {
+    /// Decodes a text into `out`, by way of `spare`, both overwritten. Whether anything is different now, and whether something
+    /// is gone that a backend may go by: segments before `..`, what stood in comments. The `second` reading keeps these.
+    pub fn run(self, text: &[u8], out: &mut Vec<u8>, spare: &mut Vec<u8>, second: bool) -> (bool, bool) {
         out.clear();
         out.extend_from_slice(text);
         if self.plus {
@@ -129,13 +130,12 @@ impl Chain {
         if self.html {
             step(out, spare, html);
         }
-        if self.path {
-            step(out, spare, path);
-        }
+        let mut gone = self.path && !second && step(out, spare, path);
         if self.space {
-            step(out, spare, space);
+            gone |= !second && memchr::memmem::find(out, b"/*").is_some();
+            step(out, spare, if second { space_alone } else { space });
         }
-        out != text
+        (out != text, gone)
     }
 }
 
@@ -331,26 +331,47 @@ fn path(text: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(rest);
 }
 
-fn space(mut text: &[u8], out: &mut Vec<u8>) {
-    let white = |byte: u8| matches!(byte, b' ' | 0 | 9..=13);
-    while let Some(byte) = text.first() {
-        let comment = text.starts_with(b"/*");
-        if !comment && !white(*byte) {
-            out.push(*byte);
-            text = text.get(1..).unwrap_or_default();
-            continue;
+fn space(text: &[u8], out: &mut Vec<u8>) {
+    // Where the last comment ends: looked for once, because many may begin that never end.
+    let last = memchr::memmem::rfind(text, b"*/").map(|at| text.len() - at);
+    spaced(text, out, |text| {
+        let ends = last.is_some_and(|last| text.len() > last + 1);
+        let inner = text.strip_prefix(b"/*").filter(|_| ends);
+        executed(text).or_else(|| {
+            let inner = inner?;
+            inner.get(memchr::memmem::find(inner, b"*/")? + 2..)
+        })
+    });
+}
+
+/// The same, and of comments only their ends go.
+fn space_alone(text: &[u8], out: &mut Vec<u8>) {
+    spaced(text, out, |text| executed(text).or_else(|| text.strip_prefix(b"/*")));
+}
+
+/// White space, stray ends of comments and what `comment` finds at the beginning of a text (it gives the rest) are one space.
+fn spaced<'t>(mut text: &'t [u8], out: &mut Vec<u8>, comment: impl Fn(&'t [u8]) -> Option<&'t [u8]>) {
+    while let Some((first, rest)) = text.split_first() {
+        let white = matches!(first, b' ' | 0 | 9..=13).then_some(rest);
+        match white.or_else(|| comment(text)).or_else(|| text.strip_prefix(b"*/")) {
+            Some(after) => {
+                if out.last() != Some(&b' ') {
+                    out.push(b' ');
+                }
+                text = after;
+            }
+            None => {
+                out.push(*first);
+                text = rest;
+            }
         }
-        if out.last() != Some(&b' ') {
-            out.push(b' ');
-        }
-        text = if comment {
-            let inner = text.get(2..).unwrap_or_default();
-            let end = memchr::memmem::find(inner, b"*/").map_or(inner.len(), |at| at + 2);
-            inner.get(end..).unwrap_or_default()
-        } else {
-            text.get(1..).unwrap_or_default()
-        };
     }
+}
+
+/// What MySQL and MariaDB execute although it looks like a comment: behind its beginning.
+fn executed(text: &[u8]) -> Option<&[u8]> {
+    let inner = text.strip_prefix(b"/*!").or_else(|| text.strip_prefix(b"/*M!"))?;
+    inner.get(inner.iter().take_while(|byte| byte.is_ascii_digit()).count()..)
 }
 
 #[cfg(test)]
@@ -363,7 +384,7 @@ mod tests {
         let words: Vec<String> = words.iter().map(ToString::to_string).collect();
         let (chain, _) = Chain::parse(&words).unwrap();
         let (mut out, mut spare) = (Vec::new(), Vec::new());
-        let changed = chain.run(text.as_bytes(), &mut out, &mut spare);
+        let (changed, _) = chain.run(text.as_bytes(), &mut out, &mut spare, false);
         assert_eq!(changed, out != text.as_bytes());
         assert!(!changed || chain.concerns(Triggers::of(text.as_bytes())), "{text}");
         String::from_utf8_lossy(&out).into_owned()
@@ -391,11 +412,32 @@ mod tests {
             (&["path"], "/../../etc/passwd?a=//", "/etc/passwd?a=//"),
             (&["path"], "/", "/"),
             (&["path"], "/a/..", ""),
-            (&["space"], "un/**/ion \t\0 select/*", "un ion select "),
+            (&["space"], "un/**/ion \t\0 select/*", "un ion select/*"),
+            (&["space"], "a=/*&id=1 union", "a=/*&id=1 union"),
+            (&["space"], "a/*x*/b/*c", "a b/*c"),
+            (&["space"], "1/*!50000union*/ select", "1 union select"),
+            (&["space"], "1/*M!union*/ select", "1 union select"),
             (&["plus", "percent", "unicode", "html"], "%26lt%3b+%255cu003c", "< <"),
         ] {
             assert_eq!(decoded(words, text), expected, "{words:?} {text}");
         }
+    }
+
+    #[test]
+    fn the_second_reading_keeps_what_the_first_takes_away() {
+        let chain = Chain { percent: 1, path: true, space: true, ..Chain::default() };
+        let read = |text: &str, second| {
+            let (mut out, mut spare) = (Vec::new(), Vec::new());
+            let (_, gone) = chain.run(text.as_bytes(), &mut out, &mut spare, second);
+            (String::from_utf8(out).unwrap(), gone)
+        };
+        for (text, first, second) in [
+            ("a=/*&id=1 union&b=*/", "a= ", "a= &id=1 union&b= "),
+            ("/run.php/%2e%2e/x", "/x", "/run.php/../x"),
+        ] {
+            assert_eq!((read(text, false), read(text, true)), ((first.into(), true), (second.into(), false)));
+        }
+        assert_eq!(read("/plain/x y", false), ("/plain/x y".into(), false));
     }
 
     #[test]
@@ -436,7 +478,7 @@ mod tests {
             text in texts(), chain in chains(),
         ) {
             let (mut out, mut spare) = (Vec::new(), Vec::new());
-            let changed = chain.run(&text, &mut out, &mut spare);
+            let (changed, _) = chain.run(&text, &mut out, &mut spare, false);
             prop_assert!(out.len() <= text.len());
             prop_assert_eq!(changed, out != text);
             prop_assert!(!changed || chain.concerns(Triggers::of(&text)));
@@ -452,7 +494,7 @@ mod tests {
         for piece in ["%25", "&#", "&#0", "\\u{", "/..", "/*", "/a/../", "%u", "\\\\", " ", "../"] {
             let text = piece.repeat((1 << 20) / piece.len());
             let (mut out, mut spare) = (Vec::new(), Vec::new());
-            all.run(text.as_bytes(), &mut out, &mut spare);
+            all.run(text.as_bytes(), &mut out, &mut spare, false);
             assert!(out.len() <= text.len(), "{piece}");
         }
     }

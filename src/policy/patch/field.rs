@@ -5,6 +5,9 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 /// Bytes of one text that are looked at.
 pub const TEXT_BYTES_MAX: usize = 64 * 1024;
 
+/// Most texts of a field.
+pub const TEXTS: usize = 2;
+
 /// What is known about a request.
 #[derive(Debug, Clone, Copy)]
 pub struct Facts<'a> {
@@ -12,6 +15,8 @@ pub struct Facts<'a> {
     pub method: &'a str,
     /// Its path as sent.
     pub path: &'a str,
+    /// Its path as the backend gets it, where that differs.
+    pub seen: Option<&'a str>,
     /// Its query as sent, without `?`.
     pub query: Option<&'a str>,
     /// Its fields as sent.
@@ -159,22 +164,42 @@ impl Field {
         }
     }
 
-    /// Writes the text behind what is there.
-    pub fn write(&self, facts: &Facts<'_>, out: &mut Vec<u8>) {
-        match self {
+    /// Writes one of its [`TEXTS`] behind what is there; nothing where there is none. The second is another way to read the
+    /// first: the path as the backend gets it, a body from UTF-16.
+    pub fn write(&self, facts: &Facts<'_>, nth: usize, out: &mut Vec<u8>) {
+        match (self, nth) {
             // Methods are compared by themselves.
-            Field::Method => {}
-            Field::Path => push(out, facts.path.as_bytes()),
-            Field::Query => push(out, facts.query.unwrap_or_default().as_bytes()),
-            Field::Headers => lines(out, facts.headers.values()),
-            Field::Header(name) => lines(out, facts.headers.get_all(name)),
-            Field::Cookies => lines(out, facts.headers.get_all(header::COOKIE)),
-            Field::Body(_) => match facts.body {
-                Body::Here(kind, bytes) if self.takes(kind) => push(out, bytes),
+            (Field::Method, _) => {}
+            (Field::Path, 0) => push(out, facts.path.as_bytes()),
+            (Field::Path, 1) => push(out, facts.seen.unwrap_or_default().as_bytes()),
+            (Field::Query, 0) => push(out, facts.query.unwrap_or_default().as_bytes()),
+            (Field::Headers, 0) => lines(out, facts.headers.values()),
+            (Field::Header(name), 0) => lines(out, facts.headers.get_all(name)),
+            (Field::Cookies, 0) => lines(out, facts.headers.get_all(header::COOKIE)),
+            (Field::Body(_), _) => match facts.body {
+                Body::Here(kind, bytes) if self.takes(kind) && nth == 0 => push(out, bytes),
+                Body::Here(kind @ (Kind::Json | Kind::Xml), bytes) if self.takes(kind) => {
+                    push(out, narrow(bytes).unwrap_or_default().as_bytes());
+                }
                 _ => {}
             },
+            _ => {}
         }
     }
+}
+
+/// A text in UTF-16: parsers of XML and JSON know it by its first bytes, whatever was said.
+fn narrow(text: &[u8]) -> Option<String> {
+    let big = match text {
+        [0xfe, 0xff, ..] => true,
+        [0xff, 0xfe, ..] => false,
+        [0, low, ..] if *low != 0 => true,
+        [high, 0, ..] if *high != 0 => false,
+        _ => return None,
+    };
+    let unit = |pair: &[u8; 2]| if big { u16::from_be_bytes(*pair) } else { u16::from_le_bytes(*pair) };
+    let units = text.as_chunks().0.iter().map(unit);
+    Some(char::decode_utf16(units).map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER)).collect())
 }
 
 fn push(out: &mut Vec<u8>, text: &[u8]) {
@@ -229,6 +254,21 @@ mod tests {
         assert!(lines(&["image/png", "application/json"]) && lines(&["image/png, application/json"]));
         assert!(!lines(&["text/css", "text/css"]), "the same twice is one");
         assert!(!lines(&[]) && !lines(&["multipart/form-data; boundary=\"a,b\""]));
+    }
+
+    #[test]
+    fn text_in_two_bytes_a_letter_is_read_like_any_other() {
+        let wide = |text: &str, big: bool, mark: bool| -> Vec<u8> {
+            let units = mark.then_some(0xfeff).into_iter().chain(text.encode_utf16());
+            units.flat_map(|unit| if big { unit.to_be_bytes() } else { unit.to_le_bytes() }).collect()
+        };
+        for (big, mark) in [(true, true), (true, false), (false, true), (false, false)] {
+            let read = narrow(&wide("<!DOCTYPE \u{1f600}", big, mark)).unwrap();
+            assert_eq!(read.trim_start_matches('\u{feff}'), "<!DOCTYPE \u{1f600}");
+        }
+        for same in [&b"<!DOCTYPE"[..], b"", b"\0", b"\0\0\0\0", b"\xff"] {
+            assert_eq!(narrow(same), None);
+        }
     }
 
     #[test]

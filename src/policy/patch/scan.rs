@@ -7,10 +7,12 @@ use std::ops::Range;
 
 use super::compile::{Node, Set, Test};
 use super::decode::Triggers;
-use super::field::{Body, Facts, Kind};
+use super::field::{Body, Facts, Kind, TEXTS};
 
 /// Bytes that the expressions of all rules may read of one request.
 const WORK_MAX: usize = 2 << 20;
+/// Ranges that a view may have: each text of a field, in both readings.
+const RANGES: usize = 2 * TEXTS;
 /// Memory that is kept from one request to the next.
 const KEPT_BYTES_MAX: usize = 64 * 1024;
 
@@ -32,8 +34,8 @@ pub enum Look {
 pub struct Scratch {
     /// The texts, one behind the other.
     text: Vec<u8>,
-    /// For each view, where its text is.
-    views: Vec<Range<usize>>,
+    /// For each view, where its texts are: so many, empty ones behind them.
+    views: Vec<[Range<usize>; RANGES]>,
     /// Texts of a field that differ, and the views that each is the text of.
     distinct: Vec<(Range<usize>, u64)>,
     /// Strings found in the text being looked at; atoms and rules concerned.
@@ -98,27 +100,42 @@ impl Set {
 
     /// Reads one field in all ways that rules want it.
     fn read(&self, group: &super::compile::Group, facts: &Facts<'_>, scratch: &mut Scratch) {
-        let start = scratch.text.len();
-        group.field.write(facts, &mut scratch.text);
-        let raw = start..scratch.text.len();
-        if raw.is_empty() {
-            return;
+        for nth in 0..TEXTS {
+            let start = scratch.text.len();
+            group.field.write(facts, nth, &mut scratch.text);
+            let raw = start..scratch.text.len();
+            if !raw.is_empty() {
+                self.read_text(group, facts, raw, scratch);
+            }
         }
+    }
+
+    fn read_text(
+        &self,
+        group: &super::compile::Group,
+        facts: &Facts<'_>,
+        raw: Range<usize>,
+        scratch: &mut Scratch,
+    ) {
         scratch.distinct.clear();
         scratch.distinct.push((raw.clone(), 0));
         let triggers = Triggers::of(scratch.text.get(raw.clone()).unwrap_or_default());
         let plus = group.field.has_plus(facts.body);
         for (view, chain) in &group.views {
             let chain = super::decode::Chain { plus: chain.plus && plus, ..*chain };
-            let text = scratch.text.get(raw.clone()).unwrap_or_default();
-            let changed =
-                chain.concerns(triggers) && chain.run(text, &mut scratch.decoded, &mut scratch.spare);
-            let text = if changed { scratch.share() } else { raw.clone() };
-            if let Some((_, views)) = scratch.distinct.iter_mut().find(|(range, _)| *range == text) {
-                *views |= 1 << view;
+            if !chain.concerns(triggers) {
+                scratch.place(*view, raw.clone());
+                continue;
             }
-            if let Some(place) = scratch.views.get_mut(usize::from(*view)) {
-                *place = text;
+            // What some backends resolve or leave out is there for others: both readings are looked at.
+            for second in [false, true] {
+                let text = scratch.text.get(raw.clone()).unwrap_or_default();
+                let (changed, gone) = chain.run(text, &mut scratch.decoded, &mut scratch.spare, second);
+                let text = if changed { scratch.share() } else { raw.clone() };
+                scratch.place(*view, text);
+                if !gone {
+                    break;
+                }
             }
         }
         for at in 0..scratch.distinct.len() {
@@ -226,21 +243,23 @@ impl Set {
             return scratch.atoms.has(at);
         }
         let Some(atom) = self.atoms.get(at) else { return false };
-        let range = scratch.views.get(usize::from(atom.view)).cloned().unwrap_or_default();
-        if !matches!(atom.test, Test::Found) {
-            scratch.work = scratch.work.saturating_add(range.len());
-        }
-        if scratch.work > WORK_MAX {
-            return false;
-        }
-        let text = scratch.text.get(range).unwrap_or_default();
-        match &atom.test {
-            Test::Found => true,
-            Test::Contains(list) => list.iter().any(|part| memchr::memmem::find(text, part).is_some()),
-            Test::Equals(list, true) => list.iter().any(|whole| whole.eq_ignore_ascii_case(text)),
-            Test::Equals(list, false) => list.iter().any(|whole| **whole == *text),
-            Test::Regex(regex) => regex.is_match(text),
-        }
+        let ranges = scratch.views.get(usize::from(atom.view)).cloned().unwrap_or_default();
+        ranges.into_iter().filter(|range| !range.is_empty()).any(|range| {
+            if !matches!(atom.test, Test::Found) {
+                scratch.work = scratch.work.saturating_add(range.len());
+            }
+            if scratch.work > WORK_MAX {
+                return false;
+            }
+            let text = scratch.text.get(range).unwrap_or_default();
+            match &atom.test {
+                Test::Found => true,
+                Test::Contains(list) => list.iter().any(|part| memchr::memmem::find(text, part).is_some()),
+                Test::Equals(list, true) => list.iter().any(|whole| whole.eq_ignore_ascii_case(text)),
+                Test::Equals(list, false) => list.iter().any(|whole| **whole == *text),
+                Test::Regex(regex) => regex.is_match(text),
+            }
+        })
     }
 }
 
@@ -252,7 +271,7 @@ impl Scratch {
     fn begin(&mut self, set: &Set) {
         self.text.clear();
         self.views.clear();
-        self.views.resize(set.views, 0..0);
+        self.views.resize(set.views, Default::default());
         self.atoms.clear(set.atoms.len());
         self.rules.clear(set.rules.len());
         self.work = 0;
@@ -265,6 +284,17 @@ impl Scratch {
                 buffer.clear();
                 buffer.shrink_to(KEPT_BYTES_MAX);
             }
+        }
+    }
+
+    /// Gives a view one more text.
+    fn place(&mut self, view: u8, text: Range<usize>) {
+        if let Some((_, views)) = self.distinct.iter_mut().find(|(range, _)| *range == text) {
+            *views |= 1 << view;
+        }
+        let mut ranges = self.views.get_mut(usize::from(view)).into_iter().flatten();
+        if let Some(free) = ranges.find(|range: &&mut Range<usize>| range.start == range.end) {
+            *free = text;
         }
     }
 

@@ -24,11 +24,45 @@ fn set(rules: &[(&str, &str)]) -> Set {
 
 fn facts<'a>(target: &'a str, headers: &'a HeaderMap, body: Body<'a>) -> Facts<'a> {
     let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
-    Facts { method: "POST", path, query, headers, body }
+    Facts { method: "POST", path, seen: None, query, headers, body }
 }
 
 fn look(set: &Set, target: &str, body: Body<'_>) -> Look {
     set.look(&facts(target, &HeaderMap::new(), body), &[], &mut Scratch::default())
+}
+
+#[test]
+fn what_some_backends_resolve_and_others_do_not_is_read_both_ways() {
+    let rule = r#"{ in = ["path"], decode = ["percent", "path"], contains = ["/src/eval.php"] }"#;
+    let set = set(&[("eval", rule)]);
+    for target in
+        ["/src/eval.php", "/x/../src/eval.php", "/src/eval.php/%252e%252e/%252e%252e/x", "/src//eval.php"]
+    {
+        assert_eq!(look(&set, target, Body::None), Look::Match(0), "{target}");
+    }
+    assert_eq!(look(&set, "/src/other.php/%252e%252e/x", Body::None), Look::Clean);
+    // The path that the backend gets counts, too.
+    let (headers, sent) = (HeaderMap::new(), "/%3F/../src/eval.php");
+    let facts = Facts { seen: Some("/src/eval.php"), ..facts(sent, &headers, Body::None) };
+    assert_eq!(set.look(&facts, &[], &mut Scratch::default()), Look::Match(0));
+}
+
+#[test]
+fn a_body_is_found_in_whatever_width_and_a_sign_of_another_hides_none() {
+    let rule = r#"{ in = ["body"], decode = ["space"], contains = ["union select"] }"#;
+    let set = set(&[("sql", rule)]);
+    let wide: Vec<u8> = "<a>union select</a>".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    for (kind, body) in [
+        (Kind::Xml, &wide[..]),
+        (Kind::Form, b"a\0=&id=1 union select 1"),
+        (Kind::Form, b"\xff\xfe=&id=1 union select 1"),
+        (Kind::Json, b"{\0\"id\":\"1 union select 1\"}"),
+        (Kind::Form, b"a=/*&id=1 union select 1&b=*/"),
+        (Kind::Form, b"id=1 /*M!50000union*/ select 1"),
+    ] {
+        assert_eq!(look(&set, "/", Body::Here(kind, body)), Look::Match(0), "{kind:?} {body:?}");
+    }
+    assert_eq!(look(&set, "/", Body::Here(Kind::Text, &wide)), Look::Clean);
 }
 
 #[test]
@@ -170,13 +204,13 @@ proptest! {
         let chain = decode::Chain::parse(&decode).unwrap().0;
         let decoded = |text: &str, plus: bool| {
             let (mut out, mut spare) = (Vec::new(), Vec::new());
-            decode::Chain { plus, ..chain }.run(text.as_bytes(), &mut out, &mut spare);
+            decode::Chain { plus, ..chain }.run(text.as_bytes(), &mut out, &mut spare, false);
             String::from_utf8_lossy(&out).to_ascii_lowercase()
         };
         let (q, p) = (decoded(&query, true), decoded(&path, false));
         let expected = rules.iter().position(|(_, word)| q.contains(word) || p.contains(word));
         let headers = HeaderMap::new();
-        let facts = Facts { method: "GET", path: &path, query: Some(&query), headers: &headers, body: Body::None };
+        let facts = Facts { method: "GET", path: &path, seen: None, query: Some(&query), headers: &headers, body: Body::None };
         let found = set.look(&facts, &[], &mut Scratch::default());
         prop_assert_eq!(found, expected.map_or(Look::Clean, Look::Match));
     }
@@ -262,6 +296,7 @@ fn a_hundred_thousand_benign_requests_pass() {
         let mut facts = Facts {
             method: made.method,
             path: target.path(),
+            seen: None,
             query: target.query(),
             headers: &headers,
             body: body.map_or(Body::None, |(kind, _)| Body::Ahead(kind)),

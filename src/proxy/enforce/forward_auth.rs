@@ -110,7 +110,10 @@ fn question(
         secure: connection.secure,
     };
     let host = http::HeaderValue::from_str(context.host_text()).map_err(|_| Outcome::BadHost)?;
-    fields::set_forwarded(&mut headers, &sender, host, context.request_id.clone());
+    fields::set_forwarded(&mut headers, &sender, host.clone(), context.request_id.clone());
+    // What was routed by is what is asked about, whatever a proxy passed on of its client's words.
+    let (port, secure) = (connection.forwarded_port.clone(), fields::came_secure(connection, &parts.headers));
+    fields::set_place(&mut headers, host, port, secure);
     forward.question(&mut headers, &parts.method, asked_for);
     let mut request = Request::new(RequestBody::Empty);
     *request.method_mut() = Method::GET;

@@ -42,7 +42,7 @@ pub async fn all(
     address::check(context, site, route)?;
     bans::check(context, site)?;
     in_flight::check(context, site)?;
-    let wanted = patch::head(context, site, route, parts)?;
+    let wanted = patch::head(context, site, route, parts, path)?;
     observe::arrived(context, site);
     limits::check(context, site, route, parts, path, When::Before)?;
     context.cors = route.cors.as_ref().and_then(|cors| cors.allows(&parts.headers));
@@ -54,7 +54,7 @@ pub async fn all(
     body_length(route, body.as_ref())?;
     if let (Some(kind), Some(body)) = (wanted, body.as_mut()) {
         // Boxed: few requests wait here.
-        Box::pin(patch::body(context, site, route, parts, kind, body)).await?;
+        Box::pin(patch::body(context, site, route, parts, path, kind, body)).await?;
     }
     bandwidth::begin(context, route, parts, path);
     Ok(())

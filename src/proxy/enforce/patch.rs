@@ -15,7 +15,6 @@ use crate::policy::patch::{Body, Facts, ForSite, Guard, Kind, Look};
 use crate::proxy::context::Context;
 use crate::proxy::enforce::settle;
 use crate::proxy::request;
-use crate::proxy::respond::Accept;
 use crate::proxy::upload::size_of;
 use crate::snapshot::{Action, Route, Site};
 
@@ -32,6 +31,7 @@ pub(super) fn head(
     site: &Site,
     route: &Route,
     parts: &Parts,
+    path: &str,
 ) -> Result<Option<Kind>, Outcome> {
     if context.snapshot.patches.is_none() {
         return Ok(None);
@@ -40,7 +40,7 @@ pub(super) fn head(
     if kind.is_some() && Kind::is_ambiguous(&parts.headers) && enforced(context) {
         return Err(Outcome::BadRequest);
     }
-    let wanted = look(context, site, parts, kind.map_or(Body::None, Body::Ahead))?;
+    let wanted = look(context, site, parts, path, kind.map_or(Body::None, Body::Ahead))?;
     Ok(kind.filter(|_| wanted))
 }
 
@@ -53,18 +53,19 @@ pub(super) async fn body(
     site: &Site,
     route: &Route,
     parts: &Parts,
+    path: &str,
     kind: Kind,
     incoming: &mut Incoming,
 ) -> Result<(), Outcome> {
     let snapshot = context.snapshot.clone();
     let Some((guard, here)) = guard(&snapshot.patches, context.site) else { return Ok(()) };
-    ahead(context, route, parts, incoming, guard.body, here.mode).await?;
+    ahead(context, route, incoming, guard.body, here.mode).await?;
     let mut text = Vec::with_capacity(guard.body);
     for data in context.ahead.iter().filter_map(|frame| frame.data_ref()) {
         let room = guard.body - text.len();
         text.extend_from_slice(data.get(..room).unwrap_or(data));
     }
-    look(context, site, parts, Body::Here(kind, &text)).map(drop)
+    look(context, site, parts, path, Body::Here(kind, &text)).map(drop)
 }
 
 fn guard(patches: &Option<std::sync::Arc<Guard>>, site: Option<usize>) -> Option<(&Guard, &ForSite)> {
@@ -80,19 +81,27 @@ fn enforced(context: &Context) -> bool {
 fn body_kind(context: &Context, route: &Route, parts: &Parts) -> Option<Kind> {
     let looked_at = context.snapshot.patches.as_ref().is_some_and(|guard| guard.body > 0);
     let proxied = matches!(route.action, Action::Proxy(_));
-    if !looked_at || !context.untouched || !proxied || context.accept == Accept::Grpc {
+    if !looked_at || !context.untouched || !proxied || request::converses(context) {
         return None;
     }
     Some(Kind::of(&parts.headers))
 }
 
-/// Asks the rules; whether they want the body.
-fn look(context: &mut Context, site: &Site, parts: &Parts, body: Body<'_>) -> Result<bool, Outcome> {
+/// Asks the rules; whether they want the body. `path` is what the backend gets to see: where that is not what the client
+/// sent, both are looked at.
+fn look(
+    context: &mut Context,
+    site: &Site,
+    parts: &Parts,
+    path: &str,
+    body: Body<'_>,
+) -> Result<bool, Outcome> {
     let snapshot = context.snapshot.clone();
     let Some((guard, here)) = guard(&snapshot.patches, context.site) else { return Ok(false) };
     let facts = Facts {
         method: parts.method.as_str(),
         path: parts.uri.path(),
+        seen: (path != parts.uri.path()).then_some(path),
         query: parts.uri.query(),
         headers: &parts.headers,
         body,
@@ -115,12 +124,11 @@ fn look(context: &mut Context, site: &Site, parts: &Parts, body: Body<'_>) -> Re
 async fn ahead(
     context: &mut Context,
     route: &Route,
-    parts: &Parts,
     incoming: &mut Incoming,
     bytes: usize,
     mode: Mode,
 ) -> Result<(), Outcome> {
-    let upload = request::limits_of_body(context, route.max_body, request::body_rate(context, parts));
+    let upload = request::limits_of_body(context, route.max_body, request::body_rate(context));
     let patience = context.worker().wheel.timer();
     let impatient = mode == Mode::Shadow;
     if impatient {
