@@ -1,5 +1,7 @@
 //! Percent-encoding in the one form that paths are compared in (RFC 3986 section 6.2.2).
 
+use std::borrow::Cow;
+
 /// A path with its escapes in normal form: those of unreserved characters are these characters, all others have capital
 /// digits, and bytes above ASCII are escaped. `None`: an escape is broken or one of a control character, or a character
 /// stands there that no target may have (section 2), or a backslash, which backends read in two ways.
@@ -30,25 +32,28 @@ pub fn normal(raw: &str) -> Option<String> {
 /// Whether some backend finds dot segments in a path in normal form: behind an escaped slash or backslash, or before what it
 /// takes for parameters (`/a/..;/b`).
 pub fn climbs(path: &str) -> bool {
-    let mut plain = path.replace("%5C", "/");
-    if plain.contains("%2F") {
-        plain = plain.replace("%2F", "/");
-    }
-    plain.split('/').any(|segment| matches!(segment.split(';').next(), Some("." | "..")))
+    separated(path).split('/').any(|segment| matches!(named(segment), "." | ".."))
 }
 
-/// Whether a path in normal form has segments that some backend leaves out or resolves: empty ones, dot segments, and those
-/// that [`climbs`] finds. It then gets to serve another path than was judged.
+/// Whether a path in normal form has segments that some backend leaves out or resolves: those that [`climbs`] finds, and
+/// empty ones before the last. It then gets to serve another path than was judged.
 pub fn is_odd(path: &str) -> bool {
-    let plain = path.replace("%5C", "/").replace("%2F", "/");
-    let mut segments = plain.split('/').skip(1).peekable();
-    while let Some(segment) = segments.next() {
-        let name = segment.split(';').next().unwrap_or_default();
-        if matches!(name, "." | "..") || name.is_empty() && segments.peek().is_some() {
-            return true;
-        }
+    let separated = separated(path);
+    let segments = separated.strip_prefix('/').unwrap_or(&separated).rsplit('/');
+    climbs(path) || segments.skip(1).any(|segment| named(segment).is_empty())
+}
+
+/// A path with its escaped separators undone.
+fn separated(path: &str) -> Cow<'_, str> {
+    if !path.contains('%') {
+        return Cow::Borrowed(path);
     }
-    false
+    Cow::Owned(path.replace("%5C", "/").replace("%2F", "/"))
+}
+
+/// A segment without its parameters.
+fn named(segment: &str) -> &str {
+    segment.split(';').next().unwrap_or_default()
 }
 
 /// Adds a byte as an escape.

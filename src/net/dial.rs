@@ -11,6 +11,9 @@ use tokio::task::{AbortHandle, JoinSet};
 /// How long an address is waited for before the next is tried beside it (RFC 8305 section 5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
+/// Most addresses of a name that are tried.
+const ADDRESSES_MAX: usize = 64;
+
 /// So many addresses are tried at once; the oldest try ends for one more. A caller has leave for about one socket.
 const AT_ONCE: usize = 2;
 
@@ -52,11 +55,11 @@ pub async fn first(addresses: impl IntoIterator<Item = SocketAddr>) -> io::Resul
 
 async fn attempt(address: SocketAddr) -> io::Result<TcpStream> {
     let connected = TcpStream::connect(address).await;
-    connected.map_err(|e| io::Error::new(e.kind(), format!("connecting to {address} failed: {e}")))
+    connected.map_err(|e| io::Error::new(e.kind(), format!("{address}: {e}")))
 }
 
 fn by_turns(addresses: impl IntoIterator<Item = SocketAddr>) -> Vec<SocketAddr> {
-    let addresses: Vec<_> = addresses.into_iter().collect();
+    let addresses: Vec<_> = addresses.into_iter().take(ADDRESSES_MAX).collect();
     let preferred = addresses.first().is_some_and(SocketAddr::is_ipv6);
     let (ours, others): (Vec<_>, Vec<_>) =
         addresses.into_iter().partition(|address| address.is_ipv6() == preferred);

@@ -100,7 +100,7 @@ pub fn run(path: &Path, ready: impl FnOnce(&Started)) -> Result<(), StartError> 
         tokio::select! {
             _ = finishing => {}
             // Who asks twice does not want to wait.
-            () = ends.asked() => tracing::warn!("asked again to stop: what is in flight is cut"),
+            _ = ends.come() => tracing::warn!("asked again to stop: what is in flight is cut"),
         }
         Ok(())
     };
@@ -141,50 +141,28 @@ fn possible_cap(server: &Server, budget: &Budget) -> u32 {
     cap
 }
 
-/// The control plane's runtime, and the signals that it knows from now on.
-fn runtime() -> std::io::Result<(tokio::runtime::Runtime, Nudges)> {
+/// The control plane's runtime, and the signals that end nothing: read everything again, only open the access log again.
+/// They are known from the first moment, because one that nobody waits for would end the process.
+fn runtime() -> std::io::Result<(tokio::runtime::Runtime, Signals)> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let nudges = runtime.block_on(async { Nudges::new() })?;
+    let nudges =
+        runtime.block_on(async { Signals::new(SignalKind::hangup(), SignalKind::user_defined1()) })?;
     Ok((runtime, nudges))
 }
 
-/// The signals that do not end the process: known from the first moment, because what nobody waits for would end it.
-struct Nudges {
-    /// Read everything again.
-    hangup: Signal,
-    /// Only open the access log again.
-    rotated: Signal,
-}
+/// Two signals that are waited for together.
+struct Signals(Signal, Signal);
 
-impl Nudges {
-    fn new() -> std::io::Result<Nudges> {
-        Ok(Nudges { hangup: signal(SignalKind::hangup())?, rotated: signal(SignalKind::user_defined1())? })
+impl Signals {
+    fn new(one: SignalKind, other: SignalKind) -> std::io::Result<Signals> {
+        Ok(Signals(signal(one)?, signal(other)?))
     }
 
-    /// Whether everything is to be read again.
+    /// Waits for either; whether it was the first.
     async fn come(&mut self) -> bool {
         tokio::select! {
-            _ = self.hangup.recv() => true,
-            _ = self.rotated.recv() => false,
-        }
-    }
-}
-
-/// The signals that end the process.
-struct Ends {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Ends {
-    fn new() -> std::io::Result<Ends> {
-        Ok(Ends { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    async fn asked(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+            _ = self.0.recv() => true,
+            _ = self.1.recv() => false,
         }
     }
 }
@@ -299,11 +277,11 @@ impl ControlSockets {
 async fn serve(
     control: Arc<Control>,
     sockets: ControlSockets,
-    mut nudges: Nudges,
+    mut nudges: Signals,
     ready: impl FnOnce(),
-) -> Result<Ends, StartError> {
+) -> Result<Signals, StartError> {
     let text = |error: std::io::Error| error.to_string();
-    let mut ends = Ends::new().map_err(text)?;
+    let mut ends = Signals::new(SignalKind::terminate(), SignalKind::interrupt()).map_err(text)?;
     let wheel = Wheel::default();
     let handle = Rc::new(Handle(control.clone(), wheel.clone()));
     tokio::task::spawn_local(watched("admin", admin::serve(sockets.admin, handle)));
@@ -345,7 +323,7 @@ async fn serve(
         }
     });
     ready();
-    ends.asked().await;
+    ends.come().await;
     tracing::info!("stopping: finishing what is in flight, for at most {:?}", control.server().drain);
     // The socket is removed first: whoever looks for it finds that this process is going.
     drop(sockets.admin_path);

@@ -22,6 +22,8 @@ pub const FILTER_VARIABLE: &str = "TIDEGATE_LOG";
 /// Filter in force when nobody gave one.
 pub const FILTER_DEFAULT: &str = "warn,tidegate=info";
 
+/// Bytes of a line; of a longer one the rest is left out.
+const LINE_BYTES_MAX: usize = 64 * 1024;
 /// Lines that wait for a standard error that takes none just now.
 const WAITING_MAX: usize = 1024;
 /// How long the end of the process waits for them.
@@ -163,7 +165,7 @@ fn one_line(event: &[u8]) -> Vec<u8> {
         None => (event, &b""[..]),
     };
     let mut line = Vec::with_capacity(event.len());
-    for byte in text {
+    for byte in text.iter().take(LINE_BYTES_MAX) {
         match byte {
             b'\n' => line.extend_from_slice(b"\\n"),
             b'\r' => line.extend_from_slice(b"\\r"),
@@ -243,6 +245,8 @@ mod tests {
     fn an_event_is_one_line_whatever_is_in_it() {
         assert_eq!(one_line(b"a\nb\r\nc\n"), b"a\\nb\\r\\nc\n");
         assert_eq!(one_line(b""), b"");
+        let long = [&[b'x'; 2 * LINE_BYTES_MAX][..], b"\n"].concat();
+        assert_eq!((one_line(&long).len(), one_line(&long).last()), (LINE_BYTES_MAX + 1, Some(&b'\n')));
     }
 
     #[test]

@@ -151,12 +151,17 @@ fn several_workers_write_whole_lines_into_one_file() {
     assert_eq!(control.dropped(), 0, "two thousand records fit into the queue");
 }
 
+fn pipe(folder: &std::path::Path) -> std::path::PathBuf {
+    let path = folder.join("pipe");
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    path
+}
+
 #[test]
 fn a_stuck_reader_costs_records_and_never_a_worker() {
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("pipe");
-    let mode = rustix::fs::Mode::from_raw_mode(0o600);
-    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    let path = pipe(dir.path());
     // A reader that exists and does not read: the pipe takes 64 KiB and then blocks the writer.
     let nonblocking = rustix::fs::OFlags::NONBLOCK.bits() as i32;
     let mut reader = File::options().read(true).custom_flags(nonblocking).open(&path).unwrap();
@@ -188,9 +193,7 @@ fn a_stuck_reader_costs_records_and_never_a_worker() {
 #[test]
 fn a_pipe_that_nobody_reads_is_an_error_and_not_a_wait_for_ever() {
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("pipe");
-    let mode = rustix::fs::Mode::from_raw_mode(0o600);
-    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    let path = pipe(dir.path());
     let target = AccessTarget::File(path.clone());
     let error = start(&target, AccessFormat::Json, Privacy::Strict, 1).map(|_| ()).unwrap_err();
     assert!(error.to_string().contains("start the program that reads this pipe first"), "{error}");

@@ -232,7 +232,7 @@ where
     let port = parts.uri.port_u16().unwrap_or(443);
     let found = tokio::net::lookup_host((host.as_str(), port)).await;
     let addresses = found.map_err(|e| format!("the name is not found: {e}"))?;
-    let tcp = dial::first(addresses).await.map_err(|e| e.to_string())?;
+    let tcp = dial::first(addresses).await.map_err(|e| format!("connecting failed: {e}"))?;
     let stream = TlsConnector::from(Arc::clone(tls))
         .connect(name, tcp)
         .await

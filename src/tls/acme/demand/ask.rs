@@ -75,7 +75,7 @@ async fn connect(url: &AskUrl) -> Result<TcpStream, String> {
     if let (true, Some(address)) = (allowed.is_empty(), public.first()) {
         return Err(format!("{} is reached over the public network: write https://", address.ip()));
     }
-    dial::first(allowed).await.map_err(|e| e.to_string())
+    dial::first(allowed).await.map_err(|e| format!("connecting failed: {e}"))
 }
 
 async fn converse(
